@@ -1,0 +1,252 @@
+"""Every environment variable this program reads or passes on, in one table.
+
+Values are read when they are used, never at import. An empty value counts as unset. `get` raises ConfigError with the
+variable, its value and what is allowed. docs and `atb-models env` are made from the same table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atb_models.errors import ConfigError
+
+# How a variable is used.
+READ = "read"  # by this program
+PASSED = "passed on"  # to torch, gloo, OpenMP, NCCL ..., which read it themselves
+NPU = "npu only"  # passed on to the Ascend libraries; does nothing on another device
+LATER = "not read"  # known from MindIE, without effect in this version
+
+# Names that look meant for us: one that is set but not in the table is reported.
+PREFIXES = ("ATB_", "MINDIE_", "HCCL_", "LCCL_", "MIES_", "MODELTEST_")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a value is read: `parse` raises ValueError for what is not `allowed`."""
+
+    allowed: str
+    parse: Callable[[str], Any]
+
+
+def _switch(text: str) -> bool:
+    return {"1": True, "true": True, "0": False, "false": False}[text.strip().lower()]
+
+
+def _whole(low: int, high: int) -> Kind:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Kind(f"a whole number from {low} to {high}", parse)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def _devices(text: str) -> tuple[int, ...]:
+    ids = tuple(int(part) for part in text.split(","))
+    if min(ids) < 0 or len(set(ids)) != len(ids):
+        raise ValueError
+    return ids
+
+
+def component_value(text: str) -> str:
+    """`text`, or our part of MindIE's per-component form: "llm:DEBUG;INFO" -> "DEBUG"."""
+    plain = ""
+    for item in text.split(";"):
+        name, colon, value = item.strip().rpartition(":")
+        if name.strip().lower() == "llm":
+            return value.strip()
+        plain = plain if colon else value
+    return plain.strip()
+
+
+def _level(text: str) -> str:
+    level = {"WARNING": "WARN", "FATAL": "CRITICAL"}.get(component_value(text).upper(), component_value(text).upper())
+    if level not in LEVELS:
+        raise ValueError
+    return level
+
+
+def _rotation(text: str) -> tuple[int, int]:
+    """As -fs 20 -r 10 -> (20 MB a file, 10 files)."""
+    words, sizes = component_value(text).split(), {"-fs": 20, "-r": 10}
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        sizes[flag] = int(value)
+    if len(sizes) != 2 or not (1 <= sizes["-fs"] <= 500 and 1 <= sizes["-r"] <= 64):
+        raise ValueError
+    return sizes["-fs"], sizes["-r"]
+
+
+LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
+SWITCH = Kind("0 or 1", _switch)
+LOG_SWITCH = Kind("0, 1, true or false, or a list such as llm:true;false", lambda text: _switch(component_value(text)))
+TEXT = Kind("any text", str)
+PATH = Kind("a path", Path)
+PORT = _whole(1, 65535)
+COUNT = _whole(1, 1 << 20)
+RANK = _whole(0, (1 << 20) - 1)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One row: `default` is written as one would export it, None where there is none."""
+
+    name: str
+    default: str | None
+    kind: Kind
+    use: str
+    meaning: str
+
+
+_ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
+    # devices and memory
+    ("ASCEND_RT_VISIBLE_DEVICES", None, Kind("distinct device numbers joined by commas", _devices), READ,
+     "devices of the launcher scripts, one rank each (they use 0,1,2,3,4,5,6,7); on CUDA it selects there too"),
+    ("CUDA_VISIBLE_DEVICES", None, TEXT, PASSED, "CUDA's own device list; ASCEND_RT_VISIBLE_DEVICES selects within it"),
+    ("RESERVED_MEMORY_GB", "3", _whole(0, 63), READ, "GB of a device withheld from the KV cache"),
+    ("NPU_MEMORY_FRACTION", "1.0", Kind("above 0 and at most 1", _share), READ, "share of a device's memory to use"),
+    ("BIND_CPU", None, SWITCH, READ,
+     "the launcher's ranks get an even share of the cores each, in rank order (unset: 1 on npu and cuda, 0 on cpu)"),
+    ("CPU_BINDING_NUM", None, COUNT, READ, "cores of each of the launcher's ranks, on any device, unless BIND_CPU=0"),
+    ("OMP_NUM_THREADS", None, COUNT, READ, "threads of a rank; unset: cores / ranks"),
+    ("TORCH_DEVICE_BACKEND_AUTOLOAD", None, SWITCH, PASSED,
+     "0 keeps a torch_npu without CANN from breaking `import torch` (the scripts export 0)"),
+    # ranks
+    ("MASTER_PORT", None, PORT, READ, "rendezvous port (the scripts use 20030, or another free one in 20000-20050)"),
+    ("MASTER_ADDR", None, TEXT, READ, "rendezvous address; unset: MASTER_IP, else 127.0.0.1"),
+    ("MASTER_IP", None, TEXT, READ, "MindIE's name for MASTER_ADDR"),
+    ("RANK", None, RANK, READ, "set by torchrun"),
+    ("LOCAL_RANK", None, RANK, READ, "set by torchrun"),
+    ("WORLD_SIZE", None, COUNT, READ, "set by torchrun: the number of ranks"),
+    ("LOCAL_WORLD_SIZE", None, COUNT, READ, "set by torchrun: ranks on this host"),
+    ("GLOO_SOCKET_IFNAME", None, TEXT, PASSED, "network interface of gloo (several hosts)"),
+    ("RANK_TABLE_FILE", None, TEXT, NPU, "HCCL's topology file"),
+    # checkpoint
+    ("REMOVE_GENERATION_CONFIG_DICT", "0", SWITCH, READ, "1 ignores generation_config.json"),
+    ("MINDIE_CHECK_INPUTFILES_PERMISSION", "1", SWITCH, READ,
+     "0 leaves out the warning about weight files that others can write or own"),
+    # results
+    ("ATB_LLM_BENCHMARK_ENABLE", "0", SWITCH, READ, "1 times the run and writes the benchmark csv"),
+    ("ATB_LLM_BENCHMARK_FILEPATH", None, PATH, READ, "the csv; unset: ./benchmark_result/benchmark.csv"),
+    ("ATB_LLM_LOGITS_SAVE_ENABLE", "0", SWITCH, READ,
+     "1 writes logits_<n>.pth, n = tokens the step's first request has produced"),
+    ("ATB_LLM_LOGITS_SAVE_FOLDER", ".", PATH, READ, "folder of the above"),
+    ("ATB_LLM_TOKEN_IDS_SAVE_ENABLE", "0", SWITCH, READ, "1 writes input_ids_<i>.pth and output_ids_<i>.txt"),
+    ("ATB_LLM_TOKEN_IDS_SAVE_FOLDER", ".", PATH, READ, "folder of the above"),
+    ("MINDIE_ENABLE_EXPERT_HOTPOT_GATHER", "0", SWITCH, READ, "1 counts the tokens of each expert"),
+    ("MINDIE_EXPERT_HOTPOT_DUMP_PATH", None, PATH, READ, "folder of these counts"),
+    # log
+    ("MINDIE_LOG_LEVEL", "INFO", Kind(f"one of {', '.join(LEVELS)}", _level), READ, "least level that is logged"),
+    ("MINDIE_LOG_TO_STDOUT", "1", LOG_SWITCH, READ, "log to the console, which is stderr"),
+    ("MINDIE_LOG_TO_FILE", "0", LOG_SWITCH, READ, "log to debug/mindie-llm_<pid>_<ms>.log under MINDIE_LOG_PATH"),
+    ("MINDIE_LOG_PATH", "~/mindie/log", PATH, READ, "folder of log files"),
+    ("MINDIE_LOG_VERBOSE", "1", LOG_SWITCH, READ, "0 leaves pid, thread and code line out of log lines"),
+    ("MINDIE_LOG_ROTATE", "-fs 20 -r 10", Kind("-fs MB (1-500) -r files (1-64)", _rotation), READ, "log file rotation"),
+    ("PYTHON_LOG_MAXSIZE", None, TEXT, LATER, "deprecated in MindIE; use MINDIE_LOG_ROTATE"),
+    # between our own processes
+    ("ATB_LAUNCHER_PID", None, COUNT, READ, "internal: the process whose death ends the ranks"),
+    ("ATB_LAUNCHER_ERRORS", None, TEXT, READ, "internal: where ranks tell the launcher why they ended"),
+    ("ATB_LAUNCHER_MODEL_PATH", None, TEXT, READ, "internal: the checkpoint that the launcher found or fetched"),
+    ("ATB_LAUNCHER_DEFAULTS", None, TEXT, READ, "internal: names that a script exported, not the user"),
+    # read by the Ascend libraries; the first six are exported by the scripts if unset
+    ("INF_NAN_MODE_ENABLE", None, TEXT, NPU, "0: saturating arithmetic instead of inf and nan"),
+    ("ATB_OPERATION_EXECUTE_ASYNC", None, TEXT, NPU, "asynchronous operation launch"),
+    ("TASK_QUEUE_ENABLE", None, TEXT, NPU, "torch_npu's task queue"),
+    ("ATB_CONVERT_NCHW_TO_ND", None, TEXT, NPU, "tensor format"),
+    ("ATB_CONTEXT_WORKSPACE_SIZE", None, TEXT, NPU, "workspace of a context"),
+    ("ATB_LLM_ENABLE_AUTO_TRANSPOSE", None, TEXT, NPU, "weight layout choice"),
+    ("ATB_WORKSPACE_MEM_ALLOC_ALG_TYPE", None, TEXT, NPU, "workspace allocation, 3 is advised"),
+    ("ATB_WORKSPACE_MEM_ALLOC_GLOBAL", None, TEXT, NPU, "workspace allocation"),
+    ("PYTORCH_NPU_ALLOC_CONF", None, TEXT, NPU, "torch_npu's allocator, expandable_segments:True is advised"),
+    ("PYTORCH_CUDA_ALLOC_CONF", None, TEXT, PASSED, "torch's CUDA allocator"),
+    ("ATB_HOME_PATH", None, TEXT, NPU, "set by the vendor's set_env.sh"),
+    ("ATB_SPEED_HOME_PATH", None, TEXT, NPU, "set by the vendor's set_env.sh; not needed here"),
+    ("ATB_CONTEXT_HOSTTILING_RING", None, TEXT, NPU, "set by the vendor's set_env.sh"),
+    ("ATB_CONTEXT_HOSTTILING_SIZE", None, TEXT, NPU, "set by the vendor's set_env.sh"),
+    ("ATB_USE_TILING_COPY_STREAM", None, TEXT, NPU, "set by the vendor's set_env.sh"),
+    ("ATB_OPSRUNNER_KERNEL_CACHE_LOCAL_COUNT", None, TEXT, NPU, "set by the vendor's set_env.sh"),
+    ("ATB_OPSRUNNER_KERNEL_CACHE_GLOABL_COUNT", None, TEXT, NPU, "set by the vendor's set_env.sh (their spelling)"),
+    ("ATB_SHARE_MEMORY_NAME_SUFFIX", None, TEXT, NPU, "several users on one host"),
+    ("ATB_STREAM_SYNC_EVERY_KERNEL_ENABLE", None, TEXT, NPU, "debugging"),
+    ("ATB_STREAM_SYNC_EVERY_RUNNER_ENABLE", None, TEXT, NPU, "debugging"),
+    ("ATB_STREAM_SYNC_EVERY_OPERATION_ENABLE", None, TEXT, NPU, "debugging"),
+    ("ASCEND_LAUNCH_BLOCKING", None, TEXT, NPU, "debugging: synchronous launches"),
+    ("ATB_MATMUL_SHUFFLE_K_ENABLE", None, TEXT, NPU, "0: deterministic matmul"),
+    ("HCCL_DETERMINISTIC", None, TEXT, NPU, "deterministic collectives"),
+    ("LCCL_DETERMINISTIC", None, TEXT, NPU, "deterministic collectives"),
+    ("HCCL_BUFFSIZE", None, TEXT, NPU, "communication buffer, MB"),
+    ("HCCL_OP_EXPANSION_MODE", None, TEXT, NPU, "where collectives are scheduled"),
+    ("HCCL_CONNECT_TIMEOUT", None, TEXT, NPU, "seconds to wait for the other ranks"),
+    ("HCCL_EXEC_TIMEOUT", None, TEXT, NPU, "seconds a collective may take"),
+    ("HCCL_IF_IP", None, TEXT, NPU, "address of HCCL's root"),
+    ("HCCL_SOCKET_IFNAME", None, TEXT, NPU, "network interface of HCCL"),
+    ("HCCL_WHITELIST_DISABLE", None, TEXT, NPU, "HCCL's whitelist"),
+    ("ATB_LLM_HCCL_ENABLE", None, TEXT, NPU, "HCCL rather than LCCL"),
+    ("ATB_LLM_LCOC_ENABLE", None, TEXT, NPU, "overlap of communication and computation"),
+    # MindIE's, without effect here
+    ("ATB_PROFILING_ENABLE", None, TEXT, LATER, "profiler"),
+    ("PROFILING_LEVEL", None, TEXT, LATER, "profiler"),
+    ("PROFILING_FILEPATH", None, TEXT, LATER, "profiler"),
+    ("MODELTEST_DATASET_SPECIFIED", None, TEXT, LATER, "modeltest's data set; saving logits does not need it here"),
+    ("MODELTEST_PD_SPLIT_ENABLE", None, TEXT, LATER, "sizes a warm-up that is not needed here"),
+    ("MODELTEST_LOG_LEVEL", None, TEXT, LATER, "modeltest's log"),
+    ("MODELTEST_LOG_TO_FILE", None, TEXT, LATER, "modeltest's log"),
+    ("BAD_CASE_LOGITS_DUMP", None, TEXT, LATER, "modeltest"),
+    ("LOGITS_DUMP_TOKEN_MAX_LENGTH", None, TEXT, LATER, "modeltest"),
+    ("BAD_CASE_LIST", None, TEXT, LATER, "modeltest"),
+    ("ATB_LLM_RAZOR_ATTENTION_ENABLE", None, TEXT, LATER, "KV compression, not for these models"),
+    ("ATB_LLM_RAZOR_ATTENTION_ROPE", None, TEXT, LATER, "KV compression, not for these models"),
+    ("LONG_SEQ_ENABLE", None, TEXT, LATER, "position variant, not for these models"),
+    ("IS_ALIBI_MASK_FREE", None, TEXT, LATER, "position variant, not for these models"),
+    ("DEEPSEEK_MTP", None, TEXT, LATER, "speculative tokens of DeepSeek V3"),
+    ("DP_MOVE_UP_ENABLE", None, TEXT, LATER, "attention data parallelism"),
+    ("DP_PARTITION_UP_ENABLE", None, TEXT, LATER, "attention data parallelism"),
+    ("LM_HEAD_LOCAL_TP", None, TEXT, LATER, "attention data parallelism"),
+)  # fmt: skip
+
+TABLE: dict[str, Variable] = {row[0]: Variable(*row) for row in _ROWS}
+
+
+def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
+    """The value of a variable of the table, in its own type; its default where unset, None where it has none.
+
+    Raises ConfigError naming the variable, its value and what is allowed.
+    """
+    variable = TABLE[name]
+    text = (os.environ if environ is None else environ).get(name) or variable.default
+    if text is None:
+        return None
+    try:
+        return variable.kind.parse(text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{name}={text!r} must be {variable.kind.allowed}") from None
+
+
+def unread_notice(device: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """At most two lines: the set variables that nothing reads, and those that do nothing on `device`.
+
+    What a launcher script exported by itself is not the user's and not reported.
+    """
+    environ = os.environ if environ is None else environ
+    ours = environ.get("ATB_LAUNCHER_DEFAULTS", "").split()
+    names = [name for name in sorted(environ) if environ[name] and name not in ours]
+    unread = [name for name in names if name not in TABLE and name.startswith(PREFIXES)]
+    unread += [name for name in names if name in TABLE and TABLE[name].use == LATER]
+    npu_only = [name for name in names if name in TABLE and TABLE[name].use == NPU]
+    lines = []
+    if unread:
+        lines.append(f"set, but nothing here reads them: {', '.join(unread)} (`atb-models env` lists what is read)")
+    if npu_only and device != "npu":
+        lines.append(f"set, but without effect on {device}, for they concern the NPU: {', '.join(npu_only)}")
+    return lines

@@ -1,0 +1,52 @@
+"""What `atb-models env` prints: versions and the table of variables with their current values."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TextIO
+
+from atb_models import __version__, env
+from atb_models.errors import ConfigError
+
+PACKAGES = ("torch", "torch_npu", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Write the report to `out`; returns what is wrong with the values, one line each."""
+    environ = os.environ if environ is None else environ
+    python = f"python {platform.python_version()} ({sys.executable})"
+    print(f"atb-models {__version__}, {python}, {platform.platform()}", file=out)
+    print(", ".join(f"{name} {_version(name)}" for name in PACKAGES), file=out)
+    rows = [("variable", "value", "default", "use", "meaning")]
+    for v in env.TABLE.values():
+        rows.append((v.name, environ.get(v.name) or "-", v.default or "-", v.use, v.meaning))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    print(file=out)
+    for row in rows:
+        print("  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]), file=out)
+    unread = [name for name in sorted(environ) if name.startswith(env.PREFIXES) and name not in env.TABLE]
+    if unread:
+        print(f"\nset, but nothing here reads them: {', '.join(unread)}", file=out)
+    return problems(environ)
+
+
+def problems(environ: Mapping[str, str] | None = None) -> list[str]:
+    """The complaint about every variable of the table whose value is not allowed."""
+    found = []
+    for name in env.TABLE:
+        try:
+            env.get(name, environ)
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,56 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atb_models import env
+from atb_models.demo import demo_path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The embedded checkpoint."""
+    return demo_path()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The developers' data beside the project; a test that uses it is skipped where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"needs {folder}, which only developers have")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def restored_logger() -> Iterator[None]:
+    """The logger as pytest's capturing needs it, whatever `log.setup` has made of it."""
+    logger = logging.getLogger("atb_models")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    for handler in logger.handlers:
+        if handler not in before[2]:
+            handler.close()
+    logger.level, logger.propagate, logger.handlers[:] = before
+
+
+@pytest.fixture
+def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment without any variable that the project reads or reports, OMP_NUM_THREADS excepted."""
+    for name in list(os.environ):
+        if (name in env.TABLE or name.startswith(env.PREFIXES)) and name != "OMP_NUM_THREADS":
+            monkeypatch.delenv(name)
