@@ -1,0 +1,47 @@
+"""Named operations: all tensor work of a model goes through them, and only they know of a device.
+
+Shape letters used in tensor names throughout the project:
+
+    T tokens of a step     B sequences of a step     H hidden size      N attention heads    M KV (key-value) heads
+    D head dimension       E routed experts          K experts a token  F expert width       R = T * K routed rows
+    V vocabulary           L rows that get logits    I, O input and output features of a linear map
+    P KV blocks            S slots of a block        C blocks in the longest block table
+"""
+
+from atb_models.ops.attention import paged_attention, reshape_and_cache, rope, rope_tables
+from atb_models.ops.basic import add, add_rms_norm, embedding, linear, rms_norm, select_rows, swiglu, to_float
+from atb_models.ops.collectives import all_gather, all_reduce
+from atb_models.ops.moe import (
+    count_expert_tokens,
+    grouped_matmul,
+    moe_finalize_routing,
+    moe_gating,
+    moe_init_routing,
+    router,
+)
+from atb_models.ops.table import bind, operations
+
+__all__ = [
+    "add",
+    "add_rms_norm",
+    "all_gather",
+    "all_reduce",
+    "bind",
+    "count_expert_tokens",
+    "embedding",
+    "grouped_matmul",
+    "linear",
+    "moe_finalize_routing",
+    "moe_gating",
+    "moe_init_routing",
+    "operations",
+    "paged_attention",
+    "reshape_and_cache",
+    "rms_norm",
+    "rope",
+    "rope_tables",
+    "router",
+    "select_rows",
+    "swiglu",
+    "to_float",
+]

@@ -1,0 +1,84 @@
+"""Operations of a mixture-of-experts layer. Expert counts are counts, never running sums."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atb_models.ops.table import op
+
+# Tokens whose K expert rows are widened to float32 at a time; bounds the workspace to 512 * K * H * 4 bytes.
+FINALIZE_TILE = 512
+
+
+@op("Router")
+def router(x_TH: Tensor, weight_EH: Tensor) -> Tensor:
+    """Expert scores before the softmax -> [T, E] float32; `weight_EH` is float32."""
+    return F.linear(x_TH.float(), weight_EH)
+
+
+@op("MoeGating")
+def moe_gating(scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> tuple[Tensor, Tensor]:
+    """Softmax over all experts, then the `top_k` largest -> weights [T, K] float32, experts [T, K] int64.
+
+    `renormalize_eps`: None leaves the weights as they are, else they are divided by their sum plus this
+    (Dai et al. 2024, DeepSeekMoE, equations 3 to 5; `norm_topk_prob` of the published model).
+    """
+    weights_TK, experts_TK = scores_TE.softmax(dim=-1, dtype=torch.float32).topk(top_k, dim=-1)
+    if renormalize_eps is not None:
+        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + renormalize_eps)
+    return weights_TK, experts_TK
+
+
+@op("MoeInitRouting")
+def moe_init_routing(x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Copy each token once per chosen expert, sorted by expert.
+
+    Returns x_RH; rows_TK, the row of x_RH that holds token t's k-th choice; counts_E int64, rows of each expert.
+    """
+    expert_R = experts_TK.flatten()
+    order_R = expert_R.argsort(stable=True)
+    rows_R = torch.empty_like(order_R)
+    rows_R[order_R] = torch.arange(order_R.numel(), device=order_R.device)
+    counts_E = torch.zeros(num_experts, dtype=torch.int64, device=expert_R.device)
+    counts_E.scatter_add_(0, expert_R, torch.ones_like(expert_R))
+    token_R = order_R.div(experts_TK.shape[1], rounding_mode="floor")
+    return x_TH.index_select(0, token_R), rows_R.view_as(experts_TK), counts_E
+
+
+@op("GroupedMatmul")
+def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+    """x W_e^T for each expert's own rows, `counts_E` rows for expert e in order -> [R, O]."""
+    y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
+    for expert, start, stop in expert_spans(counts_E):
+        torch.mm(x_RI[start:stop], weight_EOI[expert].t(), out=y_RO[start:stop])
+    return y_RO
+
+
+def expert_spans(counts_E: Tensor) -> list[tuple[int, int, int]]:
+    """(expert, first row, row after the last) of the experts that have rows; reads the counts on the host."""
+    spans, start = [], 0
+    for expert, count in enumerate(counts_E.tolist()):
+        if count:
+            spans.append((expert, start, start + count))
+            start += count
+    return spans
+
+
+@op("MoeFinalizeRouting")
+def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """Sum of each token's K expert rows times their weights, accumulated in float32 -> [T, H] in y's dtype."""
+    (num_tokens, top_k), hidden = rows_TK.shape, y_RH.shape[1]
+    out_TH = y_RH.new_empty(num_tokens, hidden)
+    for start in range(0, num_tokens, FINALIZE_TILE):
+        tile = slice(start, min(start + FINALIZE_TILE, num_tokens))
+        picked_TKH = y_RH.index_select(0, rows_TK[tile].flatten()).view(-1, top_k, hidden).float()
+        out_TH[tile] = torch.bmm(weights_TK[tile].unsqueeze(1), picked_TKH).squeeze(1)
+    return out_TH
+
+
+@op("CountExpertTokens")
+def count_expert_tokens(total_E: Tensor, counts_E: Tensor) -> None:
+    """Add this step's rows of each expert to the running statistics."""
+    total_E.add_(counts_E)

@@ -1,0 +1,138 @@
+"""Each operation against an independent computation in float64: loops over tokens, heads and experts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from atb_models import ops
+from atb_models.ops import cpu
+from atb_models.ops.table import TABLE, bind
+
+BACKENDS = ("reference", "cpu")
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request: pytest.FixtureRequest) -> str:
+    bind(request.param)
+    return request.param
+
+
+def close(ours: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
+    assert ours.shape == exact.shape
+    assert (ours.double() - exact.double()).abs().max() <= tolerance * max(1.0, exact.abs().max().item())
+
+
+def test_bind_says_who_serves_an_operation(backend: str) -> None:
+    served = {operation.name: operation.backend for operation in ops.operations()}
+    expected = set(cpu.OPS) if backend == "cpu" else set()
+    assert {name for name, by in served.items() if by != "reference"} == expected
+    assert all(operation.__doc__ for operation in TABLE.values())
+
+
+def test_norms() -> None:
+    x, residual, weight = torch.randn(5, 32), torch.randn(5, 32), torch.randn(32)
+    total = (x + residual).double()
+    exact = torch.stack([row / math.sqrt((row @ row).item() / 32 + 1e-6) for row in total]) * weight.double()
+    normed, summed = ops.add_rms_norm(x, residual, weight, 1e-6)
+    close(normed, exact)
+    close(summed, total)
+    close(ops.rms_norm(x + residual, weight, 1e-6), exact)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_linear(rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((rows, 48), (80, 48), (80,)))
+    exact = x.double() @ weight.double().t() + bias.double()
+    close(ops.linear(x, weight, bias), exact, {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype])
+
+
+def test_linear_in_bands_of_a_large_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "WIDEN_ELEMENTS", 100)
+    x, weight, bias = torch.randn(9, 16).half(), torch.randn(37, 16).half(), torch.randn(37).half()
+    close(ops.linear(x, weight, bias), x.double() @ weight.double().t() + bias.double(), 1e-3)
+
+
+def test_swiglu() -> None:
+    x = torch.randn(3, 10)
+    gate, up = x.double()[:, :5], x.double()[:, 5:]
+    close(ops.swiglu(x), gate / (1 + torch.exp(-gate)) * up)
+
+
+def test_rope_is_a_rotation_in_the_complex_plane() -> None:
+    q, k = torch.randn(6, 4, 16), torch.randn(6, 2, 16)
+    inv_freq = 1.0 / 10000 ** (torch.arange(0, 16, 2) / 16)
+    positions = torch.tensor([0, 1, 5, 100, 4095, 8191], dtype=torch.int32)
+    for x, rotated in zip((q, k), ops.rope(q, k, *ops.rope_tables(positions, inv_freq)), strict=True):
+        angle = positions.double()[:, None, None] * inv_freq.double()
+        exact = torch.complex(x.double()[..., :8], x.double()[..., 8:]) * torch.polar(torch.ones_like(angle), angle)
+        close(rotated, torch.cat((exact.real, exact.imag), dim=-1), 2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("top_k", "eps"), [(2, None), (4, 1e-20), (4, 1e-6)])
+def test_moe_layer(dtype: torch.dtype, top_k: int, eps: float | None) -> None:
+    tokens, hidden, width, experts = 50, 24, 12, 9
+    x = torch.randn(tokens, hidden).to(dtype)
+    router = torch.randn(experts, hidden)
+    gate_up, down = torch.randn(experts, 2 * width, hidden).to(dtype), torch.randn(experts, hidden, width).to(dtype)
+    weights, chosen = ops.moe_gating(ops.router(x, router), top_k, eps)
+    rows, places, counts = ops.moe_init_routing(x, chosen, experts)
+    y = ops.grouped_matmul(ops.swiglu(ops.grouped_matmul(rows, gate_up, counts)), down, counts)
+    ours = ops.moe_finalize_routing(y, places, weights)
+
+    exact = torch.zeros(tokens, hidden, dtype=torch.float64)
+    used = [0] * experts
+    for t in range(tokens):
+        scores = torch.softmax(router.double() @ x[t].double(), dim=0)
+        best = sorted(range(experts), key=lambda e: -scores[e].item())[:top_k]
+        norm = 1.0 if eps is None else sum(scores[e].item() for e in best) + eps
+        for e in best:
+            used[e] += 1
+            gate, up = (gate_up[e].double() @ x[t].double()).chunk(2)
+            exact[t] += scores[e] / norm * (down[e].double() @ (gate * torch.sigmoid(gate) * up))
+    assert counts.tolist() == used
+    close(ours, exact, 1e-5 if dtype == torch.float32 else 4e-3)
+
+
+def test_finalize_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, weights = torch.randn(21, 5), torch.rand(7, 3)
+    places = torch.randperm(21).view(7, 3)
+    exact = torch.stack([sum(weights[t, k] * y[places[t, k]] for k in range(3)) for t in range(7)])
+    monkeypatch.setattr("atb_models.ops.moe.FINALIZE_TILE", 2)
+    close(ops.moe_finalize_routing(y, places, weights), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("block_size", [16, 128])
+def test_paged_attention(dtype: torch.dtype, heads: int, kv_heads: int, block_size: int) -> None:
+    query_lens, kv_lens, dim = [1, 1, 300, 1, 5, 1], [1, 40, 300, 170, 33, 600], 8
+    num_blocks = [-(-n // block_size) for n in kv_lens]
+    blocks = iter(torch.randperm(sum(num_blocks)).tolist())
+    table = torch.zeros(len(kv_lens), max(num_blocks), dtype=torch.int32)
+    for row, n in enumerate(num_blocks):
+        table[row, :n] = torch.tensor([next(blocks) for _ in range(n)])
+    k_cache, v_cache = (torch.zeros(sum(num_blocks), block_size, kv_heads, dim, dtype=dtype) for _ in range(2))
+    keys, values = ([torch.randn(n, kv_heads, dim).to(dtype) for n in kv_lens] for _ in range(2))
+    for row, n in enumerate(kv_lens):
+        slots = torch.tensor([int(table[row, i // block_size]) * block_size + i % block_size for i in range(n)])
+        ops.reshape_and_cache(keys[row], values[row], k_cache, v_cache, slots)
+    q = torch.randn(sum(query_lens), heads, dim).to(dtype)
+    ours = ops.paged_attention(q, k_cache, v_cache, table, query_lens, kv_lens, dim**-0.5)
+
+    expected, token = [], 0
+    for row, (count, n) in enumerate(zip(query_lens, kv_lens, strict=True)):
+        for i in range(count):
+            seen = n - count + i + 1
+            for head in range(heads):
+                kv = head * kv_heads // heads
+                scores = keys[row][:seen, kv].double() @ q[token, head].double() * dim**-0.5
+                expected.append(torch.softmax(scores, dim=0) @ values[row][:seen, kv].double())
+            token += 1
+    exact = torch.stack(expected).view(token, heads, dim)
+    close(ours, exact, {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype])
