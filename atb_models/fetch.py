@@ -1,0 +1,118 @@
+"""From what the user typed as --model_path to a folder with a checkpoint; fetching one, if asked to."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from atb_models.errors import CheckpointError, ConfigError
+
+KNOWN_MODELS = ("deepseek-ai/deepseek-moe-16b-base", "deepseek-ai/deepseek-moe-16b-chat")
+HUBS = {"modelscope": "modelscope", "huggingface": "huggingface_hub"}  # name -> Python package, in order of preference
+EXTRA = "pip install 'atb-models[hub]'"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def repository_name(text: str) -> str | None:
+    """The hub's name of a model for what the user typed: org/name as it is, a known model by its last part."""
+    last = text.rstrip("/").rsplit("/", 1)[-1]
+    known = [name for name in KNOWN_MODELS if name.rsplit("/", 1)[1] == last.lower()]
+    if known:
+        return known[0]
+    return text if _REPOSITORY.fullmatch(text) else None
+
+
+def model_folder(path: Path | str) -> Path:
+    """The folder that holds config.json for a folder the user named.
+
+    The folder of a Hugging Face cache entry (models--org--name) stands for the snapshot that its refs/main names, or
+    its only one. Raises ConfigError with the commands that would fetch the model when there is no such folder.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise ConfigError(f"model_path {path} is a file; give the folder that holds it: {folder.parent}")
+    if not folder.is_dir():
+        raise ConfigError(_how_to_fetch(str(path), folder))
+    if _holds_config(folder):
+        return folder
+    snapshots = folder if folder.name == "snapshots" else folder / "snapshots"
+    if snapshots.is_dir():
+        return _snapshot(snapshots)
+    inside = sorted(child.name for child in folder.iterdir() if child.is_dir() and _holds_config(child))
+    hint = f"give one of the folders in it: {', '.join(inside[:6])}" if inside else "nor does any folder in it"
+    raise ConfigError(f"model_path {path} holds no config.json; {hint}")
+
+
+def download(name: str, *, hub: str | None = None, folder: Path | str | None = None) -> Path:
+    """Fetch a model from ModelScope or Hugging Face -> its folder. An interrupted download continues when repeated.
+
+    `name` is org/name or a known model's last part; `hub` "modelscope" or "huggingface", None = the first whose
+    package is installed; `folder` None = the hub's own cache. Raises ConfigError for a name or hub that cannot be
+    meant or a package that is not installed, CheckpointError naming the cause when fetching fails.
+    """
+    repository = repository_name(name)
+    if repository is None:
+        raise ConfigError(f"{name!r} is no model name such as {KNOWN_MODELS[0]}, so it cannot be downloaded")
+    if hub is not None and hub not in HUBS:
+        raise ConfigError(f"hub {hub!r} is unknown, but only {', '.join(HUBS)} are supported")
+    chosen, module = _hub_module(hub)
+    fetch: Callable[..., str] = module.snapshot_download
+    try:
+        found = fetch(repository, **({} if folder is None else {"local_dir": str(folder)}))
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # each hub and its HTTP library have their own
+        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise CheckpointError(
+            f"{repository} could not be downloaded with {HUBS[chosen]}: {cause}. Check the network, proxy or mirror "
+            "(HF_ENDPOINT, HTTPS_PROXY), or fetch it on another machine and give --model_path its folder"
+        ) from error
+    return model_folder(found)
+
+
+def _hub_module(hub: str | None) -> tuple[str, ModuleType]:
+    """The chosen hub's package, or the first that is installed."""
+    names = tuple(HUBS) if hub is None else (hub,)
+    for name in names:
+        try:
+            return name, importlib.import_module(HUBS[name])
+        except ModuleNotFoundError:
+            continue
+    packages = " or ".join(HUBS[name] for name in names)
+    raise ConfigError(f"downloading needs {packages}, which is not installed: {EXTRA}")
+
+
+def _holds_config(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.exists() or config.is_symlink()
+
+
+def _snapshot(snapshots: Path) -> Path:
+    """The snapshot that refs/main names, or the only one."""
+    main = snapshots.parent / "refs" / "main"
+    if main.is_file():
+        named = snapshots / main.read_text().strip()
+        if _holds_config(named):
+            return named
+    complete = sorted(child for child in snapshots.iterdir() if _holds_config(child))
+    if len(complete) == 1:
+        return complete[0]
+    if complete:
+        raise ConfigError(f"{snapshots} holds several checkpoints; give one: {', '.join(map(str, complete))}")
+    raise ConfigError(f"{snapshots} holds no finished download: no folder in it has a config.json; fetch it again")
+
+
+def _how_to_fetch(typed: str, folder: Path) -> str:
+    """Why the path is refused and the commands that would fetch the model."""
+    repository = repository_name(typed)
+    lines = [f"model_path {typed} is no folder (looked for {folder.absolute()}). To fetch the weights, either of"]
+    for name in KNOWN_MODELS if repository is None else (repository,):
+        target = folder if repository is not None and typed != repository else Path(name.rsplit("/", 1)[1])
+        lines.append(f"  modelscope download --model {name} --local_dir '{target}'")
+        lines.append(f"  huggingface-cli download {name} --local-dir '{target}'")
+    repeat = f"--model_path {repository or KNOWN_MODELS[0]} --download"
+    lines.append(f"and give that folder, or repeat the command with {repeat} ({EXTRA})")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Layers: they hold weights, say how each is sharded, and call operations."""

@@ -1,0 +1,60 @@
+"""Attention with rotary positions over the paged KV cache, cut across ranks by heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from atb_models import ops
+from atb_models.errors import ConfigError
+from atb_models.layers.linear import qkv_linear, row_linear
+from atb_models.layers.parameter import Build
+from atb_models.layers.step import StepInput
+
+
+class LayerCache(NamedTuple):
+    """One layer's paged KV cache: K and V, each [P, S, M, D]."""
+
+    k_PSMD: Tensor
+    v_PSMD: Tensor
+
+
+def kv_heads_per_rank(heads: int, kv_heads: int, size: int) -> int:
+    """KV heads a rank holds; when there are fewer heads than ranks, ranks share a head by holding copies.
+
+    Raises ConfigError when `size` ranks cannot share the heads.
+    """
+    sizes = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    if size not in sizes:
+        raise ConfigError(
+            f"{size} ranks cannot share {heads} attention heads and {kv_heads} key-value heads;"
+            f" this model runs on {', '.join(map(str, sizes))}"
+        )
+    return max(1, kv_heads // size)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; the caller sums the ranks' results."""
+
+    def __init__(
+        self, build: Build, hidden: int, heads: int, kv_heads: int, head_dim: int, *, qkv_bias: bool, o_bias: bool
+    ) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.kv_heads = kv_heads_per_rank(heads, kv_heads, build.size)
+        self.heads = heads // build.size
+        kv = (kv_heads, build.rank * kv_heads // build.size, self.kv_heads)
+        roles = {"q": (heads, build.rank * self.heads, self.heads), "k": kv, "v": kv}
+        self.qkv = qkv_linear(build, hidden, roles, head_dim, bias=qkv_bias)
+        self.o = row_linear(build, heads * head_dim, hidden, bias=o_bias)
+
+    def forward(self, x_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
+        qkv = self.qkv(x_TH).view(x_TH.shape[0], -1, self.head_dim)
+        q_TND, k_TMD, v_TMD = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        q_TND, k_TMD = ops.rope(q_TND, k_TMD, *rope)
+        ops.reshape_and_cache(k_TMD, v_TMD, *cache, step.slots_T)
+        out_TND = ops.paged_attention(
+            q_TND, *cache, step.block_table_BC, step.query_lens, step.kv_lens, self.head_dim**-0.5
+        )
+        return self.o(out_TND.flatten(1))

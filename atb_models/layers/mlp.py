@@ -1,0 +1,93 @@
+"""The gated feed-forward layer and its mixture-of-experts form, cut across ranks by width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from atb_models import ops
+from atb_models.layers.linear import column_linear, row_linear
+from atb_models.layers.parameter import Build, Part, cut, set_parts, whole
+
+
+class Mlp(nn.Module):
+    """down(silu(gate(x)) * up(x)); the caller sums the ranks' results."""
+
+    def __init__(self, build: Build, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_up = column_linear(build, hidden, {"gate": width, "up": width})
+        self.down = row_linear(build, width, hidden)
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        return self.down(ops.swiglu(self.gate_up(x_TH)))
+
+
+class Router(nn.Module):
+    """Scores of all experts; float32 whatever the model's dtype, the same on every rank."""
+
+    def __init__(self, build: Build, hidden: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = whole(build.parameter(num_experts, hidden, dtype=torch.float32))
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        return ops.router(x_TH, self.weight)
+
+
+class Experts(nn.Module):
+    """The routed experts' weights stacked: every rank holds a slice of each expert's width."""
+
+    def __init__(self, build: Build, hidden: int, width: int, num_experts: int) -> None:
+        super().__init__()
+        local, span, padded = build.width(width), build.span(width), width % build.size != 0
+        self.num_experts = num_experts
+        self.gate_up = build.parameter(num_experts, 2 * local, hidden, padded=padded)
+        self.down = build.parameter(num_experts, hidden, local, padded=padded)
+        gate_up: dict[str, Part] = {}
+        down: dict[str, Part] = {}
+        for expert in range(num_experts):
+            gate, up = self.gate_up.data[expert].chunk(2)
+            gate_up[f"gate.{expert}"] = cut((width, hidden), 0, span, gate)
+            gate_up[f"up.{expert}"] = cut((width, hidden), 0, span, up)
+            down[f"{expert}"] = cut((hidden, width), 1, span, self.down.data[expert])
+        set_parts(self.gate_up, gate_up)
+        set_parts(self.down, down)
+
+    def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, counter_E: Tensor | None) -> Tensor:
+        x_RH, rows_TK, counts_E = ops.moe_init_routing(x_TH, experts_TK, self.num_experts)
+        if counter_E is not None:
+            ops.count_expert_tokens(counter_E, counts_E)
+        h_RF = ops.swiglu(ops.grouped_matmul(x_RH, self.gate_up, counts_E))
+        return ops.moe_finalize_routing(ops.grouped_matmul(h_RF, self.down, counts_E), rows_TK, weights_TK)
+
+
+class MoE(nn.Module):
+    """Routed experts plus shared experts; the caller sums the ranks' results, once for both."""
+
+    def __init__(
+        self,
+        build: Build,
+        hidden: int,
+        *,
+        num_experts: int,
+        top_k: int,
+        width: int,
+        shared_width: int,
+        renormalize_eps: float | None,
+    ) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.renormalize_eps = renormalize_eps
+        self.router = Router(build, hidden, num_experts)
+        self.experts = Experts(build, hidden, width, num_experts)
+        self.shared = Mlp(build, hidden, shared_width) if shared_width else None
+        self.counter_E: Tensor | None = None
+
+    def count_tokens(self) -> Tensor:
+        """Start counting the tokens each expert is given -> the counter, [E] int64."""
+        self.counter_E = torch.zeros(self.experts.num_experts, dtype=torch.int64, device=self.router.weight.device)
+        return self.counter_E
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        weights_TK, experts_TK = ops.moe_gating(self.router(x_TH), self.top_k, self.renormalize_eps)
+        y_TH = self.experts(x_TH, weights_TK, experts_TK, self.counter_E)
+        return y_TH if self.shared is None else ops.add(y_TH, self.shared(x_TH))

@@ -1,0 +1,1 @@
+"""Models: config.json to ModelConfig, the shared decoder, one short file of differences per family, the loader."""

@@ -1,0 +1,165 @@
+"""A checkpoint folder as a source of weights: which files it has, and one rank's slice of any of their tensors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from atb_models import env
+from atb_models.errors import CheckpointError
+from atb_models.json_file import check_present, read_json
+from atb_models.models.checkpoint_bin import BinFile
+from atb_models.models.checkpoint_safetensors import SafetensorsFile
+from atb_models.models.slices import ReadRun, copy_slice, slice_shape
+
+logger = logging.getLogger(__name__)
+
+PERMISSION_SWITCH = "MINDIE_CHECK_INPUTFILES_PERMISSION"
+LAYOUTS = ("model.safetensors", "pytorch_model.bin")  # each also in pieces, listed by <name>.index.json
+
+
+class WeightFile(Protocol):
+    """One opened file of tensors."""
+
+    path: Path
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape and dtype
+
+    def reader(self, name: str) -> ReadRun:
+        """What reads flat runs of elements of the tensor."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+class Checkpoint:
+    """All tensors of a folder. `files` maps a tensor's name to the opened file that holds it."""
+
+    def __init__(self, folder: Path, files: dict[str, WeightFile], opened: list[WeightFile]) -> None:
+        self.folder = folder
+        self._files = files
+        self._opened = opened
+
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's whole shape."""
+        return self._files[name].tensors[name][0]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The tensor's data type on disk."""
+        return self._files[name].tensors[name][1]
+
+    def where(self, name: str) -> str:
+        """The file that holds the tensor, or the folder if none does: for error messages."""
+        return str(self._files[name].path if name in self._files else self.folder)
+
+    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> None:
+        """Fill `target` (any device and dtype) with [start, stop) along `dim` of the tensor; dim None: all of it."""
+        shape, dtype = self._files[name].tensors[name]
+        copy_slice(self._files[name].reader(name), shape, dtype, dim, start, stop, target)
+
+    def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> Tensor:
+        """The slice as a new CPU tensor of the dtype on disk."""
+        target = torch.empty(slice_shape(self.shape(name), dim, start, stop), dtype=self.dtype(name))
+        self.read_into(name, dim, start, stop, target)
+        return target
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._opened:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def open_checkpoint(folder: Path | str) -> Checkpoint:
+    """Open model.safetensors, a sharded set with its index, or pytorch_model*.bin, in this order of preference.
+
+    Every file is opened and its table of tensors checked before a weight is read. Raises CheckpointError naming the
+    file (and tensor) that is missing, damaged, or of a kind this project does not read.
+    """
+    folder = Path(folder)
+    for layout in LAYOUTS:
+        single, index = folder / layout, folder / f"{layout}.index.json"
+        if _is_there(single):
+            check_present(single)
+            return _open(folder, {single: None}, single)
+        if _is_there(index):
+            return _open(folder, _indexed_files(folder, index), index)
+    loose = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
+    found = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
+    wanted = ", ".join(f"{layout} or {layout}.index.json" for layout in LAYOUTS)
+    raise CheckpointError(f"{folder} holds no weights: none of {wanted} exists{found}")
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _indexed_files(folder: Path, index: Path) -> dict[Path, set[str] | None]:
+    """File -> the tensors that the index puts there; CheckpointError when a file is missing."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
+    files: dict[Path, set[str] | None] = {}
+    for name, file in weight_map.items():
+        if Path(file).name != file:
+            raise CheckpointError(f"{index} puts {name} into {file!r}, which is no file name of its own folder")
+        tensors = files.setdefault(folder / file, set())
+        assert tensors is not None
+        tensors.add(name)
+    for path, tensors in sorted(files.items()):
+        first = min(tensors or ())
+        check_present(path, f"{index.name} puts {len(tensors or ())} tensors into it, the first {first}")
+    return files
+
+
+def _open(folder: Path, wanted: dict[Path, set[str] | None], listing: Path) -> Checkpoint:
+    """Open the files; a tensor that the listing promises must be in its file."""
+    _warn_of_permissions(list(wanted))
+    files: dict[str, WeightFile] = {}
+    opened: list[WeightFile] = []
+    try:
+        for path, promised in sorted(wanted.items()):
+            file: WeightFile = BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+            opened.append(file)
+            missing = sorted((promised or set()) - file.tensors.keys())
+            if missing:
+                raise CheckpointError(
+                    f"{listing} puts {missing[0]} into {path}, but the file does not hold it ({len(missing)} missing)"
+                )
+            for name in file.tensors:
+                if promised is None or name in promised or name not in files:
+                    files[name] = file
+    except BaseException:
+        for file in opened:
+            file.close()
+        raise
+    return Checkpoint(folder, files, opened)
+
+
+def _warn_of_permissions(paths: list[Path]) -> None:
+    """One warning for files that somebody else could change; the variable 0 silences it."""
+    if not env.get(PERMISSION_SWITCH):
+        return
+    trusted = (0, os.getuid())
+    loose = [path for path in paths if path.stat().st_mode & 0o022 or path.stat().st_uid not in trusted]
+    if loose:
+        logger.warning(
+            "%s%s can be changed by other users (writable for group or others, or another owner): "
+            "chmod go-w, or set %s=0 if that is meant",
+            loose[0],
+            f" and {len(loose) - 1} more" if len(loose) > 1 else "",
+            PERMISSION_SWITCH,
+        )

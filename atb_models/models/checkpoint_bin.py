@@ -1,0 +1,84 @@
+"""One pytorch_model*.bin file: tensors only (weights_only), mapped, and let go page by page after use."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atb_models.errors import CheckpointError
+from atb_models.json_file import check_present
+from atb_models.models.slices import BAND_BYTES, ReadRun
+
+logger = logging.getLogger(__name__)
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class BinFile:
+    """What torch.save wrote. A file of the format before torch 1.6 cannot be mapped and is read whole."""
+
+    def __init__(self, path: Path) -> None:
+        check_present(path)
+        with path.open("rb") as stream:
+            mapped = stream.read(4) == b"PK\x03\x04"
+        if mapped and not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path} is truncated: the zip archive's end is missing; fetch it again")
+        if not mapped:
+            logger.warning("%s has the format before torch 1.6: it is read whole into memory", path)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{path} is refused: it holds more than tensors, or is damaged: {error}") from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} cannot be read, it may be truncated: {error}") from error
+        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise CheckpointError(f"{path} holds no dictionary of tensors")
+        self.path = path
+        self._mapped = mapped
+        self._loaded: dict[str, Tensor] = loaded
+        self.tensors = {name: (tuple(value.shape), value.dtype) for name, value in loaded.items()}
+        for name, (_, dtype) in self.tensors.items():
+            if dtype not in DTYPES:
+                known = ", ".join(map(str, DTYPES))
+                raise CheckpointError(f"{path}: tensor {name} is {dtype}, but only {known} can be read")
+
+    def reader(self, name: str) -> ReadRun:
+        """What reads flat runs of elements of the tensor."""
+        value = self._loaded[name]
+        in_place = self._mapped and value.is_contiguous()  # otherwise flat is a copy, not the mapped file
+        flat = value.reshape(-1)
+
+        def read_run(first: int, out: Tensor) -> None:
+            step = BAND_BYTES // flat.element_size()
+            for begin in range(0, out.numel(), step):
+                band = out[begin : begin + step]
+                run = flat[first + begin : first + begin + band.numel()]
+                band.copy_(run)
+                if in_place:
+                    _let_go(run)
+
+        return read_run
+
+    def close(self) -> None:
+        """Drop the mapping."""
+        self._loaded = {}
+
+
+def _let_go(tensor: Tensor) -> None:
+    """Unmap the whole pages under a tensor's storage from this process; the file gives them back if read again.
+
+    The storage and not only what was read: the kernel maps pages around each one that is touched.
+    """
+    storage, page = tensor.untyped_storage(), mmap.PAGESIZE
+    begin = -(-storage.data_ptr() // page) * page
+    end = (storage.data_ptr() + storage.nbytes()) // page * page
+    if end > begin:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(mmap.MADV_DONTNEED))

@@ -1,0 +1,99 @@
+"""The decoder that every model family shares: pre-norm attention and a dense or mixture-of-experts feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from atb_models import ops
+from atb_models.layers.attention import Attention, LayerCache
+from atb_models.layers.embedding import Embedding, Head
+from atb_models.layers.mlp import Mlp, MoE
+from atb_models.layers.norm import RmsNorm
+from atb_models.layers.parameter import Build
+from atb_models.layers.step import StepInput
+from atb_models.models.config import ModelConfig
+
+
+class DecoderLayer(nn.Module):
+    """One layer between two norms: the add that ends it is fused with the norm that follows, the next layer's."""
+
+    def __init__(self, build: Build, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.build = build
+        self.input_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.attn = Attention(
+            build,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            qkv_bias=config.qkv_bias,
+            o_bias=config.o_bias,
+        )
+        self.post_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.mlp = feed_forward(build, config, is_moe=config.moe_layers[index])
+
+    def forward(
+        self, x_TH: Tensor, residual_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """x: the normed input; returns the feed-forward's output and the residual stream it is to be added to."""
+        x_TH = self.reduce(self.attn(x_TH, step, rope, cache))
+        x_TH, residual_TH = self.post_norm.add(x_TH, residual_TH)
+        return self.reduce(self.mlp(x_TH)), residual_TH
+
+    def reduce(self, x_TH: Tensor) -> Tensor:
+        return x_TH if self.build.size == 1 else ops.all_reduce(x_TH, self.build.collective())
+
+
+def feed_forward(build: Build, config: ModelConfig, *, is_moe: bool) -> nn.Module:
+    """The dense or the mixture-of-experts feed-forward of a layer."""
+    if not is_moe:
+        return Mlp(build, config.hidden_size, config.intermediate_size)
+    return MoE(
+        build,
+        config.hidden_size,
+        num_experts=config.num_experts,
+        top_k=config.num_experts_per_tok,
+        width=config.moe_intermediate_size,
+        shared_width=config.shared_intermediate_size,
+        renormalize_eps=config.norm_topk_eps if config.norm_topk_prob else None,
+    )
+
+
+class Decoder(nn.Module):
+    """Token ids in, float32 logits of the wanted tokens out."""
+
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Embedding(build, config.vocab_size, config.hidden_size)
+        layers = [DecoderLayer(build, config, index) for index in range(config.num_hidden_layers)]
+        self.layers: Sequence[DecoderLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
+        self.norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
+        tied = self.embed if config.tie_word_embeddings else None
+        self.lm_head = Head(build, config.vocab_size, config.hidden_size, tied)
+        self.register_buffer("inv_freq_D", rope_inverse_frequencies(config).to(build.device), persistent=False)
+
+    def forward(self, step: StepInput, caches: list[LayerCache]) -> Tensor:
+        """-> logits [L, V] float32; writes the step's keys and values to `caches`."""
+        rope = ops.rope_tables(step.positions_T, self.inv_freq_D)
+        residual_TH = self.embed(step.token_ids_T)
+        x_TH = self.layers[0].input_norm(residual_TH)
+        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
+        for layer, cache, norm in zip(self.layers, caches, next_norms, strict=True):
+            x_TH, residual_TH = norm.add(*layer(x_TH, residual_TH, step, rope, cache))
+        return self.lm_head(ops.select_rows(x_TH, step.logits_rows_L))
+
+
+def rope_inverse_frequencies(config: ModelConfig) -> Tensor:
+    """theta^(-2d/D) / factor for d in [0, D/2), float32; the factor is that of linear position interpolation."""
+    exponent_D = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    return 1.0 / (config.rope_theta**exponent_D) / config.rope_scaling_factor
+
+
+def build_model(config: ModelConfig, build: Build) -> Decoder:
+    """An unfilled decoder on `build.device` (which may be meta); raises ConfigError when the ranks cannot share it."""
+    return Decoder(build, config).eval()

@@ -1,0 +1,45 @@
+"""DeepSeek-MoE v1: what only this family has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atb_models.models.config_fields import Fields
+
+ROUTER = "mlp.gate.weight"
+SHARED_EXPERTS = "mlp.shared_experts"
+
+# As the published model card writes it: bos, "User: ", "Assistant: " and eos after an answer.
+PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def parse_config(fields: Fields) -> dict[str, Any]:
+    """Biases, experts and the layers that have them; absent fields are the published configuration class's defaults."""
+    bias = fields.flag("attention_bias", False)
+    fields.choice("scoring_func", ("softmax",), "softmax")
+    experts = fields.optional_integer("n_routed_experts")
+    width = fields.optional_integer("moe_intermediate_size")
+    first, step = fields.integer("first_k_dense_replace", 0, minimum=0), fields.integer("moe_layer_freq", 1)
+    shared = fields.optional_integer("n_shared_experts", minimum=0) or 0
+    top_k = fields.optional_integer("num_experts_per_tok")
+    norm_topk_prob = fields.flag("norm_topk_prob", False)
+    layers = range(fields.integer("num_hidden_layers"))
+    moe_layers = tuple(experts is not None and i >= first and i % step == 0 for i in layers)
+    values: dict[str, Any] = {"qkv_bias": bias, "o_bias": bias, "moe_layers": moe_layers}
+    if experts is not None:
+        width = fields.integer("moe_intermediate_size")
+        values |= {
+            "num_experts": experts,
+            "num_experts_per_tok": fields.integer("num_experts_per_tok") if top_k is None else top_k,
+            "moe_intermediate_size": width,
+            "shared_intermediate_size": shared * width,
+            "norm_topk_prob": norm_topk_prob,
+            "norm_topk_eps": 1e-20,
+        }
+    return values

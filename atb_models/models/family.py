@@ -1,0 +1,22 @@
+"""The registry of model families: each is one short module with what only that family has."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from atb_models.models import deepseek
+from atb_models.models.config_fields import Fields
+
+
+class Family(Protocol):
+    """What a family's module defines."""
+
+    ROUTER: str  # the router's weight, within a layer
+    SHARED_EXPERTS: str  # the shared experts' prefix, within a layer
+    PLAIN_CHAT_TEMPLATE: str  # the documented plain format, for a checkpoint without a chat template
+
+    def parse_config(self, fields: Fields) -> dict[str, Any]:
+        """The family's own fields of ModelConfig."""
+
+
+FAMILIES: dict[str, Family] = {"deepseek": deepseek}

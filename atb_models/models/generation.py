@@ -1,0 +1,125 @@
+"""What a checkpoint says about generating: sampling defaults and the tokens that end an answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from atb_models import env
+from atb_models.json_file import read_json
+from atb_models.models.config_fields import Fields
+
+logger = logging.getLogger(__name__)
+
+SAMPLING = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_new_tokens",
+)
+
+# Fields of transformers' GenerationConfig that would change the answer, with the value at which they do not.
+NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "force_words_ids": None,
+    "constraints": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_decoder_ids": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "max_time": None,
+    "stop_strings": None,
+    "watermarking_config": None,
+}
+
+# Bookkeeping, or meaningful only together with a field of NEUTRAL. max_length counts the prompt too; the engine's
+# limit is max_seq_len.
+WITHOUT_EFFECT = frozenset(
+    """
+    _from_model_config transformers_version pad_token_id decoder_start_token_id use_cache output_attentions
+    output_hidden_states output_scores output_logits return_dict_in_generate max_length length_penalty early_stopping
+    renormalize_logits remove_invalid_values low_memory generation_kwargs cache_implementation cache_config
+    chat_format trust_remote_code _commit_hash max_window_size transformers_weights
+    """.split()
+)
+
+
+def generation_fields(folder: Path, config: Fields, overrides: Container[str], *, log: bool) -> dict[str, Any]:
+    """bos_token_id, eos_token_ids and the sampling defaults of a checkpoint.
+
+    generation_config.json comes first, config.json gives the token ids that it lacks; without the file the sampling
+    fields of config.json count, as they do for transformers. A field in `overrides` is taken from `config`.
+    REMOVE_GENERATION_CONFIG_DICT=1 ignores generation_config.json and all sampling fields. Raises ConfigError for a
+    value of the wrong type or range.
+    """
+    path = folder / "generation_config.json"
+    ignored = env.get("REMOVE_GENERATION_CONFIG_DICT")
+    present = not ignored and (path.exists() or path.is_symlink())
+    file = Fields(read_json(path), path) if present else config
+    eos, bos = _eos_token_ids(file), file.optional_integer("bos_token_id", minimum=0)
+    config_eos, config_bos = _eos_token_ids(config), config.optional_integer("bos_token_id", minimum=0)
+    sampling = {} if ignored else _sampling(file)
+    if log and not ignored:
+        _report(file, is_generation_config=present)
+    return {
+        "bos_token_id": config_bos if bos is None or "bos_token_id" in overrides else bos,
+        "eos_token_ids": (config_eos if eos is None or "eos_token_id" in overrides else eos) or (),
+        "generation": sampling,
+    }
+
+
+def _eos_token_ids(fields: Fields) -> tuple[int, ...] | None:
+    return fields.token_ids("eos_token_id", "; a stop sequence of several tokens belongs into SamplingParams.stop")
+
+
+def _sampling(fields: Fields) -> dict[str, Any]:
+    """The sampling fields that are set, checked."""
+    values: dict[str, Any] = {"do_sample": fields.flag("do_sample", False)}
+    for name in ("temperature", "top_p", "min_p"):
+        if fields.get(name) is not None:
+            values[name] = fields.number(name, exclusive=name == "top_p")
+            if name != "temperature" and values[name] > 1:
+                raise fields.fail(name, "but must be a number of at most 1")
+    if fields.get("repetition_penalty") is not None:
+        values["repetition_penalty"] = fields.number("repetition_penalty")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if fields.get(name) is not None:
+            values[name] = fields.number(name, minimum=-2.0, exclusive=False)
+    for name, minimum in (("top_k", -1), ("max_new_tokens", 1)):
+        if fields.get(name) is not None:
+            values[name] = fields.integer(name, minimum=minimum)
+    return values
+
+
+def _report(fields: Fields, *, is_generation_config: bool) -> None:
+    """Warn of each field that would change the answer and is not applied, and of unknown ones."""
+    for name, value in fields.raw.items():
+        if name in NEUTRAL:
+            if value is not None and value != NEUTRAL[name]:
+                logger.warning("%s: %s=%r is not supported and not applied", fields.file, name, value)
+        elif is_generation_config and name not in fields.known | WITHOUT_EFFECT:
+            logger.warning("%s: unknown field %s is ignored", fields.file, name)

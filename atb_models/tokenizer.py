@@ -1,0 +1,209 @@
+"""Text to token ids and back, and chat. The one file that imports transformers, and only where nothing less will do."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from atb_models.chat_template import ChatTemplate, Message, find_template
+from atb_models.errors import CheckpointError, ConfigError, RequestError
+from atb_models.tokenizer_json import (
+    LLAMA_CLASSES,
+    PLAIN_CLASSES,
+    is_there,
+    load_json_tokenizer,
+    read_settings,
+    special_tokens,
+)
+
+logger = logging.getLogger(__name__)
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+SETTINGS = "tokenizer_config.json"
+
+# What transformers replaces in decoded text when clean_up_tokenization_spaces is true.
+_CLEAN_UP = {mark: mark.strip() for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")}
+
+
+class Encoding(Protocol):
+    """A tokenized text."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+
+class Backend(Protocol):
+    """What tokenizes: the tokenizers library, or a class of transformers behind `_TransformersBackend`."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. `tokens`: its special tokens by name; `template`: None where nobody documents one."""
+
+    def __init__(
+        self, backend: Backend, tokens: dict[str, Any], template: ChatTemplate | None, *, clean_up: bool = False
+    ) -> None:
+        self._backend = backend
+        self._template = template
+        self._clean_up = clean_up
+        self.bos_token_id = self._id(tokens.get("bos_token"))
+        self.eos_token_id = self._id(tokens.get("eos_token"))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint or the user gave a template, rather than the family's plain format or none."""
+        return self._template is not None and not self._template.is_fallback
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text; with special tokens, bos stands before it where the tokenizer puts one."""
+        if not isinstance(text, str):
+            raise RequestError(f"a prompt must be text, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the prompt has half a surrogate pair at character {error.start}, no text") from error
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; incomplete characters become U+FFFD, ids without a token nothing."""
+        text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if self._clean_up:
+            for before, after in _CLEAN_UP.items():
+                text = text.replace(before, after)
+        return text
+
+    def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation, special tokens included; RequestError when it is malformed."""
+        if self._template is None:
+            raise RequestError("this checkpoint has no chat template; give one with --chat_template")
+        return self._template.render(conversation, add_generation_prompt=add_generation_prompt)
+
+    def apply_chat_template(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """The token ids of a conversation; the template writes bos itself, so no second one is added."""
+        return self.encode(self.render_chat(conversation, add_generation_prompt), add_special_tokens=False)
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self._backend.token_to_id(token)
+
+
+def load_tokenizer(
+    path: Path | str, chat_template: str | None = None, trust_remote_code: bool = False
+) -> Tokenizer | None:
+    """The tokenizer in a checkpoint folder, None when the folder has no tokenizer files.
+
+    `chat_template` is a file or a literal Jinja template. `trust_remote_code` lets a tokenizer that brings its own
+    code run it; nothing else is ever run. Nothing is fetched from a network. Raises CheckpointError for a file that
+    is missing or damaged, ConfigError for a template, or code that may not be run.
+    """
+    folder = Path(path)
+    settings = read_settings(folder)
+    code = _own_code(settings)
+    if not (code and trust_remote_code) and not any(is_there(folder / name) for name in VOCABULARIES):
+        if not is_there(folder / SETTINGS):
+            return None
+        raise CheckpointError(f"{folder} has {SETTINGS}, but none of {', '.join(VOCABULARIES)}; fetch it again")
+    clean_up = settings.get("clean_up_tokenization_spaces") is True
+    if _is_plain(folder, settings, code, trust_remote_code):
+        tokens = special_tokens(settings)
+        template = find_template(folder, settings, tokens, chat_template)
+        return Tokenizer(load_json_tokenizer(folder, settings), tokens, template, clean_up=clean_up)
+    backend = _TransformersBackend(folder, trust_remote_code=trust_remote_code)
+    template = find_template(folder, settings, backend.tokens, chat_template)
+    return Tokenizer(backend, backend.tokens, template, clean_up=clean_up)
+
+
+def _own_code(settings: dict[str, Any]) -> str | None:
+    """The tokenizer's own class as file.Class, where it brings one: the fast one before the slow one."""
+    auto_map = settings.get("auto_map")
+    classes = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
+    if isinstance(classes, str):
+        return classes
+    return next((name for name in reversed(classes) if name), None) if isinstance(classes, list) else None
+
+
+def _is_plain(folder: Path, settings: dict[str, Any], code: str | None, trust_remote_code: bool) -> bool:
+    """Whether tokenizer.json says all there is to say; ConfigError where only code that may not run would tell."""
+    if code and trust_remote_code:
+        module = code.split("--")[-1].rsplit(".", 1)[0]
+        logger.warning("trust_remote_code: running the tokenizer's own code, %s", folder / f"{module}.py")
+        return False
+    name = settings.get("tokenizer_class")
+    known = name is None or name in PLAIN_CLASSES | LLAMA_CLASSES
+    if is_there(folder / "tokenizer.json") and (known or not _transformers_has(name)):
+        if code:
+            logger.info("the tokenizer's own code (%s) is not run; tokenizer.json is used", code)
+        return True
+    if code and not _transformers_has(name):
+        raise ConfigError(
+            f"the tokenizer in {folder} needs its own code ({code}); read it, then allow it with --trust_remote_code"
+        )
+    return False
+
+
+def _transformers_has(name: str | None) -> bool:
+    """Whether this version of transformers has the tokenizer class, fast or slow."""
+    if name is None:
+        return False
+    with _quiet_transformers():
+        from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+        return any(tokenizer_class_from_name(n) is not None for n in (name, f"{name}Fast"))
+
+
+class _Ids(NamedTuple):
+    ids: list[int]
+
+
+class _TransformersBackend:
+    """A tokenizer class of transformers, loaded from the folder only."""
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
+        with _quiet_transformers():
+            from transformers import AutoTokenizer
+
+            try:
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                    str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+                )
+            except Exception as error:  # whatever the class, or its own code, raises
+                hint = ""
+                if "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower():
+                    hint = "; it needs: pip install sentencepiece protobuf"
+                raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}{hint}") from error
+        self.tokens: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        return _Ids(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def token_to_id(self, token: str) -> int | None:
+        index: int | None = self._tokenizer.convert_tokens_to_ids(token)
+        return index
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Importing transformers says what a tokenizer does not need, such as that models are not available."""
+    library = logging.getLogger("transformers")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        library.setLevel(level)

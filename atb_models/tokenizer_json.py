@@ -1,0 +1,129 @@
+"""tokenizer.json and its companions, loaded with the tokenizers library alone: transformers takes seconds to import."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atb_models.errors import CheckpointError
+from atb_models.json_file import check_present, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as JsonTokenizer
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MORE_SPECIAL = "additional_special_tokens"
+
+# Classes of transformers that add nothing to tokenizer.json; the newer ones do not exist in 4.36.
+PLAIN_CLASSES = frozenset(
+    "PreTrainedTokenizerFast PreTrainedTokenizer TokenizersBackend Qwen2Tokenizer Qwen2TokenizerFast".split()
+)
+LLAMA_CLASSES = frozenset(("LlamaTokenizer", "LlamaTokenizerFast"))
+LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json over it unless it lists the added tokens itself."""
+    settings: dict[str, Any] = {}
+    if is_there(folder / "tokenizer_config.json"):
+        settings = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings and is_there(folder / "special_tokens_map.json"):
+        settings |= read_json(folder / "special_tokens_map.json")
+    if settings.get("tokenizer_class") is None and is_there(folder / "config.json"):
+        settings["tokenizer_class"] = read_json(folder / "config.json").get("tokenizer_class")
+    defaults = LLAMA_DEFAULTS if settings.get("tokenizer_class") in LLAMA_CLASSES else {}
+    return {**defaults, **settings}
+
+
+def special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    """The special tokens as text, as chat templates name them: those that are set."""
+    named: dict[str, Any] = {name: _content(settings[name]) for name in SPECIAL if settings.get(name) is not None}
+    if settings.get(MORE_SPECIAL):
+        named[MORE_SPECIAL] = [_content(token) for token in settings[MORE_SPECIAL]]
+    return named
+
+
+def load_json_tokenizer(folder: Path, settings: dict[str, Any]) -> JsonTokenizer:
+    """The tokenizer of tokenizer.json with what the settings add to it, as transformers would set it up."""
+    tokenizer = _from_file(folder / "tokenizer.json")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    _add_tokens(tokenizer, settings)
+    if settings.get("tokenizer_class") in LLAMA_CLASSES:
+        _add_llama_template(tokenizer, settings, folder)
+    return tokenizer
+
+
+def _from_file(path: Path) -> JsonTokenizer:
+    """Newer tokenizers write each merge as a list of two; the older ones read only "a b"."""
+    from tokenizers import Tokenizer as JsonTokenizer
+
+    check_present(path)
+    try:
+        return JsonTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        content = read_json(path)
+        model = content.get("model")
+        merges = model.get("merges") if isinstance(model, dict) else None
+        if not isinstance(model, dict) or not merges or not isinstance(merges[0], list):
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if any(" " in piece for merge in merges for piece in merge):
+            raise CheckpointError(f"{path} merges pieces with blanks, which this tokenizers cannot read") from error
+    model["merges"] = [" ".join(merge) for merge in merges]
+    model.pop("ignore_merges", None)
+    try:
+        return JsonTokenizer.from_str(json.dumps(content))
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _add_tokens(tokenizer: JsonTokenizer, settings: dict[str, Any]) -> None:
+    """Add the tokens that the settings list, which may change their flags, then special ones still missing."""
+    from tokenizers import AddedToken
+
+    listed = settings.get("added_tokens_decoder") or {}
+    tokens = [AddedToken(**listed[index]) for index in sorted(listed, key=int)]
+    known = {token.content for token in (*tokenizer.get_added_tokens_decoder().values(), *tokens)}
+    values = [settings[name] for name in SPECIAL if settings.get(name) is not None]
+    for value in (*values, *(settings.get(MORE_SPECIAL) or ())):
+        if _content(value) not in known:
+            known.add(_content(value))
+            flags = {key: flag for key, flag in value.items() if key != "__type"} if isinstance(value, dict) else {}
+            tokens.append(AddedToken(**{"content": value, "normalized": False, **flags, "special": True}))
+    for special, group in groupby(tokens, lambda token: token.special):
+        batch: list[AddedToken | str] = list(group)
+        if special:
+            tokenizer.add_special_tokens(batch)
+        else:
+            tokenizer.add_tokens(batch)
+
+
+def _add_llama_template(tokenizer: JsonTokenizer, settings: dict[str, Any], folder: Path) -> None:
+    """Llama's classes put bos before a text and eos after it by their own settings, whatever tokenizer.json says."""
+    from tokenizers.processors import TemplateProcessing
+
+    pieces: list[str] = ["$A"]
+    tokens: list[tuple[str, int]] = []
+    for name, default, place in (("bos", True, 0), ("eos", False, 2)):
+        if not settings.get(f"add_{name}_token", default):
+            continue
+        text = _content(settings[f"{name}_token"]) if settings.get(f"{name}_token") is not None else None
+        index = None if text is None else tokenizer.token_to_id(text)
+        if text is None or index is None:
+            file = folder / "tokenizer_config.json"
+            raise CheckpointError(f"{file}: add_{name}_token is set, but there is no {name}_token")
+        pieces.insert(place, text)
+        tokens.append((text, index))
+    tokenizer.post_processor = TemplateProcessing(single=pieces, pair=[*pieces, "$B"], special_tokens=tokens)
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or a link, which may point nowhere."""
+    return path.exists() or path.is_symlink()

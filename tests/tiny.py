@@ -1,0 +1,138 @@
+"""Tiny random checkpoints in Hugging Face layout, with any variation of their configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+DEEPSEEK: dict[str, Any] = {
+    "architectures": ["DeepseekForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.1,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "model_type": "deepseek",
+    "moe_intermediate_size": 32,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_attention_heads": 8,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "scoring_func": "softmax",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 256,
+}
+
+
+def deepseek_shapes(config: dict[str, Any]) -> Shapes:
+    """Names and shapes as the family's published code has them; written apart from the project's own table."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    kv_width = (config["num_key_value_heads"] or heads) * (hidden // heads)
+    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        shapes |= {f"{layer}.{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
+        for role, width in (("q", hidden), ("k", kv_width), ("v", kv_width), ("o", hidden)):
+            shapes[f"{layer}.self_attn.{role}_proj.weight"] = (width, hidden)
+            if config["attention_bias"]:
+                shapes[f"{layer}.self_attn.{role}_proj.bias"] = (width,)
+        experts = config["n_routed_experts"]
+        if experts is None or i < config["first_k_dense_replace"] or i % config["moe_layer_freq"]:
+            shapes |= _mlp(f"{layer}.mlp", hidden, config["intermediate_size"])
+            continue
+        width = config["moe_intermediate_size"]
+        shapes[f"{layer}.mlp.gate.weight"] = (experts, hidden)
+        for expert in range(experts):
+            shapes |= _mlp(f"{layer}.mlp.experts.{expert}", hidden, width)
+        if config["n_shared_experts"]:
+            shapes |= _mlp(f"{layer}.mlp.shared_experts", hidden, width * config["n_shared_experts"])
+    return shapes
+
+
+def _mlp(stem: str, hidden: int, width: int) -> Shapes:
+    return {
+        f"{stem}.gate_proj.weight": (width, hidden),
+        f"{stem}.up_proj.weight": (width, hidden),
+        f"{stem}.down_proj.weight": (hidden, width),
+    }
+
+
+FAMILIES: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Shapes]]] = {
+    "deepseek": (DEEPSEEK, deepseek_shapes),
+}
+
+
+def random_tensors(shapes: Shapes, *, std: float, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+    """Normal values, norms around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in sorted(shapes.items()):
+        value = torch.randn(shape, generator=generator) * std
+        tensors[name] = (value + 1 if name.endswith("norm.weight") else value).to(dtype)
+    return tensors
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor], layout: str = "single") -> None:
+    """`layout`: single, sharded (three safetensors files and an index), bin or bin-sharded."""
+    kind = ".bin" if layout.startswith("bin") else ".safetensors"
+    stem = "pytorch_model" if kind == ".bin" else "model"
+    save: Callable[[dict[str, Tensor], Path], None] = torch.save if kind == ".bin" else save_file
+    if not layout.endswith("sharded"):
+        save(tensors, folder / f"{stem}{kind}")
+        return
+    weight_map: dict[str, str] = {}
+    names = list(tensors)
+    for i in range(3):
+        file = f"{stem}-{i + 1:05d}-of-00003{kind}"
+        own = names[i::3]
+        save({name: tensors[name] for name in own}, folder / file)
+        weight_map |= dict.fromkeys(own, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / f"{stem}{kind}.index.json").write_text(json.dumps(index))
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    family: str = "deepseek",
+    layout: str = "single",
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    generation: dict[str, Any] | None = None,
+    **fields: Any,
+) -> dict[str, Tensor]:
+    """Write config.json, generation_config.json (if given) and weights to `folder` -> the tensors written.
+
+    `fields` replaces fields of the family's tiny configuration.
+    """
+    default, shapes_of = FAMILIES[family]
+    config = {**default, **fields}
+    tensors = random_tensors(shapes_of(config), std=config["initializer_range"], dtype=dtype, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    write_weights(folder, tensors, layout)
+    return tensors
