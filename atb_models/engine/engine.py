@@ -1,0 +1,222 @@
+"""The engine: requests in, steps, answers out. The heart is `Engine.step`: schedule -> run -> sample -> postprocess."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from atb_models.engine.detokenizer import Detokenizer
+from atb_models.engine.sampler import sample
+from atb_models.engine.scheduler import Row, Scheduler
+from atb_models.engine.sequence import Sequence, Status
+from atb_models.errors import RequestError
+from atb_models.outputs import FinishReason, RequestOutput, TokenLogprobs
+from atb_models.sampling_params import SamplingParams
+
+TIMED_STEPS = 100_000  # the last so many of each kind are remembered
+
+
+class Runner(Protocol):
+    """What executes a step: float32 logits [L, V] of each row's last `num_logits` tokens, in row order."""
+
+    def run(self, rows: list[Row]) -> Tensor: ...
+
+
+class TextDecoder(Protocol):
+    """The part of a tokenizer the engine needs."""
+
+    def decode(self, ids: list[int], /) -> str: ...
+
+
+class Engine:
+    """Drives one runner with one scheduler.
+
+    eos_token_ids: ids that end a request. generation: the checkpoint's sampling defaults. tokenizer: None leaves texts
+    empty and refuses stop strings. vocab_size: prompts with ids beyond are refused.
+    on_step(rows, logits [L, V], sampled tokens): called in each step before the rows are marked as computed; it may
+    look, not change.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        *,
+        eos_token_ids: Iterable[int] = (),
+        generation: Mapping[str, object] | None = None,
+        tokenizer: TextDecoder | None = None,
+        vocab_size: int | None = None,
+        on_step: Callable[[list[Row], Tensor, list[int]], None] | None = None,
+    ) -> None:
+        self.runner, self.scheduler, self.tokenizer, self.on_step = runner, scheduler, tokenizer, on_step
+        self.eos_token_ids, self.vocab_size = frozenset(eos_token_ids), vocab_size
+        self.generation = dict(generation or {})
+        self._num_steps = self._largest_batch = self._num_prompt_tokens = self._num_generated_tokens = 0
+        self.reset_timings()
+
+    def add_request(
+        self,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams | None = None,
+        *,
+        index: int = 0,
+        stream: bool = False,
+        want_prompt_logits: bool = False,
+    ) -> Sequence:
+        """Queue a request. Raises RequestError or CapacityError if it can never be served.
+
+        stream: `step` returns an output for each of its tokens, not only the last. want_prompt_logits: the logits of
+        all prompt tokens are collected in the sequence's `prompt_logits`; it ends after its first token.
+        """
+        resolved = (params or SamplingParams()).resolve(self.generation)
+        seq = Sequence(
+            prompt_token_ids,
+            resolved,
+            self.eos_token_ids,
+            index=index,
+            stream=stream,
+            want_prompt_logits=want_prompt_logits,
+        )
+        self._check_ids(seq.token_ids)
+        stop = resolved.stop_strings
+        if stop and self.tokenizer is None:
+            raise RequestError(f"stop {list(stop)} needs the checkpoint's tokenizer files; use stop_token_ids instead")
+        if self.tokenizer is not None and (stop or stream):
+            seq.detokenizer = Detokenizer(self.tokenizer.decode, stop)
+        self.scheduler.add(seq)
+        self._num_prompt_tokens += seq.num_prompt_tokens
+        return seq
+
+    def step(self) -> list[RequestOutput]:
+        """One step of the batch: outputs of the requests that ended in it and of streaming ones that got a token."""
+        started = perf_counter()
+        rows = self.scheduler.schedule()
+        if not rows:
+            return []
+        is_prefill = rows[-1].is_prefill  # chunks come last
+        launched = perf_counter()
+        logits_LV = self.runner.run(rows)
+        returned = perf_counter()
+        seqs, logits_BV = self._rows_to_sample(rows, logits_LV)
+        tokens, logprobs = sample(logits_BV, seqs)
+        if self.on_step is not None:
+            self.on_step(rows, logits_LV, tokens)
+        self.scheduler.postprocess(rows, tokens)
+        outputs = self._deliver(seqs, logprobs)
+        self._largest_batch = max(self._largest_batch, len(rows))
+        self._record(is_prefill, perf_counter() - started, returned - launched)
+        return outputs
+
+    def abort(self, seq_id: int) -> RequestOutput | None:
+        """End a request at once with what it has; None if it has ended before."""
+        seq = self.scheduler.abort(seq_id)
+        if seq is None:
+            return None
+        self._close_text(seq)
+        return seq.output()
+
+    def has_work(self) -> bool:
+        """True while a request is running or waiting."""
+        return self.scheduler.has_work()
+
+    def metrics(self) -> dict[str, Any]:
+        """Counts since the start; times in seconds since `reset_timings`.
+
+        host_s: in steps, outside runner.run; run_s: inside. prefill_step_s, decode_step_s: each step's time as a whole;
+        a step with any prompt chunk is a prefill step.
+        """
+        scheduler, blocks = self.scheduler, self.scheduler.block_manager
+        return {
+            "steps": self._num_steps,
+            "largest_batch": self._largest_batch,
+            "chunks": scheduler.num_chunks,
+            "preemptions": scheduler.num_preemptions,
+            "prefix_hit_tokens": scheduler.num_prefix_hit_tokens,
+            "prompt_tokens": self._num_prompt_tokens,
+            "generated_tokens": self._num_generated_tokens,
+            "free_blocks": blocks.num_free,
+            "total_blocks": blocks.num_blocks,
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "host_s": self._host_s,
+            "run_s": self._run_s,
+            "prefill_step_s": list(self._prefill_step_s),
+            "decode_step_s": list(self._decode_step_s),
+        }
+
+    def reset_timings(self) -> None:
+        """Forget the times measured so far; counts stay."""
+        self._host_s = self._run_s = 0.0
+        self._prefill_step_s: deque[float] = deque(maxlen=TIMED_STEPS)
+        self._decode_step_s: deque[float] = deque(maxlen=TIMED_STEPS)
+
+    def _rows_to_sample(self, rows: list[Row], logits_LV: Tensor) -> tuple[list[Sequence], Tensor]:
+        """The sequences that get a token in this step and the logits for it; prompt logits are put aside."""
+        seqs = [row.seq for row in rows if row.completes]
+        if any(row.seq.want_prompt_logits for row in rows):
+            last: list[int] = []
+            parts = logits_LV.split([row.num_logits for row in rows])
+            end = 0
+            for row, part in zip(rows, parts, strict=True):
+                end += len(part)
+                if row.completes:
+                    last.append(end - 1)
+                if row.seq.want_prompt_logits:
+                    row.seq.prompt_logits.append(part.to("cpu", copy=True))
+            logits_LV = logits_LV[last]
+        assert len(logits_LV) == len(seqs), f"{len(logits_LV)} rows of logits for {len(seqs)} sequences"
+        return seqs, logits_LV
+
+    def _deliver(self, seqs: list[Sequence], logprobs: list[TokenLogprobs | None] | None) -> list[RequestOutput]:
+        """End what has to end and build the outputs of requests with news."""
+        outputs = []
+        self._num_generated_tokens += len(seqs)
+        for row, seq in enumerate(seqs):
+            if seq.status is Status.FINISHED:  # aborted while the step ran
+                continue
+            if seq.first_token_s is None:
+                seq.first_token_s = perf_counter()
+            if logprobs is not None and seq.logprobs is not None:
+                seq.logprobs.append(logprobs[row] or {})
+            reason = self._finish_reason(seq)
+            if reason is not None:
+                if self._close_text(seq):
+                    reason = "stop"
+                self.scheduler.finish(seq, reason)
+            if reason is not None or seq.stream:
+                outputs.append(seq.output())
+        return outputs
+
+    @staticmethod
+    def _finish_reason(seq: Sequence) -> FinishReason | None:
+        """Why the sequence ends with its newest token, which is added to its text unless that hides it."""
+        token = seq.token_ids[-1]
+        if token in seq.stop_ids:
+            return "stop"
+        if seq.detokenizer is not None and seq.detokenizer.push(token):
+            return "stop"
+        return "length" if len(seq.token_ids) >= seq.max_len else None
+
+    def _close_text(self, seq: Sequence) -> bool:
+        """Complete the text of a sequence that ends; True if a stop string shows only now."""
+        if seq.detokenizer is not None:
+            return seq.detokenizer.finish()
+        if self.tokenizer is not None:
+            seq.text = self.tokenizer.decode(seq.text_token_ids)
+        return False
+
+    def _check_ids(self, token_ids: list[int]) -> None:
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or (self.vocab_size is not None and high >= self.vocab_size):
+            limit = "" if self.vocab_size is None else f" to {self.vocab_size - 1}"
+            raise RequestError(f"the prompt has token id {low if low < 0 else high}; ids go from 0{limit}")
+
+    def _record(self, is_prefill: bool, step_s: float, run_s: float) -> None:
+        self._num_steps += 1
+        self._run_s += run_s
+        self._host_s += step_s - run_s
+        (self._prefill_step_s if is_prefill else self._decode_step_s).append(step_s)

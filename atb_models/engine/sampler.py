@@ -1,0 +1,177 @@
+"""The next token of every row from its logits. Float32 throughout; shapes: B rows, V vocabulary, W candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from itertools import compress
+from random import Random
+
+import torch
+from torch import Tensor
+
+from atb_models.engine.sequence import Sequence
+from atb_models.outputs import TokenLogprobs
+
+# Candidates that are sorted first for a top_p without top_k; so many times more while their mass falls short.
+FIRST_CANDIDATES, MORE_CANDIDATES = 256, 16
+# Uniform numbers end this far below 1, so that none can round up to the whole mass of a row.
+BELOW_ONE = 1 - 2**-22
+TINY = torch.finfo(torch.float32).tiny
+
+
+class SeenTokens:
+    """Which tokens a sequence has (prompt and output) and how often its output has each; for the penalties."""
+
+    __slots__ = ("counts_V", "num_tokens", "seen_V")
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.counts_V = torch.zeros(vocab_size, dtype=torch.float32, device=device)
+        self.num_tokens = 0  # of the sequence's tokens that are counted already
+
+    def update(self, seq: Sequence) -> None:
+        """Count the tokens the sequence got since the last call."""
+        fresh = torch.tensor(seq.token_ids[self.num_tokens :], dtype=torch.int64, device=self.seen_V.device)
+        self.seen_V[fresh] = True
+        outputs = fresh[max(0, seq.num_prompt_tokens - self.num_tokens) :]
+        self.counts_V.index_add_(0, outputs, torch.ones_like(outputs, dtype=torch.float32))
+        self.num_tokens = len(seq.token_ids)
+
+
+@torch.inference_mode()
+def sample(logits_BV: Tensor, seqs: Rows[Sequence]) -> tuple[list[int], list[TokenLogprobs | None] | None]:
+    """Choose one token per row of float32 logits; log-probabilities (None if nobody wants any) of the raw logits.
+
+    A row's token depends on its own logits, parameters and random stream only, not on the rows beside it.
+    """
+    if all(seq.is_plain_greedy for seq in seqs):
+        return logits_BV.argmax(-1).tolist(), None
+    penalised_BV = _penalise(logits_BV, seqs)
+    tokens_B = penalised_BV.argmax(-1)
+    drawn = [row for row, seq in enumerate(seqs) if seq.params.temperature]
+    if drawn:
+        index = torch.tensor(drawn, device=logits_BV.device)
+        tokens_B[index] = _draw(penalised_BV[index], [seqs[row] for row in drawn])
+    tokens = tokens_B.tolist()
+    return tokens, _logprobs(logits_BV, seqs, tokens)
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+
+
+def _penalise(logits_BV: Tensor, seqs: Rows[Sequence]) -> Tensor:
+    """Logits after repetition (as in transformers), presence and frequency penalties (as in the OpenAI API)."""
+    rows = [row for row, seq in enumerate(seqs) if seq.params.has_penalties]
+    if not rows:
+        return logits_BV
+    for row in rows:
+        seq = seqs[row]
+        if seq.seen is None:
+            seq.seen = SeenTokens(logits_BV.shape[1], logits_BV.device)
+        seq.seen.update(seq)
+    seen = [seq.seen for seq in map(seqs.__getitem__, rows) if seq.seen is not None]
+    params = [seqs[row].params for row in rows]
+    repetition = _column([p.repetition_penalty or 1.0 for p in params], logits_BV)
+    presence = _column([p.presence_penalty or 0.0 for p in params], logits_BV)
+    frequency = _column([p.frequency_penalty or 0.0 for p in params], logits_BV)
+    seen_BV = torch.stack([tokens.seen_V for tokens in seen])
+    counts_BV = torch.stack([tokens.counts_V for tokens in seen])
+
+    part_BV = logits_BV[torch.tensor(rows, device=logits_BV.device)]
+    if any(p.repetition_penalty != 1.0 for p in params):
+        factor_BV = torch.where(seen_BV, repetition, torch.ones_like(repetition))
+        part_BV = torch.where(part_BV > 0, part_BV / factor_BV, part_BV * factor_BV)
+    if any(p.presence_penalty or p.frequency_penalty for p in params):
+        part_BV = part_BV - presence * (counts_BV > 0) - frequency * counts_BV
+    return logits_BV.index_copy(0, torch.tensor(rows, device=logits_BV.device), part_BV)
+
+
+def _draw(logits_BV: Tensor, seqs: Rows[Sequence]) -> Tensor:
+    """One token per row of rows that are not greedy -> ids [B]."""
+    params = [seq.params for seq in seqs]
+    # Subtracting the maximum first keeps any temperature, however small, from overflowing; 0 / 0 it must not become.
+    temperature_B1 = _column([max(p.temperature or 0.0, TINY) for p in params], logits_BV)
+    probs_BV = torch.softmax((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature_B1, -1)
+    uniform_B1 = _column([_random(seq).random() * BELOW_ONE for seq in seqs], probs_BV)
+
+    vocab_size = logits_BV.shape[1]
+    top_k = [p.top_k if p.top_k and 0 < p.top_k < vocab_size else vocab_size for p in params]
+    top_p, min_p = [p.top_p or 1.0 for p in params], [p.min_p or 0.0 for p in params]
+    cut = [k < vocab_size or p < 1 for k, p in zip(top_k, top_p, strict=True)]
+    if not any(cut):
+        return _invert(probs_BV, min_p, uniform_B1)
+    # Cut rows are drawn among their candidates, the others among all ids: a row's own parameters decide which.
+    cut_B = torch.tensor(cut, device=probs_BV.device)
+    ids_BW, probs_BW = _top_k_top_p(probs_BV[cut_B], list(compress(top_k, cut)), list(compress(top_p, cut)))
+    places_B = _invert(probs_BW, list(compress(min_p, cut)), uniform_B1[cut_B])
+    tokens_B = torch.empty(len(seqs), dtype=torch.int64, device=probs_BV.device)
+    tokens_B[cut_B] = ids_BW.gather(1, places_B[:, None]).squeeze(1)
+    if not all(cut):
+        whole = [not is_cut for is_cut in cut]
+        tokens_B[~cut_B] = _invert(probs_BV[~cut_B], list(compress(min_p, whole)), uniform_B1[~cut_B])
+    return tokens_B
+
+
+def _invert(probs_BW: Tensor, min_p: list[float], uniform_B1: Tensor) -> Tensor:
+    """Where the distribution function of each row, less what min_p removes, passes the row's number -> columns [B]."""
+    if any(min_p):
+        least_B1 = _column(min_p, probs_BW) * probs_BW.amax(-1, keepdim=True)
+        probs_BW = probs_BW.masked_fill(probs_BW < least_B1, 0.0)
+    mass_BW = probs_BW.cumsum(-1)
+    # The first column whose running mass exceeds the number: one of probability 0 adds no mass and is never the first.
+    return torch.searchsorted(mass_BW, uniform_B1 * mass_BW[:, -1:], right=True).squeeze(1)
+
+
+def _random(seq: Sequence) -> Random:
+    """The sequence's own random stream, one number per token: from its seed, else from the system's entropy."""
+    if seq.random is None:
+        seed = seq.params.seed
+        seq.random = Random() if seed is None else Random(str(int(seed)))  # as text: Random(-1) is Random(1)
+    return seq.random
+
+
+def _top_k_top_p(probs_BV: Tensor, top_k: list[int], top_p: list[float]) -> tuple[Tensor, Tensor]:
+    """The W most probable tokens of each row, most probable first, and their probabilities, 0 where they are cut off.
+
+    Equal tokens are ordered by id, so that the choice is unique. top_k: 1 to V each; W: enough for all rows.
+    """
+    vocab_size, device = probs_BV.shape[1], probs_BV.device
+    # The bits of non-negative floats are ordered as they are: with the id below them, a key without ties.
+    reverse_ids_V = torch.arange(vocab_size - 1, -1, -1, device=device)
+    key_BV = probs_BV.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(reverse_ids_V)
+    k_B1 = torch.tensor(top_k, device=device)[:, None]
+    p_B1 = _column(top_p, probs_BV)
+
+    width = min(vocab_size, max(k if k < vocab_size else FIRST_CANDIDATES for k in top_k))
+    while True:
+        ids_BW = vocab_size - 1 - (key_BV.topk(width, sorted=True).values & 0xFFFFFFFF)
+        probs_BW = probs_BV.gather(1, ids_BW)
+        mass_BW = probs_BW.cumsum(-1)
+        short_B1 = (k_B1 == vocab_size) & (mass_BW[:, -1:] < p_B1)
+        if width == vocab_size or not short_B1.any():
+            break
+        width = min(vocab_size, width * MORE_CANDIDATES)
+    mass_of_k_B1 = mass_BW.gather(1, (k_B1 - 1).clamp(max=width - 1))
+    total_B1 = torch.where(k_B1 < vocab_size, mass_of_k_B1, torch.ones_like(p_B1))
+    before_BW = torch.nn.functional.pad(mass_BW[:, :-1], (1, 0))
+    kept_BW = (torch.arange(width, device=device) < k_B1) & (before_BW < p_B1 * total_B1)
+    return ids_BW, probs_BW * kept_BW
+
+
+def _logprobs(logits_BV: Tensor, seqs: Rows[Sequence], tokens: list[int]) -> list[TokenLogprobs | None] | None:
+    """Per row {id: log-probability}, the chosen token first, then the top N; None for rows that want none."""
+    wanted = {row: seq.params.logprobs for row, seq in enumerate(seqs) if seq.params.logprobs is not None}
+    if not wanted:
+        return None
+    index = torch.tensor(list(wanted), device=logits_BV.device)
+    logprobs_BV = torch.log_softmax(logits_BV[index], -1)
+    chosen_B1 = torch.tensor([tokens[row] for row in wanted], device=logits_BV.device)[:, None]
+    top = logprobs_BV.topk(min(max(wanted.values()), logits_BV.shape[1]), sorted=True)
+    ids = top.indices.tolist()
+    values = torch.cat([logprobs_BV.gather(1, chosen_B1), top.values], -1).tolist()
+    result: list[TokenLogprobs | None] = [None] * len(seqs)
+    for i, (row, count) in enumerate(wanted.items()):
+        chosen = {tokens[row]: values[i][0]}
+        result[row] = chosen | dict(zip(ids[i][:count], values[i][1 : count + 1], strict=True))
+    return result

@@ -1,0 +1,201 @@
+"""Which sequences compute how many tokens in the next step.
+
+First come, first served: `running` and then `waiting` are always in order of arrival. When blocks run out the newest
+running sequence gives way and goes back to the head of the queue; so the oldest always advances.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from time import perf_counter
+
+from atb_models.engine.block_manager import BlockManager
+from atb_models.engine.sequence import Sequence, Status
+from atb_models.errors import CapacityError, RequestError
+from atb_models.outputs import FinishReason
+
+
+class Row:
+    """A sequence's part of a step: compute its `num_tokens` tokens after the first `num_computed_tokens`.
+
+    completes: they are all it has, so that their last logits give its next token.
+    """
+
+    __slots__ = ("completes", "num_tokens", "seq")
+
+    def __init__(self, seq: Sequence, num_tokens: int, completes: bool) -> None:
+        self.seq, self.num_tokens, self.completes = seq, num_tokens, completes
+
+    @property
+    def num_logits(self) -> int:
+        """Logits wanted, of the row's last tokens: the one that gives the next token, or all for prompt logits."""
+        return self.num_tokens if self.seq.want_prompt_logits else int(self.completes)
+
+    @property
+    def is_prefill(self) -> bool:
+        """True for a chunk of known tokens, False for a decode row (before `postprocess`)."""
+        return self.seq.status is Status.PREFILL
+
+
+class Scheduler:
+    """Continuous batching over one block manager.
+
+    max_batch_size: sequences running at once. max_prefill_tokens: prompt and recomputed tokens per step; decode rows
+    are not counted. max_seq_len: prompt and output tokens of a sequence.
+    """
+
+    def __init__(
+        self, block_manager: BlockManager, max_batch_size: int, max_prefill_tokens: int, max_seq_len: int
+    ) -> None:
+        assert min(max_batch_size, max_prefill_tokens, max_seq_len) >= 1
+        self.block_manager = block_manager
+        self.max_batch_size, self.max_prefill_tokens, self.max_seq_len = max_batch_size, max_prefill_tokens, max_seq_len
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_chunks = self.num_preemptions = self.num_prefix_hit_tokens = 0
+        self._unfinished: dict[int, Sequence] = {}
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence. Raises RequestError or CapacityError if it could not run even alone."""
+        seq.max_len = self._length_limit(seq)
+        self._unfinished[seq.seq_id] = seq
+        self.waiting.append(seq)
+
+    def schedule(self) -> list[Row]:
+        """The next step: decode rows first, then prefill chunks, each oldest first; empty only when nothing is left."""
+        rows = self._decode_rows()
+        budget = self.max_prefill_tokens
+        for seq in self.running:
+            if seq.status is Status.PREFILL and budget:
+                budget -= self._add_chunk(rows, seq, budget)
+        while budget and self._admit_next():
+            budget -= self._add_chunk(rows, self.running[-1], budget)
+        assert rows or not self._unfinished, "sequences are left but none can run"
+        return rows
+
+    def postprocess(self, rows: Iterable[Row], token_ids: Iterable[int]) -> None:
+        """Record that the rows are computed and append `token_ids`, one for each row that completes, in row order."""
+        tokens = iter(token_ids)
+        size = self.block_manager.block_size
+        for row in rows:
+            seq = row.seq
+            token = next(tokens) if row.completes else None
+            if seq.status is Status.FINISHED:  # aborted while the step ran
+                continue
+            seq.num_computed_tokens += row.num_tokens
+            if seq.num_computed_tokens - seq.num_registered_blocks * size >= size:
+                self.block_manager.register(seq)
+            if token is not None:
+                seq.token_ids.append(token)
+                seq.status = Status.DECODE
+
+    def finish(self, seq: Sequence, reason: FinishReason) -> None:
+        """End a sequence in whatever state it is and free its blocks."""
+        if seq.status is Status.WAITING:
+            self.waiting.remove(seq)
+        else:
+            self.running.remove(seq)
+            self.block_manager.free(seq)
+        seq.status, seq.finish_reason, seq.finished_s = Status.FINISHED, reason, perf_counter()
+        del self._unfinished[seq.seq_id]
+
+    def abort(self, seq_id: int) -> Sequence | None:
+        """End a sequence with "abort"; None if it has ended already or was never added."""
+        seq = self._unfinished.get(seq_id)
+        if seq is not None:
+            self.finish(seq, "abort")
+        return seq
+
+    def has_work(self) -> bool:
+        return bool(self._unfinished)
+
+    def check(self) -> None:
+        """Verify the invariants of queue and blocks. Raises AssertionError."""
+        self.block_manager.check(self.running)
+        assert len(self.running) <= self.max_batch_size
+        assert list(self._unfinished) == [seq.seq_id for seq in (*self.running, *self.waiting)], "out of order"
+        assert all(seq.status in (Status.PREFILL, Status.DECODE) for seq in self.running)
+        assert all(seq.status is Status.WAITING and not seq.block_table for seq in self.waiting)
+        assert all(seq.num_computed_tokens < len(seq.token_ids) < seq.max_len for seq in self.running)
+
+    def _decode_rows(self) -> list[Row]:
+        """A row for each sequence in decode, after making room for its next token."""
+        rows: list[Row] = []
+        running, size = self.running, self.block_manager.block_size
+        i = 0
+        while i < len(running):  # preemption shortens the list from its end, never before i
+            seq = running[i]
+            i += 1
+            if seq.status is Status.DECODE:
+                if len(seq.token_ids) <= len(seq.block_table) * size or self._make_room(seq):
+                    rows.append(Row(seq, 1, True))
+        return rows
+
+    def _make_room(self, seq: Sequence) -> bool:
+        """Get the block for the sequence's next token, preempting newer ones; False if it was itself the newest."""
+        while not self.block_manager.allocate(seq, len(seq.token_ids)):
+            assert len(self.running) > 1, "a sequence was admitted that cannot finish alone"
+            if self._preempt_newest() is seq:
+                return False
+        return True
+
+    def _preempt_newest(self) -> Sequence:
+        """Take the newest running sequence's blocks; its tokens are computed again when its turn comes."""
+        seq = self.running.pop()
+        self.block_manager.free(seq)
+        seq.status = Status.WAITING
+        seq.prompt_logits.clear()
+        seq.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(seq)
+        return seq
+
+    def _admit_next(self) -> bool:
+        """Move the head of the queue to `running` if places and blocks allow.
+
+        One that was preempted in this step comes back at once only if it can share more blocks now than it held.
+        """
+        if not self.waiting or len(self.running) >= self.max_batch_size:
+            return False
+        seq = self.waiting[0]
+        if not self.block_manager.admit(seq):
+            return False
+        self.running.append(self.waiting.popleft())
+        seq.status = Status.PREFILL
+        self.num_prefix_hit_tokens += seq.num_computed_tokens
+        if seq.scheduled_s is None:
+            seq.scheduled_s, seq.num_cached_tokens = perf_counter(), seq.num_computed_tokens
+        return True
+
+    def _add_chunk(self, rows: list[Row], seq: Sequence, budget: int) -> int:
+        """Append the sequence's next prefill chunk, at most `budget` tokens -> its length."""
+        missing = len(seq.token_ids) - seq.num_computed_tokens
+        num_tokens = min(missing, budget)
+        rows.append(Row(seq, num_tokens, num_tokens == missing))
+        self.num_chunks += 1
+        return num_tokens
+
+    def _length_limit(self, seq: Sequence) -> int:
+        """Tokens at which the sequence ends. The last one is never computed, so KV blocks hold one token less."""
+        prompt, size, total = seq.num_prompt_tokens, self.block_manager.block_size, self.block_manager.num_blocks
+        limit = self.max_seq_len
+        room = limit if seq.want_prompt_logits else limit - 1
+        if prompt > room:
+            raise RequestError(
+                f"the prompt has {prompt} tokens, but max_seq_len {limit} leaves room for {room};"
+                " shorten the prompt or raise max_seq_len"
+            )
+        if seq.want_prompt_logits:
+            limit = prompt + 1
+        elif seq.params.max_tokens is not None:
+            limit = min(limit, prompt + seq.params.max_tokens)
+        elif prompt <= total * size:
+            limit = min(limit, total * size + 1)
+        needed = self.block_manager.blocks_for(limit - 1)
+        if needed > total:
+            raise CapacityError(
+                f"the request needs {needed} KV blocks of {size} tokens ({prompt} prompt + up to {limit - prompt} new"
+                f" tokens), but there are {total} in all; shorten the prompt, lower max_tokens or raise kv_blocks"
+            )
+        return limit

@@ -1,0 +1,137 @@
+"""A request inside the engine: its tokens, its KV blocks and how far they are computed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from enum import Enum
+from operator import index as index_of
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from atb_models.errors import RequestError
+from atb_models.outputs import FinishReason, RequestOutput, TokenLogprobs
+from atb_models.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from torch import Tensor
+
+    from atb_models.engine.detokenizer import Detokenizer
+    from atb_models.engine.sampler import SeenTokens
+
+_ids = itertools.count()
+
+
+class Status(Enum):
+    """WAITING (no blocks) -> PREFILL (known tokens being computed) -> DECODE (one new token a step) -> FINISHED.
+
+    Preemption leads from PREFILL or DECODE back to WAITING.
+    """
+
+    WAITING = 0
+    PREFILL = 1
+    DECODE = 2
+    FINISHED = 3
+
+
+class Sequence:
+    """State of one request; the scheduler moves it, the block manager fills its block table.
+
+    `token_ids` is prompt and output in one list. The first `num_computed_tokens` have their keys and values in the KV
+    cache, token i in slot block_table[i // block_size] * block_size + i % block_size. While the sequence runs at least
+    one token is not computed yet: the last one, whose logits give the next.
+
+    params: resolved. eos_token_ids: ids that end it (unless ignore_eos). want_prompt_logits: keep the logits of every
+    prompt token in `prompt_logits`; nothing is taken from the prefix cache then.
+    Raises RequestError for an empty prompt or one that is not made of whole numbers.
+    """
+
+    __slots__ = (
+        "arrival_s", "block_hashes", "block_table", "detokenizer", "finish_reason", "finished_s", "first_token_s",
+        "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
+        "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_token_ids",
+        "random", "scheduled_s", "seen", "seq_id", "status", "stop_ids", "stream", "text", "token_ids",
+        "want_prompt_logits",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams,
+        eos_token_ids: Iterable[int] = (),
+        *,
+        index: int = 0,
+        stream: bool = False,
+        want_prompt_logits: bool = False,
+    ) -> None:
+        self.seq_id = next(_ids)
+        try:
+            self.prompt_token_ids = [index_of(token) for token in prompt_token_ids]
+        except TypeError as error:
+            raise RequestError(f"a prompt must be a list of token ids, whole numbers: {error}") from None
+        self.token_ids = list(self.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        if not self.token_ids:
+            raise RequestError("the prompt has 0 tokens; at least 1 is needed")
+        self.params = params
+        self.is_plain_greedy = params.is_plain_greedy
+        self.stop_ids = frozenset(params.stop_token_ids or ()).union(() if params.ignore_eos else eos_token_ids)
+        self.index, self.stream, self.want_prompt_logits = index, stream, want_prompt_logits
+        self.max_len = 0  # tokens at which it ends with "length"; set by the scheduler when it is added
+
+        self.status = Status.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0  # found in the prefix cache when it was first admitted
+        self.num_preemptions = 0
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []  # of the leading full blocks; never outdated, tokens are only appended
+        self.num_registered_blocks = 0  # leading blocks of the table offered to the prefix cache
+
+        self.random: Random | None = None
+        self.seen: SeenTokens | None = None
+        self.detokenizer: Detokenizer | None = None
+        self.text = ""
+        self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self.prompt_logits: list[Tensor] = []  # [rows, V] float32 each, in prompt order, together all the prompt
+
+        self.arrival_s = perf_counter()
+        self.scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.finished_s: float | None = None
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The new tokens, EOS and stop tokens included."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def text_token_ids(self) -> list[int]:
+        """The new tokens that are part of the text: a closing EOS or stop token is not."""
+        hidden = len(self.token_ids) > self.num_prompt_tokens and self.token_ids[-1] in self.stop_ids
+        return self.token_ids[self.num_prompt_tokens : -1 if hidden else None]
+
+    def output(self) -> RequestOutput:
+        """What the request has given so far; takes the text that was not given out yet as its delta."""
+        return RequestOutput(
+            index=self.index,
+            prompt_token_ids=self.prompt_token_ids,
+            token_ids=self.output_token_ids,
+            text=self.text if self.detokenizer is None else self.detokenizer.text,
+            finish_reason=self.finish_reason,
+            logprobs=None if self.logprobs is None else list(self.logprobs),
+            delta=self.detokenizer.take() if self.stream and self.detokenizer is not None else "",
+            metrics=self._metrics(),
+        )
+
+    def _metrics(self) -> dict[str, float]:
+        moments = {"queue_s": self.scheduled_s, "first_token_s": self.first_token_s, "total_s": self.finished_s}
+        metrics = {name: moment - self.arrival_s for name, moment in moments.items() if moment is not None}
+        return metrics | {
+            "prompt_tokens": self.num_prompt_tokens,
+            "generated_tokens": len(self.token_ids) - self.num_prompt_tokens,
+            "cached_tokens": self.num_cached_tokens,
+            "preemptions": self.num_preemptions,
+        }

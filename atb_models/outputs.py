@@ -1,0 +1,34 @@
+"""What a request gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+# One token's log-probabilities by token id: the chosen token first, then the most probable ones.
+TokenLogprobs = dict[int, float]
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request's answer so far, or its whole answer once `finish_reason` is set.
+
+    index: its place among the prompts of the call. token_ids: the new tokens, an EOS or stop token included.
+    text: these as text, without the EOS or stop token and cut before a stop string ("" without tokenizer files).
+    delta: in streaming, the text added since the request's previous output.
+    finish_reason: "stop" (EOS, stop token or stop string), "length" (max_tokens or max_seq_len), "abort"; None while
+    running.
+    logprobs: one {token id: log-probability} per new token if asked for.
+    metrics: queue_s, first_token_s and total_s in seconds since arrival (absent until known), prompt_tokens,
+    generated_tokens, cached_tokens (prompt tokens found in the prefix cache) and preemptions.
+    """
+
+    index: int
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: list[TokenLogprobs] | None = None
+    delta: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,151 @@
+"""How the tokens of one request are chosen and when it ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+
+from atb_models.errors import RequestError
+
+# What a field that neither the request nor the checkpoint's generation_config sets means: greedy, nothing filtered.
+DEFAULTS: dict[str, float] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+INFINITY = math.inf
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Parameters of one request. None: the checkpoint's generation_config, else greedy decoding without filters.
+
+    Logits pass through, in this order: repetition penalty (prompt and output tokens; positive logits divided, negative
+    multiplied), presence and frequency penalty (output tokens; subtracted once, and once per occurrence), temperature,
+    top_k (the k most probable), top_p (of what is left, renormalised, the fewest tokens whose mass reaches top_p),
+    min_p (tokens with at least min_p times the largest probability).
+
+    max_tokens: new tokens at most, 1 or more; None: up to the engine's max_seq_len.
+    temperature: 0 or more; 0 is greedy (then top_k, top_p, min_p and seed change nothing).
+    top_k: 1 or more, 0 or -1: all. top_p: (0, 1]. min_p: [0, 1].
+    repetition_penalty: more than 0, 1 is none. presence_penalty, frequency_penalty: [-2, 2].
+    seed: any whole number; the same seed gives the same tokens. None: different ones each time.
+    stop: strings that end the text, itself cut before them. stop_token_ids: token ids that end it like the EOS token.
+    ignore_eos: go on after the EOS token (stop and stop_token_ids still count).
+    logprobs: N >= 0 returns for each token the log-probability of it and of the top N in the raw model, before all of
+    the above.
+
+    Raises RequestError naming the field, its value and its range.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Iterable[str] | None = None
+    stop_token_ids: Iterable[int] | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole("max_tokens", self.max_tokens, 1)
+        _real("temperature", self.temperature, 0.0, INFINITY)
+        _whole("top_k", self.top_k, -1)
+        _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _real("min_p", self.min_p, 0.0, 1.0)
+        _real("repetition_penalty", self.repetition_penalty, 0.0, INFINITY, open_low=True)
+        _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _whole("seed", self.seed, None)
+        _whole("logprobs", self.logprobs, 0)
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+
+    def resolve(self, generation: Mapping[str, object]) -> SamplingParams:
+        """These parameters with every None of a sampling field filled: generation_config, then the default.
+
+        Without a temperature in either: `do_sample` true means 1, else greedy; `do_sample` false means greedy whatever
+        temperature stands beside it.
+        """
+        values: dict[str, object] = {name: generation.get(name) for name in DEFAULTS}
+        do_sample = generation.get("do_sample")
+        if do_sample is False:
+            values["temperature"] = 0.0
+        elif do_sample and values["temperature"] is None:
+            values["temperature"] = 1.0
+        filled = {name: DEFAULTS[name] if value is None else value for name, value in values.items()}
+        explicit = {name: getattr(self, name) for name in DEFAULTS if getattr(self, name) is not None}
+        try:
+            return replace(self, **{**filled, **explicit})
+        except RequestError as error:
+            raise RequestError(f"generation_config.json: {error}; correct it or set the parameter yourself") from None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whatever it was given as."""
+        return _stop_strings(self.stop)
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """True when the next token is the argmax of the raw logits and nothing but its id is wanted (once resolved)."""
+        return not self.temperature and not self.has_penalties and self.logprobs is None
+
+    @property
+    def has_penalties(self) -> bool:
+        """True when tokens seen so far change the logits."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty not in (None, 1.0)
+
+
+def _whole(name: str, value: object, low: int | None) -> None:
+    """Refuse what is not None or a whole number of at least `low`."""
+    if value is None:
+        return
+    bound = "" if low is None else f" of {low} or more"
+    if not isinstance(value, Integral) or isinstance(value, bool) or (low is not None and int(value) < low):
+        raise RequestError(f"{name} must be a whole number{bound}, not {value!r}")
+
+
+def _real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    """Refuse what is not None or a finite number in [low, high], or (low, high] when `open_low`."""
+    if value is None:
+        return
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value)):
+        if low <= float(value) <= high and not (open_low and float(value) == low):
+            return
+    end = f"{high:g}]" if math.isfinite(high) else "infinity)"
+    raise RequestError(f"{name} must be a number in {'(' if open_low else '['}{low:g}, {end}, not {value!r}")
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    strings = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise RequestError(f"stop must be a string or a list of strings, none of them empty, not {stop!r}")
+    return strings
+
+
+def _token_ids(ids: object) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    if not isinstance(ids, Iterable) or isinstance(ids, (str, bytes)):
+        raise RequestError(f"stop_token_ids must be a list of token ids, not {ids!r}")
+    values = tuple(ids)
+    for value in values:
+        if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
+            raise RequestError(f"stop_token_ids must be whole numbers of 0 or more, not {value!r}")
+    return tuple(int(value) for value in values)
