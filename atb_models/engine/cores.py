@@ -1,0 +1,65 @@
+"""How many threads a rank should compute with."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path, PurePosixPath
+
+from atb_models.engine.lifetime import TORCHRUN_ID
+
+_THREADS = "OMP_NUM_THREADS"
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity mask, and no more than the CPU time its cgroups grant it."""
+    return max(1, math.floor(min(float(len(os.sched_getaffinity(0))), _cgroup_cores())))
+
+
+def set_threads(ranks_here: int) -> None:
+    """Share the cores among the ranks of this host, unless the user chose a number of threads, which torch follows."""
+    if not _user_chose_threads():
+        import torch  # the launcher counts cores without it
+
+        torch.set_num_threads(max(1, available_cores() // ranks_here))
+
+
+def _user_chose_threads() -> bool:
+    """torchrun sets OMP_NUM_THREADS=1 where it is unset; the environment it was itself started with tells which."""
+    if _THREADS not in os.environ:
+        return False
+    if TORCHRUN_ID not in os.environ or os.environ[_THREADS] != "1":
+        return True
+    try:
+        started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(entry.startswith(_THREADS.encode() + b"=") for entry in started_with)
+
+
+def _cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The tightest CPU limit of this process's cgroups and those above them (v2 cpu.max, v1 cfs quota), or infinity."""
+    cores = math.inf
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return cores
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root if not controllers else root / "cpu"
+        folder = PurePosixPath(path.strip("/"))
+        for level in (folder, *folder.parents):
+            cores = min(cores, _limit(base / level))
+    return cores
+
+
+def _limit(folder: Path) -> float:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return math.inf
+    return int(quota) / int(period) if quota not in ("max", "-1") else math.inf

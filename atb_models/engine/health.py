@@ -1,0 +1,73 @@
+"""What one rank knows about the others: whether the group still works, and what it was doing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from atb_models.engine.lifetime import is_dead
+from atb_models.errors import RankError
+
+
+class Health:
+    """Shared by a group, its transports and the thread that watches the ranks.
+
+    activity: what the ranks are doing together, None between two such sections. reported: set once the failure was
+    raised to the caller. closing: the other ranks may end. interrupts: each frees a thread that waits for other ranks.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self.activity: str | None = None
+        self.reported = threading.Event()
+        self.closing = False
+        self.interrupts: list[Callable[[], None]] = []
+        self._failed = threading.Event()
+        self._peers: Mapping[int, int] = {}
+
+    def fail(self, message: str) -> None:
+        """The group works no more; the first reason stands."""
+        if self.failure is None:
+            self.failure = message
+        self._failed.set()
+        for interrupt in self.interrupts:
+            interrupt()
+
+    def check(self) -> None:
+        """Raise RankError if the group has failed."""
+        if self.failure is not None:
+            self.reported.set()
+            raise RankError(self.failure)
+
+    def wait_for_failure(self, timeout: float) -> None:
+        """Raise RankError once the group has failed; return if that does not happen in `timeout` seconds."""
+        self._failed.wait(timeout)
+        self.check()
+
+    def watch(self, peers: Mapping[int, int]) -> None:
+        """Processes (rank -> pid on this host) that `look` must find alive, where no thread of ours watches them."""
+        self._peers = peers
+
+    def look(self) -> None:
+        """Raise RankError if a watched process has ended."""
+        for rank, pid in self._peers.items():
+            if is_dead(pid):
+                self.fail(f"rank {rank} (pid {pid}) ended {self.during()}")
+        self.check()
+
+    def during(self) -> str:
+        return f"while {self.activity}" if self.activity else "while idle"
+
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """A section in which the ranks act together: an exception that leaves it puts them out of step."""
+        self.check()
+        before, self.activity = self.activity, activity
+        try:
+            yield
+        except BaseException as error:
+            self.fail(f"the ranks are out of step since {type(error).__name__} {self.during()}: {error}")
+            raise
+        finally:
+            self.activity = before

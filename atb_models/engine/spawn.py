@@ -1,0 +1,226 @@
+"""Ranks 1 to tp-1 of a plain Python process, which is rank 0 itself: how they are started, watched and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import torch
+
+from atb_models.engine.health import Health
+from atb_models.engine.lifetime import LAUNCHER_PID
+from atb_models.engine.ranks import MEET_TIMEOUT_S, Place, RankGroup, connect, group_from_environment, spins
+from atb_models.engine.segment import Segment
+from atb_models.engine.shared_memory import SharedMemory
+from atb_models.errors import ConfigError
+
+MODEL_RANK = "atb_models.engine.rank:run_model"
+LOOPBACK = "127.0.0.1"
+_EXIT_TIMEOUT_S = 3.0  # for ranks that were told to end, then they are killed
+_GRACE_S = 0.3  # after a rank reports an error, which may be the consequence of another rank's death
+_UNRESPONSIVE_S = 3.0  # until this process ends because its main thread cannot be told of a failure
+
+
+def open_group(config_json: str, tp: int, device: str) -> RankGroup:
+    """The group for an engine: torchrun's where this process is one of its ranks, else `tp` ranks of our own.
+
+    Raises ConfigError when both are asked for and differ (tp 1 is the default and asks for nothing).
+    """
+    world = Place.from_environment(device).size
+    if world > 1 and tp not in (1, world):
+        raise ConfigError(f"tp {tp} does not match torchrun's WORLD_SIZE {world}; leave tp out or make them equal")
+    if world > 1 or tp == 1:
+        return group_from_environment(device)
+    return spawn(tp, device, config_json)
+
+
+def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> RankGroup:
+    """Start ranks 1 to size-1 and return rank 0's group; each of them runs `target(payload, group)`, "module:function".
+
+    Raises RankError when one of them dies, then or in any later call that waits for them; the others are killed.
+    """
+    place, health, threads = Place(0, size, 0, size, device), Health(), torch.get_num_threads()
+    segment = Segment(SharedMemory.bytes_needed(size))
+    try:
+        memory = SharedMemory(segment.memory, 0, size, health, spins=spins(size))
+        store = None
+        if device != "cpu":
+            from torch.distributed import TCPStore
+
+            store = TCPStore(LOOPBACK, 0, size, is_master=True, wait_for_workers=False)
+        setup = {"memory": segment.address, "port": store.port if store else 0, "target": target, "payload": payload}
+        workers = _Workers(place, setup, health)
+
+        def close() -> None:
+            workers.close(kill=health.failure is not None)
+            torch.set_num_threads(threads)
+
+        try:
+            with health.doing("starting the ranks"):
+                workers.start()
+                memory.meet(MEET_TIMEOUT_S)
+                group = connect(place, memory, store, health, close)
+        except BaseException:
+            workers.close(kill=True)
+            raise
+    finally:
+        segment.close()
+    weakref.finalize(group, workers.close, kill=True)
+    return group
+
+
+class _Workers:
+    """The child processes and the thread that starts, watches and ends them.
+
+    It must be one thread that lives as long as they do: the kernel kills them when the thread that made them ends.
+    A rank's end is seen as the end of its channel, a socket that carries its setup there and its error back.
+    """
+
+    def __init__(self, place: Place, setup: dict[str, object], health: Health) -> None:
+        self._place, self._setup, self._health = place, setup, health
+        self._owner = os.getpid()
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._channels: dict[int, socket.socket] = {}
+        self._reports: dict[int, bytes] = {}
+        self._stop, self._stop_sender = socket.socketpair()
+        self._kill = False
+        self._thread = threading.Thread(target=self._live, name="rank watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, *, kill: bool) -> None:
+        """Wait for the ranks to end, for a moment, or kill them at once. Safe to repeat."""
+        if os.getpid() != self._owner:
+            return  # in a process forked from ours, the ranks are not its to end
+        if self._thread.is_alive():
+            self._kill = kill
+            self._stop_sender.send(b"!")
+            self._thread.join()
+        self._stop_sender.close()
+        self._stop.close()
+
+    def _live(self) -> None:
+        try:
+            for rank in range(1, self._place.size):
+                self._start_rank(rank)
+            failure = self._watch()
+        except Exception as error:
+            failure = f"the ranks could not be started or watched: {error!r}"
+        for child in self._children.values():
+            child.kill()
+        if failure is not None:
+            self._health.fail(failure)
+        for child in self._children.values():
+            child.wait()
+        for channel in self._channels.values():
+            channel.close()
+        if failure is not None:
+            self._insist(failure)
+
+    def _start_rank(self, rank: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._children[rank] = subprocess.Popen(
+                [sys.executable, "-m", "atb_models.engine.rank", str(theirs.fileno())],
+                env=_environment(rank, self._place.size, self._place.device),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is rank 0's to handle
+            )
+        self._channels[rank], self._reports[rank] = ours, b""
+        place = dataclasses.replace(self._place, rank=rank, local_rank=rank)
+        with contextlib.suppress(OSError):  # it died already, as the watch will see
+            ours.sendall(json.dumps({**self._setup, "place": dataclasses.asdict(place)}).encode() + b"\n")
+
+    def _watch(self) -> str | None:
+        """Until all ranks have ended as they were told to, or time is up: None. Or one has not: what happened."""
+        failure, deadline = None, math.inf
+        with selectors.DefaultSelector() as selector:
+            for channel in (self._stop, *self._channels.values()):
+                selector.register(channel, selectors.EVENT_READ)
+            running = dict(self._channels)
+            while running and (now := time.monotonic()) < deadline:
+                ready = {key.fileobj for key, _ in selector.select(None if deadline == math.inf else deadline - now)}
+                if self._stop in ready:
+                    self._stop.recv(1)
+                    deadline = 0.0 if self._kill else min(deadline, now + _EXIT_TIMEOUT_S)
+                for rank in [rank for rank, channel in running.items() if channel in ready]:
+                    if (status := self._status(rank)) is None:
+                        continue
+                    selector.unregister(running.pop(rank))
+                    if status < 0 and not self._health.closing:
+                        return self._cause(rank, status)
+                    if not self._health.closing:
+                        failure = failure or self._cause(rank, status)
+                        deadline = min(deadline, time.monotonic() + _GRACE_S)
+        return failure
+
+    def _status(self, rank: int) -> int | None:
+        """Take in what a rank reports; its exit status (negative: minus a signal) once it has ended."""
+        try:
+            data = self._channels[rank].recv(1 << 16)
+        except ConnectionResetError:  # it ended before it read its setup
+            data = b""
+        self._reports[rank] += data
+        if data:
+            return None
+        child = self._children[rank]
+        try:
+            return child.wait(1.0)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return child.wait()
+
+    def _cause(self, rank: int, status: int) -> str:
+        name = f"rank {rank} (pid {self._children[rank].pid})"
+        if self._reports[rank]:
+            return f"{name}: {self._reports[rank].decode(errors='replace')}"
+        if status >= 0:
+            return f"{name} ended with status {status} {self._health.during()}"
+        return f"{name} was killed by signal {-status} ({_signal_name(-status)}) {self._health.during()}"
+
+    def _insist(self, failure: str) -> None:
+        """The main thread waits for a rank that is gone, in code that nothing interrupts: end the process."""
+        deadline = time.monotonic() + _UNRESPONSIVE_S
+        while self._health.activity is not None and not self._health.reported.wait(0.05):
+            if time.monotonic() > deadline:
+                sys.stderr.write(f"{failure}; rank 0 (pid {os.getpid()}) could not be interrupted and ends\n")
+                sys.stderr.flush()
+                os._exit(1)
+
+
+def _environment(rank: int, size: int, device: str) -> dict[str, str]:
+    """The variables of a rank: torchrun's, this process as its launcher, and the way to this package."""
+    environment = dict(os.environ)
+    environment.update({name: str(rank) for name in ("RANK", "LOCAL_RANK")})
+    environment.update({name: str(size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})
+    environment[LAUNCHER_PID] = str(os.getpid())
+    environment["PYTHONSAFEPATH"] = "1"  # else -m puts the working folder first, with whatever modules it holds
+    if device != "npu":
+        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    # Not when installed: site-packages ahead of the standard library could shadow it.
+    home = str(Path(__file__).resolve().parents[2])
+    if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    return environment
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"

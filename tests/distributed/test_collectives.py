@@ -1,0 +1,79 @@
+"""What ranks exchange, to the bit, at every size of group."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed import HashStore, TCPStore
+
+from atb_models.engine import ranks
+from atb_models.engine.health import Health
+from atb_models.engine.ranks import Place, group_from_environment, join
+from atb_models.engine.spawn import open_group, spawn
+from atb_models.errors import ConfigError, RankError
+from tests.distributed import toys
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_ranks_of_one_host(size: int) -> None:
+    """All collectives and messages, the group's end, and that waiting for a step costs no CPU time."""
+    with spawn(size, "cpu", "", "tests.distributed.toys:check_all") as group, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        toys.check_all("", group)
+        for _ in range(3):
+            toys.lead_step(group)
+        ranks = toys.children()
+        assert len(ranks) == size - 1
+        time.sleep(0.2)
+        before = [toys.cpu_ticks(pid) for pid in ranks]
+        time.sleep(1)
+        assert max(toys.cpu_ticks(pid) - ticks for pid, ticks in zip(ranks, before, strict=True)) <= 1
+        began = time.monotonic()
+    assert time.monotonic() - began < 2, "ranks that wait for a step end when told to"
+    toys.wait_until_dead(ranks, 0)
+
+
+def test_single_rank_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    group = open_group("{}", 1, "cpu")
+    x = torch.ones(3)
+    assert group.all_reduce(x) is x and group.all_gather(x) is x and group.minimum(5) == 5
+    assert (group.rank, group.size, group.ranks_here, group.local) == (0, 1, 1, True)
+    group.send_step(np.zeros(1, np.int32))
+    group.barrier("nothing")
+    group.close()
+
+
+def test_tp_that_differs_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match=r"tp 2 .* WORLD_SIZE 4"):
+        open_group("{}", 2, "cpu")
+    monkeypatch.setenv("WORLD_SIZE", "four")
+    with pytest.raises(ConfigError, match="WORLD_SIZE .* 'four'"):
+        group_from_environment("cpu")
+
+
+def test_several_hosts() -> None:
+    """Ranks that share no memory, only a store: gloo carries the same sums to the same bits, and messages."""
+    store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    program = f"from tests.distributed import toys; toys.other_host({store.port})"
+    with subprocess.Popen([sys.executable, "-c", program]) as other:
+        with join(Place(0, 2, 0, 1, "cpu"), store, Health()) as group:
+            assert not group.local
+            toys.check_hosts(group)
+        assert other.wait(5) == 0
+    assert not torch.distributed.is_initialized()
+
+
+def test_rank_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "MEET_TIMEOUT_S", 0.2)
+    for local_size, message in ((1, "within 0.2 s: atb_models/here/1"), (2, "ranks not there after 0.2 s: 1")):
+        with pytest.raises(RankError, match=message):
+            join(Place(0, 2, 0, local_size, "cpu"), HashStore(), Health())

@@ -1,0 +1,33 @@
+"""Ranks that somebody's own torchrun started: one that dies takes all with it, and torchrun says which."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import toys
+
+
+@pytest.mark.parametrize("victim", ["rank 2", "torchrun"])
+def test_sigkill(victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*torchrun, toys.__file__, str(tmp_path)], stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        ranks = [int((tmp_path / str(rank)).read_text()) for rank in range(3)]
+        began = time.monotonic()
+        os.kill(ranks[2] if victim == "rank 2" else run.pid, signal.SIGKILL)
+        toys.wait_until_dead([run.pid, *ranks])
+        _, errors = run.communicate(timeout=5)
+        assert time.monotonic() - began < 5
+        assert run.returncode == (1 if victim == "rank 2" else -signal.SIGKILL)
+    if victim == "rank 2":
+        assert f"(pid: {ranks[2]})" in errors and "local_rank: 2" in errors and "SIGKILL" in errors, errors
