@@ -1,0 +1,75 @@
+"""What an engine is started with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atb_models.demo import demo_path
+from atb_models.errors import ConfigError
+from atb_models.fetch import model_folder
+from atb_models.models.config import ModelConfig, load_model_config
+
+DTYPES = ("fp16", "bf16", "fp32", "auto")
+DEVICES = ("npu", "cuda", "cpu")
+LOAD_FORMATS = ("auto", "dummy")
+# Prompt tokens of a step unless asked otherwise: many enough to use the processor, few enough that decodes go on.
+PREFILL_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The arguments of `LLM`, checked one by one; what needs the model's config is checked when it is read.
+
+    Lengths are in tokens. None: `model_path` the embedded checkpoint, `device` the first present of npu, cuda and cpu,
+    `max_seq_len` the model's limit, `max_prefill_tokens` 2048 a step, `kv_blocks` what memory allows.
+    """
+
+    model_path: str | None = None
+    dtype: str = "fp16"
+    device: str | None = None
+    tp: int = 1
+    block_size: int = 128
+    max_batch_size: int = 64
+    max_seq_len: int | None = None
+    max_prefill_tokens: int | None = None
+    kv_blocks: int | None = None
+    prefix_cache: bool = True
+    chat_template: str | None = None
+    config_overrides: dict[str, Any] | None = None
+    trust_remote_code: bool = False
+    load_format: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("load_format", self.load_format, LOAD_FORMATS)
+        if self.device is not None:
+            _one_of("device", self.device, DEVICES)
+        for name in ("tp", "block_size", "max_batch_size", "max_seq_len", "max_prefill_tokens", "kv_blocks"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{name} must be a whole number of 1 or more, not {value!r}")
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder, the embedded one's where no path was given; see fetch.py for what it raises."""
+        return demo_path() if self.model_path is None else model_folder(self.model_path)
+
+    def load_model_config(self, *, log: bool = False) -> ModelConfig:
+        """The checkpoint's config.json with the overrides; see models/config.py for what it raises and logs."""
+        return load_model_config(self.folder, self.config_overrides, log=log)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        return cls(**json.loads(text))
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

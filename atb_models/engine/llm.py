@@ -1,0 +1,262 @@
+"""`LLM`: the engine as a Python object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as List
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from atb_models.engine.block_manager import BlockManager
+from atb_models.engine.config import PREFILL_TOKENS, EngineConfig
+from atb_models.engine.device import choose_device
+from atb_models.engine.engine import Engine
+from atb_models.engine.expert_counts import ExpertCounts
+from atb_models.engine.model_runner import ModelRunner, serve
+from atb_models.engine.scheduler import Row, Scheduler
+from atb_models.engine.sequence import Sequence
+from atb_models.engine.spawn import open_group
+from atb_models.engine.stream import OutputStream
+from atb_models.errors import RequestError
+from atb_models.layers.attention import kv_heads_per_rank
+from atb_models.outputs import RequestOutput
+from atb_models.sampling_params import SamplingParams
+from atb_models.tokenizer import Tokenizer, load_tokenizer
+
+Prompt = str | List[int]
+Conversation = List[Mapping[str, str]]
+StepHook = Callable[[list[Row], Tensor, list[int]], None]
+
+
+class LLM:
+    """A model, loaded and ready to answer. A context manager: leaving it ends its ranks.
+
+    model_path: a checkpoint folder in Hugging Face layout; None is the embedded toy checkpoint.
+    dtype: fp16, bf16, fp32, or auto (the checkpoint's). device: npu, cuda or cpu; None takes the first there is.
+    tp: ranks that share the model; in a plain Python process they are started here, under torchrun the environment
+    decides (there, ranks other than 0 never return from this constructor: they execute steps and leave with status 0
+    when rank 0 closes). block_size: tokens of a KV block. max_batch_size: requests running at once, the others wait.
+    max_seq_len: prompt and answer together. max_prefill_tokens: prompt tokens of a step; longer prompts run in chunks.
+    kv_blocks: size of the KV pool; None takes what memory allows, at most what a full batch needs.
+    load_format: auto, or dummy for random weights. config_overrides: fields of config.json to replace.
+
+    Raises ConfigError, CheckpointError, CapacityError or RankError.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str] | None = None,
+        *,
+        dtype: str = "fp16",
+        device: str | None = None,
+        tp: int = 1,
+        block_size: int = 128,
+        max_batch_size: int = 64,
+        max_seq_len: int | None = None,
+        max_prefill_tokens: int | None = None,
+        kv_blocks: int | None = None,
+        prefix_cache: bool = True,
+        chat_template: str | None = None,
+        config_overrides: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        load_format: str = "auto",
+    ) -> None:
+        self.config = config = EngineConfig(
+            model_path=None if model_path is None else os.fspath(model_path),
+            dtype=dtype,
+            device=device,
+            tp=tp,
+            block_size=block_size,
+            max_batch_size=max_batch_size,
+            max_seq_len=max_seq_len,
+            max_prefill_tokens=max_prefill_tokens,
+            kv_blocks=kv_blocks,
+            prefix_cache=prefix_cache,
+            chat_template=chat_template,
+            config_overrides=config_overrides,
+            trust_remote_code=trust_remote_code,
+            load_format=load_format,
+        )
+        self._check_ranks()
+        self._group = open_group(config.to_json(), tp, choose_device(device))
+        try:
+            if self._group.rank != 0:
+                serve(ModelRunner(config, self._group), self._group)
+                self._group.close()
+                raise SystemExit(0)
+            self._tokenizer = load_tokenizer(config.folder, chat_template, trust_remote_code)
+            self._runner = ModelRunner(config, self._group)
+            self._experts = ExpertCounts.start(self._runner)
+            self._engine = self._build_engine()
+        except BaseException:
+            self._group.close()
+            raise
+
+    @overload
+    def generate(
+        self,
+        prompts: List[Prompt],
+        params: SamplingParams | List[SamplingParams] | None = None,
+        *,
+        stream: Literal[False] = False,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: List[Prompt],
+        params: SamplingParams | List[SamplingParams] | None = None,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[RequestOutput]: ...
+
+    def generate(
+        self,
+        prompts: List[Prompt],
+        params: SamplingParams | List[SamplingParams] | None = None,
+        *,
+        stream: bool = False,
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        """Complete each prompt, a text or a list of token ids -> outputs in the order of the prompts.
+
+        params: one for all or one each. stream: an iterator that yields an output whenever a request has a new token
+        (`delta` is its new text, `finish_reason` set on its last); leaving the iterator early aborts what still runs.
+        Raises RequestError or CapacityError naming the prompt; then none of them is run.
+        """
+        requests = [self._token_ids(prompt) for prompt in _listed(prompts)]
+        return self._answer(requests, params, stream=stream)
+
+    def chat(
+        self,
+        conversations: List[Conversation],
+        params: SamplingParams | List[SamplingParams] | None = None,
+        *,
+        stream: bool = False,
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        """The assistant's next turn of each conversation, a list of {"role", "content"}; otherwise like `generate`."""
+        tokenizer = self._need_tokenizer("a conversation")
+        return self._answer([tokenizer.apply_chat_template(one) for one in conversations], params, stream=stream)
+
+    @overload
+    def prompt_logits(self, token_ids: List[int]) -> Tensor: ...
+
+    @overload
+    def prompt_logits(self, token_ids: List[List[int]]) -> list[Tensor]: ...
+
+    def prompt_logits(self, token_ids: List[int] | List[List[int]]) -> Tensor | list[Tensor]:
+        """Logits at every prompt token, through the same paged steps -> [T, V] float32 on the CPU.
+
+        A list of prompts runs as one batch and gives a list.
+        """
+        batch = bool(token_ids) and not isinstance(token_ids[0], int)
+        prompts: Any = token_ids if batch else [token_ids]
+        stream = self._submit(prompts, [SamplingParams(max_tokens=1)] * len(prompts), want_prompt_logits=True)
+        for _ in stream:
+            pass
+        logits = [torch.cat(sequence.prompt_logits) for sequence in stream.sequences]
+        return logits if batch else logits[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where rank 0 computes."""
+        return self._group.device
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer; None where it has no tokenizer files."""
+        return self._tokenizer
+
+    @property
+    def on_step(self) -> StepHook | None:
+        """Called in every step with its rows, their logits [L, V] and the sampled tokens."""
+        return self._engine.on_step
+
+    @on_step.setter
+    def on_step(self, hook: StepHook | None) -> None:
+        self._engine.on_step = hook
+
+    def metrics(self) -> dict[str, Any]:
+        """Counts of the engine since its start and step times since `reset_timings`; see Engine.metrics."""
+        return self._engine.metrics()
+
+    def reset_timings(self) -> None:
+        """Forget the step times measured so far; counts stay."""
+        self._engine.reset_timings()
+
+    def close(self) -> None:
+        """End the ranks and free their memory; safe to repeat."""
+        if self._experts is not None:
+            self._experts.save()
+            self._experts = None
+        self._group.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_ranks(self) -> None:
+        """Refuse what cannot be shared before any rank is started."""
+        model = self.config.load_model_config()
+        kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, self.config.tp)
+
+    def _build_engine(self) -> Engine:
+        config, model = self.config, self._runner.model_config
+        blocks = BlockManager(self._runner.kv_blocks, config.block_size, config.prefix_cache)
+        budget = config.max_prefill_tokens or PREFILL_TOKENS
+        return Engine(
+            self._runner,
+            Scheduler(blocks, config.max_batch_size, budget, self._runner.max_seq_len),
+            eos_token_ids=model.eos_token_ids,
+            generation=model.generation,
+            tokenizer=self._tokenizer,
+            vocab_size=model.vocab_size,
+        )
+
+    def _answer(
+        self, prompts: List[List[int]], params: SamplingParams | List[SamplingParams] | None, *, stream: bool
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        outputs = self._submit(prompts, _one_each(params, len(prompts)), stream=stream)
+        return outputs if stream else sorted(outputs, key=lambda output: output.index)
+
+    def _submit(self, prompts: List[List[int]], params: List[SamplingParams], **options: bool) -> OutputStream:
+        """Queue all prompts, or none where one is refused."""
+        if self._engine.has_work():
+            raise RequestError("a streamed call of this LLM is still open; read it to its end or close() it first")
+        sequences: list[Sequence] = []
+        try:
+            for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+                sequences.append(self._engine.add_request(prompt, one, index=index, **options))
+        except Exception:
+            OutputStream(self._engine, sequences).close()
+            raise
+        return OutputStream(self._engine, sequences)
+
+    def _token_ids(self, prompt: Prompt) -> List[int]:
+        return self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self._tokenizer is None:
+            raise RequestError(f"{what} needs the tokenizer files, which {self.config.folder} has not; give token ids")
+        return self._tokenizer
+
+
+def _listed(prompts: List[Prompt]) -> List[Prompt]:
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        raise RequestError("prompts must be a list of texts or of token id lists; put the one prompt into a list")
+    return prompts
+
+
+def _one_each(params: SamplingParams | List[SamplingParams] | None, count: int) -> List[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"{len(params)} SamplingParams for {count} prompts; give one for all or one each")
+    return params

@@ -1,0 +1,69 @@
+"""How many KV blocks a rank can hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from atb_models import env
+from atb_models.engine.config import EngineConfig
+from atb_models.errors import CapacityError
+from atb_models.models.config import ModelConfig
+
+GIB = 1 << 30
+# Of the memory left after the weights, the share kept for activations, the allocator's slack and other processes.
+KEPT_SHARE = 0.2
+
+
+def block_bytes(config: ModelConfig, kv_heads: int, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one KV block on a rank with `kv_heads` heads: K and V of every layer."""
+    return 2 * config.num_hidden_layers * block_size * kv_heads * config.head_dim * dtype.itemsize
+
+
+def choose_kv_blocks(config: EngineConfig, max_seq_len: int, bytes_per_block: int, free_bytes: int) -> int:
+    """Blocks for `max_batch_size` sequences of `max_seq_len` tokens, or as many as fit.
+
+    Raises CapacityError when not one block fits; a request that is too long for the pool is refused on its own.
+    """
+    wanted = config.max_batch_size * -(-max_seq_len // config.block_size)
+    fitting = int(free_bytes * (1 - KEPT_SHARE)) // bytes_per_block
+    if fitting < 1:
+        raise CapacityError(
+            f"no memory for the KV cache: {free_bytes / GIB:.2f} GiB left after the weights, one block of"
+            f" {config.block_size} tokens takes {bytes_per_block / GIB:.4f} GiB;"
+            " use more ranks (--tp), fewer layers or a smaller --block_size, or free memory"
+        )
+    return min(wanted, fitting)
+
+
+def free_memory(device: torch.device, ranks_here: int) -> int:
+    """Bytes this rank may still take. On a CPU the ranks of a host share what is left, within the cgroup's limit."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = int(env.get("RESERVED_MEMORY_GB")) * GIB
+        return max(0, int(free - (1 - float(env.get("NPU_MEMORY_FRACTION"))) * total) - reserved)
+    return min(_host_available(), _cgroup_available()) // ranks_here
+
+
+def _host_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise CapacityError("/proc/meminfo has no MemAvailable line; give the pool's size with --kv_blocks")
+
+
+def _cgroup_available() -> int:
+    """What the cgroup's limit leaves, or a number beyond any memory where there is no limit (v2, then v1)."""
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        try:
+            text = (root / limit).read_text().strip()
+            if text != "max":
+                return max(0, int(text) - int((root / usage).read_text()))
+        except OSError:
+            continue
+    return 1 << 62

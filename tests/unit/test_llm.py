@@ -1,0 +1,163 @@
+"""`LLM` from outside, on a tiny random checkpoint: what it takes, gives and refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from atb_models import LLM, SamplingParams
+from atb_models.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from tests.tiny import write_checkpoint
+
+GREEDY = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("with a blank")
+    write_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, dtype="fp32", device="cpu", max_batch_size=3, block_size=16) as llm:
+        yield llm
+
+
+def test_outputs_come_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = [[5] * 30, [6], [7, 8], [9] * 10]
+    params = [SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in (9, 1, 4, 2)]
+    outputs = llm.generate(prompts, params)
+    assert [output.index for output in outputs] == [0, 1, 2, 3]
+    assert [output.prompt_token_ids for output in outputs] == prompts
+    assert [len(output.token_ids) for output in outputs] == [9, 1, 4, 2]
+    assert {output.finish_reason for output in outputs} == {"length"}
+    alone = [llm.generate([prompt], one)[0].token_ids for prompt, one in zip(prompts, params, strict=True)]
+    assert [output.token_ids for output in outputs] == alone
+
+
+def test_streaming_yields_each_token(llm: LLM) -> None:
+    seen: dict[int, list[int]] = {}
+    for output in llm.generate([[5, 6], [7]], GREEDY, stream=True):
+        assert len(output.token_ids) == len(seen.get(output.index, [])) + 1
+        seen[output.index] = output.token_ids
+    assert [seen[i] for i in (0, 1)] == [output.token_ids for output in llm.generate([[5, 6], [7]], GREEDY)]
+
+
+def test_leaving_a_stream_frees_its_blocks(llm: LLM) -> None:
+    stream = llm.generate([[5, 6], [7]], GREEDY, stream=True)
+    next(iter(stream))
+    assert llm.metrics()["running"] == 2
+    stream.close()  # type: ignore[attr-defined]
+    metrics = llm.metrics()
+    assert (metrics["running"], metrics["waiting"]) == (0, 0)
+    assert metrics["free_blocks"] == metrics["total_blocks"]
+
+
+def test_one_call_at_a_time(llm: LLM) -> None:
+    stream = llm.generate([[5, 6]], GREEDY, stream=True)
+    with pytest.raises(RequestError, match="streamed call of this LLM is still open"):
+        llm.generate([[7]], GREEDY)
+    del stream  # never read
+    assert len(llm.generate([[7]], GREEDY)) == 1
+
+
+def test_prompt_logits_of_one_and_of_several(llm: LLM) -> None:
+    one, two = llm.prompt_logits([5, 6, 7]), llm.prompt_logits([[5, 6, 7], [8]])
+    assert one.shape == (3, 256) and one.dtype == torch.float32
+    assert torch.allclose(one, two[0], atol=1e-5) and two[1].shape == (1, 256)
+
+
+def test_logprobs_are_those_of_the_logits(llm: LLM) -> None:
+    (output,) = llm.generate([[5, 6]], SamplingParams(max_tokens=1, temperature=0, logprobs=3))
+    expected = torch.log_softmax(llm.prompt_logits([5, 6])[-1], dim=0).topk(3)
+    assert output.logprobs is not None
+    assert list(output.logprobs[0]) == expected.indices.tolist()
+    assert list(output.logprobs[0].values()) == pytest.approx(expected.values.tolist(), abs=1e-5)
+
+
+def test_a_refused_prompt_stops_the_call_before_any_runs(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="600 tokens.*max_seq_len 512"):
+        llm.generate([[5], [6] * 600], GREEDY)
+    assert llm.metrics()["waiting"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["text"], "needs the tokenizer files"),
+        ("text", "prompts must be a list"),
+        ([5, 6], "prompts must be a list"),
+        ([[256]], "token id 256; ids go from 0 to 255"),
+        ([[]], "0 tokens"),
+    ],
+)
+def test_prompts_that_cannot_be_served(llm: LLM, prompts: list, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.generate(prompts, GREEDY)
+
+
+def test_one_params_each_or_one_for_all(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="2 SamplingParams for 3 prompts"):
+        llm.generate([[5], [6], [7]], [GREEDY, GREEDY])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dtype": "int8"}, ConfigError, "dtype must be one of fp16, bf16, fp32, auto, not 'int8'"),
+        ({"device": "tpu"}, ConfigError, "device must be one of npu, cuda, cpu"),
+        ({"device": "npu"}, ConfigError, "no Ascend backend yet"),
+        ({"tp": 0}, ConfigError, "tp must be a whole number of 1 or more, not 0"),
+        ({"tp": 3}, ConfigError, "3 ranks cannot share 8 attention heads.*runs on 1, 2, 4, 8"),
+        ({"max_seq_len": 513}, ConfigError, "max_seq_len 513 is beyond the model's 512 positions"),
+        ({"load_format": "gguf"}, ConfigError, "load_format must be one of"),
+        ({"config_overrides": {"num_layers": 1}}, ConfigError, "num_layers.*num_hidden_layers"),
+        ({"config_overrides": {"vocab_size": 300}}, CheckpointError, r"embed_tokens.weight.*\(256, 64\).*\(300, 64\)"),
+    ],
+)
+def test_arguments_that_cannot_be_honoured(folder: Path, arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        LLM(folder, **{"device": "cpu", **arguments})
+
+
+def test_a_pool_too_small_for_a_request(folder: Path) -> None:
+    with LLM(folder, device="cpu", block_size=16, kv_blocks=2) as llm:
+        with pytest.raises(CapacityError, match="needs 4 KV blocks of 16 tokens.*there are 2"):
+            llm.generate([[5] * 50], GREEDY)
+        assert len(llm.generate([[5] * 20], GREEDY)[0].token_ids) == 5
+
+
+def test_dtype_auto_is_the_checkpoints(folder: Path) -> None:
+    with LLM(folder, dtype="auto", device="cpu") as auto, LLM(folder, dtype="bf16", device="cpu") as bf16:
+        assert torch.equal(auto.prompt_logits([5, 6]), bf16.prompt_logits([5, 6]))
+
+
+def test_dummy_weights_need_no_checkpoint_and_are_the_same_on_any_ranks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((write_config(tmp_path / "source")).read_text())
+    logits = []
+    for tp in (1, 2):
+        with LLM(tmp_path, dtype="fp32", device="cpu", tp=tp, load_format="dummy") as llm:
+            logits.append(llm.prompt_logits([5, 6, 7]))
+    assert torch.allclose(*logits, atol=2e-4)
+    assert logits[0].std() > 1e-3
+
+
+def write_config(folder: Path) -> Path:
+    write_checkpoint(folder)
+    return folder / "config.json"
+
+
+def test_the_token_counts_of_each_expert(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINDIE_ENABLE_EXPERT_HOTPOT_GATHER", "1")
+    monkeypatch.setenv("MINDIE_EXPERT_HOTPOT_DUMP_PATH", str(tmp_path))
+    with LLM(folder, device="cpu") as llm:
+        llm.generate([[5] * 7], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
+    rows = [line.split(",") for line in (tmp_path / "experts.csv").read_text().split()[1:]]
+    assert len(rows) == 2 * 8  # MoE layers, experts
+    for layer in ("1", "2"):
+        assert sum(int(tokens) for at, _, tokens in rows if at == layer) == (7 + 3) * 3
