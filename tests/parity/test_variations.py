@@ -59,3 +59,8 @@ def test_two_ranks(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_more_ranks(name: str, tp: int, tmp_path: Path) -> None:
     check(tmp_path, VARIATIONS[name], tp)
+
+
+@pytest.mark.full
+def test_sixteen_ranks(tmp_path: Path) -> None:
+    check(tmp_path, {"num_attention_heads": 16, "num_key_value_heads": 4, "hidden_size": 128}, tp=16)

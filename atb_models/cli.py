@@ -1,0 +1,84 @@
+"""The console script `atb-models`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from atb_models import __version__
+from atb_models.errors import ConfigError
+from atb_models.launcher.args import Parser
+from atb_models.launcher.exit_status import print_error, run_guarded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of `atb-models` with these arguments (None: the process's)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run_guarded(lambda: _dispatch(words))
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    build_parser().parse_args(words or ["--help"])
+    raise AssertionError("the parser accepts commands only")
+
+
+def build_parser() -> Parser:
+    """The parser of the command's name; each command reads its own arguments."""
+    parser = Parser(
+        prog="atb-models",
+        description="Inference of mixture-of-experts models.",
+        epilog="; ".join(f"{name}: {command.__doc__}" for name, command in COMMANDS.items()),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("command", choices=tuple(COMMANDS))
+    return parser
+
+
+def _run(words: list[str]) -> int:
+    """run_pa.py in this process, its flags follow"""
+    from atb_models.launcher.main import main as run_pa
+
+    return run_pa(words)
+
+
+def _launch(words: list[str]) -> int:
+    """run_pa.py on one rank a device, as the example scripts do"""
+    from atb_models.launch import main as launch
+
+    return launch(words)
+
+
+def _env(words: list[str]) -> int:
+    """versions, and the environment variables with their values"""
+    from atb_models.env_report import print_report
+
+    _no_more(words)
+    problems = print_report(sys.stdout)
+    for problem in problems:
+        print_error(problem)
+    return ConfigError.exit_status if problems else 0
+
+
+def _demo_path(words: list[str]) -> int:
+    """the folder of the embedded checkpoint"""
+    from atb_models.demo import demo_path
+
+    _no_more(words)
+    print(demo_path())
+    return 0
+
+
+def _no_more(words: list[str]) -> None:
+    if words:
+        raise ConfigError(f"unexpected word {words[0]!r}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "launch": _launch,
+    "env": _env,
+    "demo_path": _demo_path,
+}

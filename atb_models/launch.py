@@ -1,0 +1,78 @@
+"""The launcher of the example scripts: run_pa on one rank a device, started by torchrun.
+
+    python -m atb_models.launch [weights] [run_pa's flags]
+
+What can be wrong with the arguments, the variables and config.json is said here, once, before any rank starts. This
+process becomes torchrun; the scripts `exec` it, so that their pid is torchrun's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from atb_models import env, log
+from atb_models.launcher.affinity import rank_cores, rank_threads
+from atb_models.launcher.args import AUTO, parse_args
+from atb_models.launcher.devices import choose_devices, existing_devices, export_devices
+from atb_models.launcher.exit_status import run_guarded
+from atb_models.launcher.job import prepare
+from atb_models.launcher.port import choose_port
+from atb_models.launcher.torchrun import PortTaken, run_ranks
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of the run with these arguments (None: the process's)."""
+    os.environ["ATB_LAUNCHER_PID"] = str(os.getpid())
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # torchrun sets them for its ranks
+        os.environ.pop(name, None)
+    return run_guarded(lambda: launch(sys.argv[1:] if argv is None else argv))
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Decide devices and port, then run the ranks. Raises AtbError for what is seen before they start."""
+    log.setup()
+    args = parse_args(argv)
+    os.environ.pop("ATB_LAUNCHER_MODEL_PATH", None)
+    found = _check(args)
+    wanted_port, listed = env.get("MASTER_PORT"), env.get("ASCEND_RT_VISIBLE_DEVICES")
+    choose_port(wanted_port)
+    environ = dict(os.environ)  # choosing a device changes it
+    kind, existing = existing_devices(args.device)
+    devices = choose_devices(listed, existing, None if args.tp == AUTO else args.tp)
+    rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
+    os.environ.update(export_devices(kind, devices, environ))
+    if found is not None:
+        os.environ["ATB_LAUNCHER_MODEL_PATH"] = found
+    os.environ["OMP_NUM_THREADS"] = str(rank_threads(len(devices)))
+    address = env.get("MASTER_ADDR") or env.get("MASTER_IP") or "127.0.0.1"
+    return _run(len(devices), address, wanted_port, argv)
+
+
+def _check(args: argparse.Namespace) -> str | None:
+    """All that is wrong without a device; rank 0 repeats the notices. Returns the checkpoint's folder."""
+    logging.disable(logging.WARNING)
+    try:
+        path: str | None = prepare(args).llm["model_path"]
+        return path
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _run(count: int, address: str, wanted_port: int | None, argv: Sequence[str]) -> int:
+    """Start the ranks; another launcher may take the port between our look and torchrun's."""
+    taken: set[int] = set()
+    while True:
+        port = choose_port(wanted_port, taken)
+        try:
+            return run_ranks(count, address, port, argv)
+        except PortTaken:
+            taken.add(port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

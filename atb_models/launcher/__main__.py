@@ -1,0 +1,11 @@
+"""`python -m atb_models.launcher` is run_pa.py, for an installed package."""
+
+import sys
+
+from atb_models.engine.lifetime import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent()
+    from atb_models.launcher.main import main
+
+    sys.exit(main())

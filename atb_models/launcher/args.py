@@ -1,0 +1,265 @@
+"""The flags of run_pa: MindIE's names and defaults, ours in the same spelling, the unsupported refused by name."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from atb_models.errors import ConfigError
+
+DEFAULT_QUESTION = "What's deep learning?"
+DEFAULT_MAX_INPUT_LENGTH = 1024
+MAX_BLOCK_SIZE = 576
+AUTO = -1
+
+# Flags of the original that are refused whatever their value, with the reason.
+REFUSED = {
+    "input_dict": "LoRA adapters are not supported; give the prompts with --input_texts",
+    "lora_modules": "LoRA adapters are not supported",
+    "kw_args": "there are no free engine options; every option has its own flag",
+    "enable_atb_torch": "there is one graph builder only; leave the flag out",
+    "distributed_enable": "several hosts are not supported; the ranks of one host need no flag",
+    "is_embedding_model": "embedding models are not supported",
+}
+# Flags of the original of which only these values mean something here.
+FIXED = {
+    "dp": ((AUTO, 1), "attention data parallelism is not supported; use --tp"),
+    "moe_tp": ((AUTO, 1), "experts are always cut by their width over all ranks; leave the flag out"),
+    "moe_ep": ((AUTO, 1), "expert parallelism is not supported; experts are cut by their width over all ranks"),
+    "pp": ((AUTO, 1), "pipeline parallelism is not supported; use --tp"),
+    "sp": ((AUTO, 1), "sequence parallelism is not supported; use --tp"),
+    "cp": ((AUTO, 1), "context parallelism is not supported; use --tp"),
+    "microbatch_size": ((AUTO, 1), "micro batches belong to pipeline parallelism, which is not supported"),
+    "max_loras": ((0,), "LoRA adapters are not supported"),
+    "max_lora_rank": ((0,), "LoRA adapters are not supported"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists the flags)")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse and check run_pa's arguments. Raises ConfigError, which names the flag."""
+    parser = build_parser()
+    args, extra = parser.parse_known_intermixed_args(list(argv))
+    if extra:
+        parser.error(_unknown(extra[0], parser))
+    if "" in (args.weight_path, args.model_path):
+        parser.error("the model path is empty; leave it out for the embedded checkpoint")
+    if args.weight_path and args.model_path and args.weight_path != args.model_path:
+        parser.error(f"two model paths: {args.weight_path!r} and --model_path {args.model_path!r}")
+    args.model_path = args.model_path or args.weight_path
+    if args.input_file and not args.is_chat_model:
+        parser.error("--input_file holds conversations and needs --is_chat_model")
+    if not args.load_tokenizer and (args.is_chat_model or not args.input_ids):
+        parser.error("--load_tokenizer False leaves no way to read text; give token ids with --input_ids, not a chat")
+    if args.do_sample and args.temperature == 0:
+        parser.error("--do_sample asks for sampling, --temperature 0 for greedy decoding")
+    _check_overrides(args)
+    if args.max_position_embeddings is not None:
+        check_lengths(args, args.max_position_embeddings, "--max_position_embeddings")
+    return args
+
+
+def check_lengths(args: argparse.Namespace, limit: int, source: str) -> None:
+    """Refuse prompt and answer lengths beyond `limit` positions, which `source` names.
+
+    A --max_input_length that was not given is the smaller of 1024 and what the limit leaves.
+    """
+    wanted = args.max_output_length + (args.max_input_length or 1)
+    if wanted > limit:
+        prompt = f"--max_input_length {args.max_input_length}" if args.max_input_length else "a prompt of 1 token"
+        raise ConfigError(
+            f"{prompt} and --max_output_length {args.max_output_length} need {wanted} positions,"
+            f" {source} allows {limit}; shorten one of them"
+        )
+
+
+def input_length(args: argparse.Namespace, limit: int) -> int:
+    """--max_input_length, or its default: 1024 tokens, less where the positions end."""
+    return args.max_input_length or min(DEFAULT_MAX_INPUT_LENGTH, limit - args.max_output_length)
+
+
+def build_parser() -> Parser:
+    """The parser; `refused flags` are in it, so that a test can compare it with the README's table."""
+    parser = Parser(
+        prog="run_pa.py",
+        description="Paged-attention inference of a mixture-of-experts model. Answers on stdout, log on stderr.",
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
+    parser.add_argument("weight_path", nargs="?", default=None, help="the same as --model_path")
+    _model_flags(parser.add_argument_group("model"))
+    _input_flags(parser.add_argument_group("input"))
+    _size_flags(parser.add_argument_group("sizes"))
+    _sampling_flags(parser.add_argument_group("decoding (greedy unless one of these asks otherwise)"))
+    _refused_flags(parser.add_argument_group("flags of MindIE's run_pa that are refused, with the reason"))
+    return parser
+
+
+Group = argparse._ArgumentGroup
+
+
+def _model_flags(group: Group) -> None:
+    add = group.add_argument
+    add("--model_path", help="folder of the checkpoint; none: the embedded demo checkpoint")
+    add("--download", action="store_true", help="fetch a --model_path that is a repository name (needs the extra hub)")
+    add("--trust_remote_code", "-trust_remote_code", action="store_true",
+        help="let a tokenizer run its checkpoint's code; model code is never run")  # fmt: skip
+    add("--load_tokenizer", type=_true_or_false, default=True, metavar="{True,False}",
+        help="False: token ids in, token ids out")  # fmt: skip
+    add("--chat_template", help="Jinja template, or a file that holds one")
+    add("--dtype", choices=("fp16", "bf16", "fp32", "auto"), default="fp16", help="auto: the checkpoint's")
+    add("--device", choices=("npu", "cuda", "cpu"), help="none: the first that is there, in this order")
+    add("--tp", type=_tp, default=AUTO, help="tensor-parallel ranks; -1: as many as there are devices listed")
+    add("--load_format", choices=("auto", "dummy"), default="auto", help="dummy: random weights, for measuring")
+    add("--config_overrides", type=_json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
+
+
+def _input_flags(group: Group) -> None:
+    add = group.add_argument
+    add("--input_texts", nargs="+", metavar="TEXT", default=[DEFAULT_QUESTION],
+        help="one request each; a file's name stands for its content")  # fmt: skip
+    add("--input_ids", nargs="+", type=_token_ids, metavar="IDS",
+        help="one request each, as 1,15,27; taken before --input_texts")  # fmt: skip
+    add("--input_file", metavar="JSONL", help="one conversation a line; before all others, needs --is_chat_model")
+    add("--is_chat_model", action="store_true", help="a text is a user's turn of a conversation")
+    add("--stream", action="store_true", help="print answers as they come")
+
+
+def _size_flags(group: Group) -> None:
+    add = group.add_argument
+    add("--max_batch_size", type=_positive, default=1, help="requests at once; a single input is copied that often")
+    add("--max_input_length", type=_positive, help="prompt tokens planned for; a longer prompt is run, with a warning"
+        f" (default: {DEFAULT_MAX_INPUT_LENGTH})")  # fmt: skip
+    add("--max_output_length", type=_positive, default=20, help="new tokens of a request")
+    add("--max_position_embeddings", type=_positive, help="in place of config.json's")
+    add("--max_prefill_tokens", type=_positive_or_auto, default=AUTO, help="prompt tokens of a step; -1: automatic")
+    add("--max_prefill_batch_size", type=_positive,
+        help="full prompts of a step: the automatic --max_prefill_tokens is n times input plus output")  # fmt: skip
+    add("--block_size", type=_block_size, default=128, help="tokens of a KV cache block")
+    add("--kv_blocks", type=_positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
+    add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
+
+
+def _sampling_flags(group: Group) -> None:
+    add = group.add_argument
+    add("--do_sample", action="store_true", help="sample, at temperature 1 unless given")
+    add("--use_generation_config", action="store_true", help="what is not given is the checkpoint's generation_config")
+    add("--temperature", type=float, help="0: greedy")
+    add("--top_k", type=int, help="sample from the k likeliest tokens")
+    add("--top_p", type=float, help="sample from the likeliest tokens that hold this probability")
+    add("--min_p", type=float, help="drop tokens below this share of the likeliest one's probability")
+    add("--repetition_penalty", type=float, help="divide the logits of tokens seen in prompt or answer")
+    add("--presence_penalty", type=float, help="lower the logits of tokens of the answer")
+    add("--frequency_penalty", type=float, help="lower them by each occurrence")
+    add("--seed", type=int, help="of sampling")
+    add("--stop", nargs="+", metavar="TEXT", help="texts that end an answer")
+    add("--stop_token_ids", nargs="+", type=int, metavar="ID", help="tokens that end an answer")
+    add("--ignore_eos", action="store_true", help="go on after the end-of-sentence token")
+    add("--logprobs", type=int, help="print the log probabilities of the chosen and the n likeliest tokens")
+
+
+def _refused_flags(group: Group) -> None:
+    for name, reason in REFUSED.items():
+        group.add_argument(f"--{name}", nargs="*", action=_Refuse, help=reason)
+    for name, (values, reason) in FIXED.items():
+        group.add_argument(f"--{name}", action=_Only, default=values[0], help=reason)
+
+
+class _Refuse(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        raise ConfigError(f"--{self.dest} is refused: {self.help}")
+
+
+class _Only(argparse.Action):
+    def __call__(self, _: object, namespace: argparse.Namespace, text: object, *__: object) -> None:
+        values, reason = FIXED[self.dest]
+        if str(text) not in map(str, values):
+            raise ConfigError(f"--{self.dest} {text} is refused: {reason}")
+        setattr(namespace, self.dest, int(str(text)))
+
+
+class _Help(argparse.HelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False, argparse.SUPPRESS) or "(default" in (action.help or "")
+        return action.help if silent else f"{action.help} (default: %(default)s)"
+
+
+def _number(text: str, low: int, allowed: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if value < low:
+        raise argparse.ArgumentTypeError(f"must be {allowed}, not {text!r}")
+    return value
+
+
+def _positive(text: str) -> int:
+    return _number(text, 1, "a whole number of 1 or more")
+
+
+def _positive_or_auto(text: str) -> int:
+    return AUTO if text == str(AUTO) else _number(text, 1, "-1 (automatic) or a whole number of 1 or more")
+
+
+_tp = _positive_or_auto
+
+
+def _block_size(text: str) -> int:
+    value = _number(text, 1, f"a whole number from 1 to {MAX_BLOCK_SIZE}")
+    if value > MAX_BLOCK_SIZE:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_BLOCK_SIZE}, not {value}")
+    return value
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError:
+        ids = [-1]
+    if min(ids) < 0:
+        raise argparse.ArgumentTypeError(f"must be token numbers joined by commas, not {text!r}")
+    return ids
+
+
+def _true_or_false(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
+    return text == "True"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'must be a JSON object, as {{"num_hidden_layers": 4}}, not {text!r}')
+    return value
+
+
+def _check_overrides(args: argparse.Namespace) -> None:
+    """--max_position_embeddings is one of the overrides; giving both different values is a contradiction."""
+    limit = args.max_position_embeddings
+    other = (args.config_overrides or {}).get("max_position_embeddings", limit)
+    if limit is not None and other != limit:
+        raise ConfigError(f"--max_position_embeddings {limit} contradicts {other!r} in --config_overrides")
+
+
+def _unknown(word: str, parser: Parser) -> str:
+    if not word.startswith("-"):
+        return f"unexpected word {word!r}: the model path was given already"
+    name = word.split("=")[0]
+    near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+    return f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,74 @@
+"""run_pa's arguments as those of `LLM` and `SamplingParams`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from atb_models import env
+from atb_models.errors import ConfigError, RequestError
+from atb_models.launcher.args import AUTO
+from atb_models.sampling_params import DEFAULTS, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+# A flag of this list that asks for something else than its neutral value means that sampling is wanted.
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """Greedy without filters and penalties unless a flag says otherwise; raises ConfigError for a value out of range.
+
+    --use_generation_config leaves what is not given to the checkpoint. A sampling flag alone means temperature 1.
+    """
+    values = {name: getattr(args, name) for name in DEFAULTS}
+    samples = args.do_sample or any(getattr(args, name) is not None for name in SAMPLING_FLAGS)
+    if samples and args.temperature is None and (args.do_sample or not args.use_generation_config):
+        values["temperature"] = 1.0
+    if not args.use_generation_config:
+        values = {name: DEFAULTS[name] if value is None else value for name, value in values.items()}
+    if args.seed is not None and values["temperature"] == 0:
+        logger.warning("--seed has no effect: decoding is greedy (--do_sample samples)")
+    try:
+        return SamplingParams(
+            max_tokens=args.max_output_length,
+            seed=args.seed,
+            stop=args.stop,
+            stop_token_ids=args.stop_token_ids,
+            ignore_eos=args.ignore_eos,
+            logprobs=args.logprobs,
+            **values,
+        )
+    except RequestError as error:
+        raise ConfigError(f"--{error}") from None
+
+
+def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `LLM`, but for `max_prefill_tokens`, which depends on the model.
+
+    In a benchmark the prefix cache is off unless asked for: the throw-away run would leave its blocks to the timed one.
+    """
+    overrides = dict(args.config_overrides or {})
+    if args.max_position_embeddings is not None:
+        overrides["max_position_embeddings"] = args.max_position_embeddings
+    default_cache = "off" if env.get("ATB_LLM_BENCHMARK_ENABLE") else "on"
+    return {
+        "model_path": args.model_path,
+        "dtype": args.dtype,
+        "device": args.device,
+        "tp": ranks(args),
+        "block_size": args.block_size,
+        "max_batch_size": args.max_batch_size,
+        "kv_blocks": args.kv_blocks,
+        "prefix_cache": (args.prefix_cache or default_cache) == "on",
+        "chat_template": args.chat_template,
+        "config_overrides": overrides or None,
+        "trust_remote_code": args.trust_remote_code,
+        "load_format": args.load_format,
+    }
+
+
+def ranks(args: argparse.Namespace) -> int:
+    """--tp, or without it as many as torchrun has started: 1 in a plain process."""
+    return int(env.get("WORLD_SIZE") or 1) if args.tp == AUTO else int(args.tp)

@@ -1,0 +1,66 @@
+"""How the command line programs end: one line for a user's mistake, and a status that is not 0.
+
+A rank started by `atb_models.launch` writes its error where ATB_LAUNCHER_ERRORS says instead of printing it, so that
+the launcher can say once what eight ranks found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from atb_models.errors import AtbError, RankError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def run_guarded(program: Callable[[], int | None]) -> int:
+    """The exit status of `program`, its own or that of the error it ended with. SystemExit passes through."""
+    try:
+        status = program() or 0
+        sys.stdout.flush()
+        return status
+    except AtbError as error:
+        return report(str(error), error.exit_status, is_consequence=isinstance(error, RankError))
+    except KeyboardInterrupt:
+        return report("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our stdout has left; keep the interpreter from flushing into it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return report(_missing_package(error) or "internal error\n" + traceback.format_exc().rstrip())
+
+
+def report(message: str, status: int = 1, *, is_consequence: bool = False) -> int:
+    """Say why this process ends with `status`, which is returned: to the launcher if it listens, else on stderr.
+
+    is_consequence: only another rank's end was seen.
+    """
+    place = os.environ.get("ATB_LAUNCHER_ERRORS")
+    rank = os.environ.get("RANK")
+    if place and rank is not None:
+        told = {"rank": int(rank), "message": message, "status": status, "is_consequence": is_consequence}
+        try:
+            with open(place, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(told) + "\n")
+            return status
+        except OSError:
+            pass  # the launcher is gone
+    print_error(message)
+    return status
+
+
+def _missing_package(error: Exception) -> str | None:
+    """What to say of an interpreter without torch, say; None for any other error."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name is None or name.split(".")[0] == "atb_models":
+        return None
+    return f"{sys.executable} has no module {name}; bash examples/quickstart.sh makes an environment that has it"
+
+
+def print_error(message: str) -> None:
+    """The one form of an error on stderr."""
+    print(f"atb-models: error: {message}", file=sys.stderr, flush=True)

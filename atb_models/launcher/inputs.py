@@ -1,0 +1,86 @@
+"""What run_pa is asked: the requests, chosen from the input flags in MindIE's order."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atb_models.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The requests, all of one form: token ids, texts, or conversations when `is_chat`."""
+
+    items: list[Any]
+    is_chat: bool = False
+
+
+def read_inputs(args: argparse.Namespace) -> Inputs:
+    """Requests by priority: --input_file (with --is_chat_model), --input_ids, --input_texts.
+
+    A text that names an existing file is replaced by its content; with --is_chat_model a text becomes a user's turn.
+    A single request is copied --max_batch_size times. Raises ConfigError for a file that cannot be used.
+    """
+    if args.input_file:
+        inputs = Inputs(_conversations(Path(args.input_file)), is_chat=True)
+    elif args.input_ids:
+        if args.is_chat_model:
+            logger.warning("--is_chat_model has no effect on --input_ids: token ids are used as they are")
+        inputs = Inputs(args.input_ids)
+    else:
+        texts = [_text_or_content(text) for text in args.input_texts]
+        turns: list[Any] = [[{"role": "user", "content": text}] for text in texts]
+        inputs = Inputs(turns, is_chat=True) if args.is_chat_model else Inputs(texts)
+    if len(inputs.items) == 1:
+        return Inputs(inputs.items * args.max_batch_size, inputs.is_chat)
+    return inputs
+
+
+def _text_or_content(text: str) -> str:
+    try:
+        path = Path(text)
+        if not path.is_file():
+            return text
+    except (OSError, ValueError):  # too long for a name, or a NUL in it: a text
+        return text
+    logger.info("input text is the content of %s", path)
+    return _read(path, "--input_texts")
+
+
+def _conversations(path: Path) -> list[Conversation]:
+    lines = [(number, line) for number, line in enumerate(_read(path, "--input_file").splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ConfigError(f"--input_file {path} holds no conversation; it needs a JSON list of role and content a line")
+    return [_conversation(line, f"--input_file {path}, line {number}") for number, line in lines]
+
+
+def _conversation(line: str, place: str) -> Conversation:
+    try:
+        turns = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{place} is no JSON: {error}") from None
+    if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
+        raise ConfigError(f'{place} is no conversation; it must be like [{{"role": "user", "content": "Hello"}}]')
+    return turns
+
+
+def _is_turn(turn: object) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
+
+
+def _read(path: Path, flag: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{flag} {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None

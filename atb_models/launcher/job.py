@@ -1,0 +1,67 @@
+"""What run_pa's arguments ask for, checked as far as it goes without torch and a device."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atb_models import env
+from atb_models.engine.config import EngineConfig
+from atb_models.errors import ConfigError
+from atb_models.fetch import download, model_folder
+from atb_models.launcher.args import check_lengths, input_length
+from atb_models.launcher.engine_args import llm_arguments, sampling_params
+from atb_models.launcher.inputs import Inputs, read_inputs
+from atb_models.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Job:
+    """`llm`: the keyword arguments of `LLM`. `input_length`: prompt tokens planned for."""
+
+    llm: dict[str, Any]
+    inputs: Inputs
+    params: SamplingParams
+    input_length: int
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Find the checkpoint (with --download fetch it), read its config.json and the inputs, check the lengths.
+
+    Raises ConfigError or CheckpointError.
+    """
+    inputs, params = read_inputs(args), sampling_params(args)
+    llm = llm_arguments(args) | {"model_path": find_checkpoint(args.model_path, fetch=args.download)}
+    config = EngineConfig(model_path=llm["model_path"], config_overrides=llm["config_overrides"])
+    limit = config.load_model_config().max_position_embeddings
+    check_lengths(args, limit, f"{config.folder / 'config.json'}")
+    length = input_length(args, limit)
+    return Job(llm | {"max_prefill_tokens": _prefill_tokens(args, length)}, inputs, params, length)
+
+
+def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
+    """The checkpoint's folder for what the user typed, None for the embedded one; with `fetch` a name is downloaded.
+
+    The launcher does this once and tells its ranks.
+    """
+    found = env.get("ATB_LAUNCHER_MODEL_PATH")
+    if found is not None:
+        return str(found)
+    if path is None:
+        if fetch:
+            raise ConfigError("--download needs a --model_path that names what to fetch")
+        return None
+    if fetch and not Path(path).expanduser().is_dir():
+        return str(download(path))
+    return str(model_folder(path))
+
+
+def _prefill_tokens(args: argparse.Namespace, length: int) -> int | None:
+    """--max_prefill_tokens; automatic: by --max_prefill_batch_size as in MindIE, else the engine's own."""
+    if args.max_prefill_tokens > 0:
+        return int(args.max_prefill_tokens)
+    if args.max_prefill_batch_size is None:
+        return None
+    return int(args.max_prefill_batch_size) * (length + int(args.max_output_length))

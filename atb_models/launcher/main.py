@@ -1,0 +1,119 @@
+"""run_pa: read the arguments, run the requests, print the answers. Under torchrun every rank runs this."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atb_models import env, log
+from atb_models.launcher.affinity import bind_cores
+from atb_models.launcher.args import parse_args
+from atb_models.launcher.benchmark import WARM_UP_TOKENS, Timings, write_benchmark
+from atb_models.launcher.exit_status import run_guarded
+from atb_models.launcher.job import Job, prepare
+from atb_models.launcher.permissions import warn_of_permissions
+from atb_models.launcher.report import AnswerPrinter, save_token_ids
+from atb_models.outputs import RequestOutput
+from atb_models.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from atb_models import LLM
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of run_pa with these arguments (None: the process's)."""
+    # torch_npu is imported where it is used; autoloading it would break `import torch` where CANN is missing.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    return run_guarded(lambda: run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Everything between the arguments and the last answer. Ranks other than 0 do not return from building the LLM."""
+    log.setup()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end the run
+    args = parse_args(argv)
+    job = prepare(args)
+    from atb_models.engine.device import choose_device
+
+    device = choose_device(args.device)
+    bind_cores(device)
+    _say_before(job, device)
+    from atb_models import LLM
+
+    with LLM(**job.llm) as llm:
+        outputs = _infer(llm, job, args)
+    _warn_of_long_prompts(outputs, job.input_length)
+    if env.get("ATB_LLM_TOKEN_IDS_SAVE_ENABLE"):
+        save_token_ids(env.get("ATB_LLM_TOKEN_IDS_SAVE_FOLDER"), outputs)
+
+
+def _say_before(job: Job, device: str) -> None:
+    """What the user may not know about this run."""
+    for line in env.unread_notice(device):
+        logger.warning(line)
+    if job.llm["model_path"] is None:
+        logger.warning("no --model_path: the embedded toy checkpoint answers (its folder: `atb-models demo_path`)")
+    else:
+        logger.info("[MODEL_PATH]: %s", job.llm["model_path"])
+        warn_of_permissions(Path(job.llm["model_path"]))
+    if job.llm["trust_remote_code"]:
+        logger.info("[TRUST_REMOTE_CODE]: true")
+
+
+def _infer(llm: LLM, job: Job, args: argparse.Namespace) -> list[RequestOutput]:
+    """Run the requests, print each answer when it is there, write the benchmark's csv."""
+    benchmark = env.get("ATB_LLM_BENCHMARK_ENABLE")
+    if benchmark:
+        _warm_up(llm, job)
+        llm.reset_timings()
+    if env.get("ATB_LLM_LOGITS_SAVE_ENABLE"):
+        from atb_models.launcher.logits_saver import logits_saver
+
+        llm.on_step = logits_saver(env.get("ATB_LLM_LOGITS_SAVE_FOLDER"))
+    logger.info("---------------begin inference---------------")
+    logger.info("------total req num: %d, infer start--------", len(job.inputs.items))
+    printer = AnswerPrinter(sys.stdout, has_text=args.load_tokenizer and llm.tokenizer is not None)
+    outputs = []
+    for output in _answers(llm, job, job.params, stream=args.stream):
+        printer.update(output)
+        if output.finish_reason is not None:
+            outputs.append(output)
+    logger.info("---------------end inference---------------")
+    outputs.sort(key=lambda output: output.index)
+    if benchmark:
+        first = len(outputs[0].prompt_token_ids)
+        timings = Timings.of_run(llm.metrics(), len(outputs), first, args.max_output_length)
+        write_benchmark(timings, env.get("ATB_LLM_BENCHMARK_FILEPATH"))
+    return outputs
+
+
+def _warm_up(llm: LLM, job: Job) -> None:
+    """Run a throw-away copy of the requests, so that the timed run does not pay for what happens only once."""
+    logger.info("---------------begin warm_up---------------")
+    for _ in _answers(llm, job, dataclasses.replace(job.params, max_tokens=WARM_UP_TOKENS), stream=False):
+        pass
+    logger.info("---------------end warm_up---------------")
+
+
+def _answers(llm: LLM, job: Job, params: SamplingParams, *, stream: bool) -> Iterable[RequestOutput]:
+    ask = llm.chat if job.inputs.is_chat else llm.generate
+    return ask(job.inputs.items, params, stream=True) if stream else ask(job.inputs.items, params)
+
+
+def _warn_of_long_prompts(outputs: Iterable[RequestOutput], limit: int) -> None:
+    for output in outputs:
+        if len(output.prompt_token_ids) > limit:
+            logger.warning(
+                "request %d has %d prompt tokens, more than --max_input_length %d; it was run whole",
+                output.index, len(output.prompt_token_ids), limit,
+            )  # fmt: skip

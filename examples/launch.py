@@ -1,0 +1,13 @@
+"""`atb_models.launch` of this source tree, installed or not, from any folder."""
+
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036 (whatever python3 is may be older than what we declare)
+    sys.exit(f"atb-models: error: Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}")
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from atb_models.launch import main  # noqa: E402
+
+sys.exit(main())

@@ -1,0 +1,44 @@
+# The body that the run scripts share: source it, then call `launch` with run_pa.py's flags.
+# Nothing that the user exported is overwritten.
+# shellcheck shell=bash
+set -euo pipefail
+
+root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
+
+# Export a variable unless the user did; the launcher does not tell users of what it exported itself.
+default() {
+    if [ -z "${!1+set}" ]; then
+        export "$1=$2"
+        export ATB_LAUNCHER_DEFAULTS="${ATB_LAUNCHER_DEFAULTS:-} $1"
+    fi
+}
+
+# $PYTHON, else the python of $VENV or of the project's .venv, else python3.
+choose_python() {
+    local venv="${VENV:-$root/.venv}"
+    if [ -n "${PYTHON:-}" ]; then
+        echo "$PYTHON"
+    elif [ -x "$venv/bin/python" ]; then
+        echo "$venv/bin/python"
+    else
+        echo python3
+    fi
+}
+
+launch() {
+    # For performance and memory on the NPU; usually there is no need to change them.
+    default INF_NAN_MODE_ENABLE 0
+    default ATB_OPERATION_EXECUTE_ASYNC 1
+    default TASK_QUEUE_ENABLE 1
+    default ATB_CONVERT_NCHW_TO_ND 1
+    default ATB_CONTEXT_WORKSPACE_SIZE 1
+    default ATB_LLM_ENABLE_AUTO_TRANSPOSE 0
+    # torchrun itself fails where torch_npu is installed without CANN.
+    default TORCH_DEVICE_BACKEND_AUTOLOAD 0
+    # ASCEND_RT_VISIBLE_DEVICES (default 0,1,2,3,4,5,6,7, as far as they exist) and MASTER_PORT (default 20030, or
+    # another free port) are decided by atb_models/launch.py. It becomes torchrun, with this shell's pid.
+    local python
+    python="$(choose_python)"
+    command -v "$python" >/dev/null || { echo "atb-models: error: $python: no such Python" >&2; exit 127; }
+    exec "$python" "$root/examples/launch.py" "$@"
+}

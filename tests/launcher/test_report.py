@@ -1,0 +1,151 @@
+"""What run_pa prints and writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import stat
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from atb_models.errors import AtbError
+from atb_models.launcher.benchmark import Timings, write_benchmark
+from atb_models.launcher.files import written_whole
+from atb_models.launcher.logits_saver import logits_saver
+from atb_models.launcher.permissions import warn_of_permissions
+from atb_models.launcher.report import AnswerPrinter, save_token_ids
+from atb_models.outputs import RequestOutput
+
+COLUMNS = [
+    "batch_size", "input_seq_len", "output_seq_len", "e2e_time(ms)", "prefill_time(ms)", "decoder_token_time(ms)",
+    "prefill_count", "prefill_token_times", "decode_token_times", "prefill_average_time(ms)",
+]  # fmt: skip
+
+
+def output(index, text, ids=(5, 6), reason="stop", delta=""):
+    return RequestOutput(index, [1, 2, 3], list(ids), text, reason, delta=delta)
+
+
+def printed(outputs, has_text=True):
+    out = io.StringIO()
+    printer = AnswerPrinter(out, has_text=has_text)
+    for one in outputs:
+        printer.update(one)
+    return out.getvalue()
+
+
+def test_answers_come_in_the_requests_order():
+    assert printed([output(1, "two\nlines", ids=[4]), output(0, " Sundar Pichai.", ids=[4, 5, 6])]) == (
+        "Answer[0]: Sundar Pichai.\nGenerate[0] token num: 3\nAnswer[1]: two\nlines\nGenerate[1] token num: 1\n"
+    )
+
+
+def test_empty_answer():
+    assert printed([output(0, " ", ids=[2])]) == "Answer[0]: \nGenerate[0] token num: 1\n"
+
+
+def test_ids_are_the_answer_without_a_tokenizer():
+    assert printed([output(0, "", ids=[7, 8, 2])], has_text=False) == "Answer[0]: 7,8,2\nGenerate[0] token num: 3\n"
+
+
+def test_logprobs_follow():
+    one = output(0, "a", ids=[7])
+    one.logprobs = [{7: -0.5, 3: -1.5}]
+    assert printed([one]).splitlines()[-1] == 'Logprobs[0]: [{"7": -0.5, "3": -1.5}]'
+
+
+def test_stream_prints_the_first_unfinished_request():
+    out = io.StringIO()
+    printer = AnswerPrinter(out, has_text=True)
+    seen = []
+    for one in (
+        output(0, " a", reason=None, delta=" a"),
+        output(1, "x", reason=None, delta="x"),
+        output(1, "x y", delta=" y"),
+        output(0, " a b", delta=" b"),
+        output(2, "", reason=None, delta=""),
+        output(2, "z", reason="length", delta="z"),
+    ):
+        printer.update(one)
+        seen.append(out.getvalue())
+    end = "\nGenerate[{0}] token num: 2\n"
+    first = "Answer[0]: a b" + end.format(0) + "Answer[1]: x y" + end.format(1)
+    assert seen == ["Answer[0]: a"] * 3 + [first] * 2 + [first + "Answer[2]: z" + end.format(2)]
+
+
+def test_token_ids_are_saved(tmp_path):
+    save_token_ids(tmp_path / "new", [output(0, "a", ids=[7, 8]), output(1, "b")])
+    assert (tmp_path / "new" / "output_ids_0.txt").read_text() == "7 8"
+    assert torch.load(tmp_path / "new" / "input_ids_1.pth").tolist() == [1, 2, 3]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()}
+    assert modes == dict.fromkeys(("input_ids_0.pth", "input_ids_1.pth", "output_ids_0.txt", "output_ids_1.txt"), 0o640)
+
+
+def test_logits_are_saved_by_the_tokens_produced(tmp_path):
+    def row(produced, num_logits):
+        return SimpleNamespace(num_logits=num_logits, seq=SimpleNamespace(output_token_ids=[0] * produced))
+
+    save = logits_saver(tmp_path / "logits")
+    save([row(0, 0)], torch.zeros(0, 4), [])
+    assert not (tmp_path / "logits").exists()
+    save([row(9, 0), row(3, 1), row(5, 1)], torch.ones(2, 4, dtype=torch.float16), [1, 2])
+    saved = torch.load(tmp_path / "logits" / "logits_3.pth")
+    assert (saved.dtype, saved.tolist()) == (torch.float32, [[1.0] * 4] * 2)
+
+
+TIMINGS = Timings(2, 7, 100, prefill_s=(0.5, 0.25), decode_s=(0.01, 0.03))
+
+
+def test_benchmark_csv(tmp_path, caplog):
+    path = tmp_path / "result" / "benchmark.csv"
+    with caplog.at_level(logging.INFO, "atb_models"):
+        write_benchmark(TIMINGS, path)
+    with path.open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert list(row) == COLUMNS
+    assert list(row.values()) == [
+        "2", "7", "100", " 790.00", " 750.00", " 20.00", "2", "0.500000,0.250000", "0.010000,0.030000", " 375.00",
+    ]  # fmt: skip
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+    line, rule, *table = caplog.messages
+    assert line == (
+        "Prefill time: 750.00ms, Prefill average time: 375.00ms, Decode token time: 20.00ms, E2E time: 790.00ms"
+    )
+    assert "performance dumped" in rule
+    assert [len(cells.split("|")) for cells in table] == [len(COLUMNS) - 2 + 2] * 3
+
+
+def test_benchmark_without_decode_steps(tmp_path):
+    assert Timings(1, 7, 1, (0.5,), ()).row()["decoder_token_time(ms)"] == " 0.00"
+
+
+def test_benchmark_file_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AtbError, match="file/benchmark.csv cannot be written: "):
+        write_benchmark(TIMINGS, tmp_path / "file" / "benchmark.csv")
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    target = tmp_path / "result"
+    target.write_text("before")
+    with pytest.raises(AtbError, match="result cannot be written: disk full"), written_whole(target) as path:
+        path.write_text("hal")
+        raise RuntimeError("disk full")
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    assert target.read_text() == "before"
+
+
+def test_files_that_others_can_change_are_named(tmp_path, caplog, clean_environ, monkeypatch):
+    (tmp_path / "config.json").touch(0o600)
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors").chmod(0o666)
+    warn_of_permissions(tmp_path)
+    assert "others can change model.safetensors;" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("MINDIE_CHECK_INPUTFILES_PERMISSION", "0")
+    warn_of_permissions(tmp_path)
+    assert not caplog.text

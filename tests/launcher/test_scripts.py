@@ -1,0 +1,162 @@
+"""The shell scripts, with an interpreter that records what it was started with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = "examples/models/deepseek/run_pa_deepseek_moe.sh"
+SEED_DEFAULTS = {
+    "INF_NAN_MODE_ENABLE": "0",
+    "ATB_OPERATION_EXECUTE_ASYNC": "1",
+    "TASK_QUEUE_ENABLE": "1",
+    "ATB_CONVERT_NCHW_TO_ND": "1",
+    "ATB_CONTEXT_WORKSPACE_SIZE": "1",
+    "ATB_LLM_ENABLE_AUTO_TRANSPOSE": "0",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+}
+DEFAULT_WORDS = ["--input_texts=Who is the CEO of Google?", "--max_output_length=10", "--is_chat_model"]
+
+
+@pytest.fixture
+def fake_python(tmp_path):
+    """An interpreter that writes its pid, arguments and environment to a file."""
+    path = tmp_path / "python"
+    record = tmp_path / "record.json"
+    path.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"json.dump([os.getpid(), sys.argv[1:], dict(os.environ)], open({str(record)!r}, 'w'))\n"
+    )
+    path.chmod(0o755)
+    return path, record
+
+
+@pytest.fixture
+def run_script(root, tmp_path, clean_environ, monkeypatch, fake_python):
+    """Run a script in another folder; returns the arguments and environment of its interpreter."""
+    python, record = fake_python
+    monkeypatch.delenv("VENV", raising=False)
+
+    def run(*argv, script=SCRIPT, **environ):
+        process = subprocess.Popen(
+            ["bash", str(root / script), *argv], cwd=tmp_path, env={**os.environ, "PYTHON": str(python), **environ}
+        )
+        assert process.wait(30) == 0
+        pid, words, seen = json.loads(record.read_text())
+        assert pid == process.pid, "the script must exec, so that its pid becomes torchrun's"
+        assert words[0] == str(root / "examples" / "launch.py")
+        return words[1:], seen
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["/w", "-trust_remote_code"],
+        ["-trust_remote_code", "/w"],
+        ["/a b", "--trust_remote_code"],
+        ["--trust_remote_code", "/a b"],
+        ["/a b", "--max_output_length", "3", "--input_texts", "two words", "it's $5"],
+        [],
+    ],
+)
+def test_arguments_follow_the_defaults(run_script, argv):
+    assert run_script(*argv)[0] == [*DEFAULT_WORDS, *argv]
+
+
+def test_seed_variables_are_exported_if_unset(run_script):
+    _, seen = run_script("/w")
+    assert {name: seen.get(name) for name in SEED_DEFAULTS} == SEED_DEFAULTS
+    assert seen["ATB_LAUNCHER_DEFAULTS"].split() == list(SEED_DEFAULTS)
+    assert (
+        "ASCEND_RT_VISIBLE_DEVICES" not in seen and "MASTER_PORT" not in seen
+    )  # the launcher must know whose they are
+
+
+def test_users_exports_are_kept(run_script):
+    mine = dict.fromkeys(SEED_DEFAULTS, "7") | {
+        "ASCEND_RT_VISIBLE_DEVICES": "1",
+        "MASTER_PORT": "20007",
+        "TASK_QUEUE_ENABLE": "",
+    }
+    _, seen = run_script("/w", **mine)
+    assert {name: seen[name] for name in mine} == mine
+    assert "ATB_LAUNCHER_DEFAULTS" not in seen
+
+
+def test_settings_come_from_the_environment(run_script):
+    words, _ = run_script("/w", input_text="-1 + 2 = ?", max_output_length="5", extra_param="")
+    assert words == ["--input_texts=-1 + 2 = ?", "--max_output_length=5", "/w"]
+    words, _ = run_script("/w", extra_param="--dtype bf16 --stream")
+    assert words == [*DEFAULT_WORDS[:2], "--dtype", "bf16", "--stream", "/w"]
+
+
+def test_script_works_through_a_link(run_script, root, tmp_path):
+    link = tmp_path / "run.sh"
+    link.symlink_to(root / SCRIPT)
+    assert run_script("/w", script=link)[0] == [*DEFAULT_WORDS, "/w"]
+
+
+def test_missing_interpreter_is_named(root, clean_environ):
+    environ = {**os.environ, "PYTHON": "/none/python"}
+    ended = subprocess.run(["bash", str(root / SCRIPT)], env=environ, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (127, "atb-models: error: /none/python: no such Python\n")
+
+
+class TestVirtualEnvironment:
+    """examples/venv.sh, with interpreters that lack something."""
+
+    def source(self, root, tmp_path, body, **environ):
+        base = tmp_path / "base-python"
+        base.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        base.chmod(0o755)
+        command = f'source "{root}/examples/venv.sh"; ensure_venv; echo "$python"'
+        environ = {**os.environ, "PYTHON": str(base), "VENV": str(tmp_path / "new venv"), **environ}
+        return subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=60)
+
+    def test_missing_venv_package_is_a_named_error(self, root, tmp_path):
+        body = f'case "$2" in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"'
+        ended = self.source(root, tmp_path, body)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        assert ended.returncode == 1
+        assert ended.stderr == f"atb-models: error: python3-venv is missing: apt install python{version}-venv\n"
+        assert not (tmp_path / "new venv").exists()
+
+    def test_old_python_is_a_named_error(self, root, tmp_path):
+        ended = self.source(root, tmp_path, 'case "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac')
+        assert (ended.returncode, "Python 3.10 or newer is needed" in ended.stderr) == (1, True)
+        assert "is Python 3.9.2" in ended.stderr
+
+    def test_missing_python_is_a_named_error(self, root, tmp_path):
+        ended = self.source(root, tmp_path, "", PYTHON="no-such-python")
+        assert (ended.returncode, "no-such-python is not installed" in ended.stderr) == (1, True)
+
+    def test_failed_installation_is_named_and_repeated(self, root, tmp_path):
+        """A torch release that does not exist: pip fails, and the environment does not count as installed."""
+        pip = f'if [ "$2 $3" = "pip install" ]; then echo no network >&2; exit 1; fi; exec {sys.executable} "$@"'
+        venv = tmp_path / "new venv" / "bin"
+        venv.mkdir(parents=True)
+        (venv / "python").write_text(f"#!/usr/bin/env bash\n{pip}\n")
+        (venv / "python").chmod(0o755)
+        ended = self.source(root, tmp_path, "", TORCH="torch==9.9")
+        assert ended.returncode == 1
+        assert "no network" in ended.stderr and "pip could not install torch==9.9" in ended.stderr
+        assert not list(venv.parent.glob(".atb*"))
+
+
+def test_quickstart_runs_four_ranks_in_its_environment(run_script, fake_python, tmp_path, root):
+    """In an environment that is made and installed already."""
+    python, _ = fake_python
+    venv = tmp_path / "venv" / "bin"
+    venv.mkdir(parents=True)
+    (venv / "python").symlink_to(python)
+    stamp = f'source "{root}/examples/venv.sh"; cat "$root/setup.py" "$root/pyproject.toml" | sha256sum | cut -d" " -f1'
+    digest = subprocess.run(["bash", "-c", stamp], capture_output=True, text=True, check=True).stdout.strip()
+    (venv.parent / ".atb-models-installed").write_text(f"{digest} {root} torch==2.13.0\n")
+    words, _ = run_script("--stream", script="examples/quickstart.sh", VENV=str(venv.parent), PYTHON="unused")
+    assert words == [*DEFAULT_WORDS, "--device", "cpu", "--tp", "4", "--stream"]
