@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -39,8 +40,11 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         largest = write_checkpoint(Path(args.model_path), Path(folder), args.layers)
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: writing is not what is measured
         reports = Path(folder, "reports")
         reports.mkdir()
+        # The ranks find this file's load_rank by the module's name.
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]])
         payload = json.dumps([str(reports), EngineConfig(folder, dtype="bf16", tp=args.tp, kv_blocks=8).to_json()])
         with spawn(args.tp, "cpu", payload, f"{Path(__file__).stem}:load_rank") as group:
             load_rank(payload, group)

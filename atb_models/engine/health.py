@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,6 +24,7 @@ class Health:
         self.activity: str | None = None
         self.reported = threading.Event()
         self.closing = False
+        self._end_by = math.inf
         self.interrupts: list[Callable[[], None]] = []
         self._failed = threading.Event()
         self._peers: Mapping[int, int] = {}
@@ -36,9 +39,15 @@ class Health:
 
     def check(self) -> None:
         """Raise RankError if the group has failed."""
+        if self.closing and time.monotonic() > self._end_by:
+            self.fail("the other ranks did not come to an end in time")
         if self.failure is not None:
             self.reported.set()
             raise RankError(self.failure)
+
+    def expect_end(self, timeout: float) -> None:
+        """From now on ranks may end; a wait for them longer than `timeout` seconds fails."""
+        self.closing, self._end_by = True, time.monotonic() + timeout
 
     def wait_for_failure(self, timeout: float) -> None:
         """Raise RankError once the group has failed; return if that does not happen in `timeout` seconds."""

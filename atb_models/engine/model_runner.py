@@ -60,7 +60,7 @@ class ModelRunner:
     def _load(self, *, progress: bool) -> None:
         source = open_weights(self.config.folder, self.config.load_format, self.model, self.model_config)
         try:
-            load_weights(self.model, self.model_config, source, progress=progress)
+            load_weights(self.model, self.model_config, source, progress=progress, check=self.group.check)
         finally:
             source.close()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ CLOSE_TIMEOUT_S = 3.0
 SPINS = 100
 _MEMORY_KEY = "atb_models/memory"
 _HERE_KEY = "atb_models/here"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -93,37 +94,37 @@ class RankGroup:
         self.local = place.local_size == place.size
         self.device = device
         self.health = health or Health()
-        self._host, self._tensors, self._on_close = host, tensors or host, on_close
-        self._closed = False
+        self._host, self._tensors = host, tensors or host
+        self._end = weakref.finalize(self, _end, os.getpid(), host if self.rank == 0 else None, self.health, on_close)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place: the same bits on every rank; on CPUs in rank order in float32."""
-        return self._tensors.all_reduce(x) if self._tensors else x
+        return x if self.size == 1 else _open(self._tensors).all_reduce(x)
 
     def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
         """The ranks' equally shaped tensors, concatenated on `dim` in rank order."""
-        return self._tensors.all_gather(x, dim) if self._tensors else x
+        return x if self.size == 1 else _open(self._tensors).all_gather(x, dim)
 
     def minimum(self, value: int) -> int:
         """The smallest of the ranks' numbers."""
-        return int(self._host.all_gather(torch.tensor([value])).min()) if self._host else value
+        return value if self.size == 1 else int(_open(self._host).all_gather(torch.tensor([value])).min())
 
     def barrier(self, name: str) -> None:
         """Wait for the other ranks to finish what `name` says, e.g. "loading"."""
-        if self._host:
+        if self.size > 1:
             with self.doing(f"waiting for all ranks to finish {name}"):
-                self._host.barrier()
+                _open(self._host).barrier()
 
     def send_step(self, message: np.ndarray) -> None:
         """Rank 0: one step, a one-dimensional int32 array of any length, to all other ranks."""
         assert self.rank == 0 and message.dtype == np.int32 and message.ndim == 1
-        if self._host:
-            self._host.send(message)
+        if self.size > 1:
+            _open(self._host).send(message)
 
     def receive_step(self) -> np.ndarray | None:
         """The other ranks: the next step, or None once rank 0 has closed. Waits without limit and without the CPU."""
-        assert self.rank > 0 and self._host is not None, "rank 0 sends the steps"
-        return self._host.receive()
+        assert self.rank > 0, "rank 0 sends the steps"
+        return _open(self._host).receive()
 
     def doing(self, activity: str) -> AbstractContextManager[None]:
         """A section in which all ranks act together, e.g. `with group.doing("loading weights"):`, "computing a step".
@@ -139,24 +140,12 @@ class RankGroup:
         self.health.check()
 
     def close(self) -> None:
-        """Rank 0: let the other ranks end, and wait for those it started. Safe to repeat, and after a failure."""
-        if not self._closed:
-            self._closed = self.health.closing = True
-            try:
-                if self.rank == 0 and self._host and self.health.failure is None:
-                    self._send_end(self._host)
-            finally:
-                self._host = self._tensors = None
-                self._on_close()
+        """Rank 0: let the other ranks end, and wait for those it started. Safe to repeat, and after a failure.
 
-    def _send_end(self, host: Transport) -> None:
-        """A rank that does not take it in time, or is gone, is left to whoever ends the processes."""
-        late = threading.Timer(CLOSE_TIMEOUT_S, self.health.fail, ["the other ranks did not come to an end"])
-        late.daemon = True
-        late.start()
-        with contextlib.suppress(RankError):
-            host.send(None)
-        late.cancel()
+        A group that is dropped, or left over when the process exits, is closed then.
+        """
+        self._host = self._tensors = None
+        self._end()
 
     def __enter__(self) -> RankGroup:
         return self
@@ -237,6 +226,25 @@ def connect(
 def spins(ranks_here: int) -> int:
     """How often to look for the others before sleeping: not at all where they wait for this rank's core."""
     return SPINS if ranks_here <= available_cores() else 0
+
+
+def _end(owner: int, host: Transport | None, health: Health, on_close: Callable[[], None]) -> None:
+    """Rank 0 (the one with a `host` here) tells the others to end; who does not listen in time is not waited for."""
+    if os.getpid() != owner:
+        return  # a process forked from the rank has only copies of its objects
+    health.expect_end(CLOSE_TIMEOUT_S)
+    try:
+        if host is not None and health.failure is None:
+            with contextlib.suppress(RankError):
+                host.send(None)
+    finally:
+        on_close()
+
+
+def _open(transport: _T | None) -> _T:
+    if transport is None:
+        raise RankError("the group of ranks is closed")
+    return transport
 
 
 def _share_memory(place: Place, store: dist.Store, health: Health) -> SharedMemory:

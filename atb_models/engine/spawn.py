@@ -15,7 +15,6 @@ import sys
 import sysconfig
 import threading
 import time
-import weakref
 from pathlib import Path
 
 import torch
@@ -78,7 +77,6 @@ def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> Ran
             raise
     finally:
         segment.close()
-    weakref.finalize(group, workers.close, kill=True)
     return group
 
 
@@ -91,7 +89,6 @@ class _Workers:
 
     def __init__(self, place: Place, setup: dict[str, object], health: Health) -> None:
         self._place, self._setup, self._health = place, setup, health
-        self._owner = os.getpid()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._channels: dict[int, socket.socket] = {}
         self._reports: dict[int, bytes] = {}
@@ -104,11 +101,11 @@ class _Workers:
 
     def close(self, *, kill: bool) -> None:
         """Wait for the ranks to end, for a moment, or kill them at once. Safe to repeat."""
-        if os.getpid() != self._owner:
-            return  # in a process forked from ours, the ranks are not its to end
         if self._thread.is_alive():
             self._kill = kill
             self._stop_sender.send(b"!")
+            if threading.current_thread() is self._thread:
+                return  # the garbage collector ran there
             self._thread.join()
         self._stop_sender.close()
         self._stop.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -44,10 +45,18 @@ def open_weights(folder: Path | str, load_format: str, model: nn.Module, config:
     return DummyWeights(model, config) if load_format == "dummy" else open_checkpoint(folder)
 
 
-def load_weights(model: nn.Module, config: ModelConfig, source: WeightSource, *, progress: bool = False) -> None:
+def load_weights(
+    model: nn.Module,
+    config: ModelConfig,
+    source: WeightSource,
+    *,
+    progress: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Fill every part of every parameter of `model` with this rank's slices, read straight to where they belong.
 
     Presence and shapes of all tensors are checked before the first is read. `progress` shows a bar on stderr.
+    `check` is called before each tensor and may raise: it is how a load ends early when another rank has died.
     Raises CheckpointError naming the file and the tensor.
     """
     parts = _match(model, config)
@@ -55,6 +64,7 @@ def load_weights(model: nn.Module, config: ModelConfig, source: WeightSource, *,
     total = sum(part.target.numel() * part.target.element_size() for _, part in parts)
     with tqdm(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
         for weight, part in parts:
+            check()
             if part.target.numel():
                 source.read_into(weight.name, part.dim, part.start, part.stop, part.target)
             bar.update(part.target.numel() * part.target.element_size())

@@ -37,6 +37,8 @@ def test_ranks_of_one_host(size: int) -> None:
         began = time.monotonic()
     assert time.monotonic() - began < 2, "ranks that wait for a step end when told to"
     toys.wait_until_dead(ranks, 0)
+    with pytest.raises(RankError, match="closed"):
+        group.all_reduce(torch.ones(4))
 
 
 def test_single_rank_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

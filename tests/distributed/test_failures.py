@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from atb_models.engine import ranks as ranks_module
 from atb_models.engine.ranks import RankGroup
 from atb_models.engine.spawn import spawn
 from atb_models.errors import RankError
@@ -34,7 +36,7 @@ def _killed_while_idle(group: RankGroup, pid: int) -> None:
     toys.lead_step(group)
 
 
-@pytest.mark.parametrize("scene, when", [(_killed_in_a_sum, "while computing a step"), (_killed_while_idle, "while idle")])
+@pytest.mark.parametrize("scene, when", [(_killed_in_a_sum, "while computing a"), (_killed_while_idle, "while idle")])
 def test_killed_rank(scene: Callable[[RankGroup, int], None], when: str) -> None:
     with spawn(3, "cpu", "", SERVE) as group:
         toys.lead_step(group)
@@ -81,11 +83,29 @@ def test_error_in_a_rank(payload: str, message: str) -> None:
 
 
 def test_group_that_is_dropped() -> None:
+    """It takes its ranks along; a copy of it in a forked process does not."""
     group = spawn(2, "cpu", "", SERVE)
     ranks = toys.children()
+    if (fork := os.fork()) == 0:
+        group.close()
+        os._exit(0)
+    os.waitpid(fork, 0)
+    toys.lead_step(group)
     del group
     gc.collect()
     toys.wait_until_dead(ranks, 0)
+
+
+def test_rank_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for as long as said, then killed."""
+    monkeypatch.setattr(ranks_module, "CLOSE_TIMEOUT_S", 0.5)
+    group = spawn(2, "cpu", "", SERVE)
+    (rank,) = toys.children()
+    group.send_step(np.array([60], dtype=np.int32))
+    began = time.monotonic()
+    group.close()
+    assert 0.5 < time.monotonic() - began < 2
+    toys.wait_until_dead([rank], 0)
 
 
 PARENT = """
@@ -138,6 +158,7 @@ def test_interrupted_then_killed_parent() -> None:
     """Ctrl-C ends the ranks and only rank 0 notices; a second group follows; SIGKILL of the parent ends that."""
     with _parent(INTERRUPTED_THEN_KILLED) as parent:
         (rank,) = _said(parent, "first")
+        assert os.getsid(rank) == rank, "a terminal's Ctrl-C must not reach it"
         time.sleep(0.2)
         os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
         assert _said(parent, "interrupted") == []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,21 @@ import pytest
 from tests.distributed import toys
 
 
-@pytest.mark.parametrize("victim", ["rank 2", "torchrun"])
-def test_sigkill(victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], subprocess.Popen[str]]:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen([*torchrun, toys.__file__, str(tmp_path)], stdout=pipe, stderr=pipe, text=True) as run:
+
+    def start(seconds: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", toys.__file__]
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, str(tmp_path), str(seconds)], stdout=pipe, stderr=pipe, text=True)
+
+    return start
+
+
+@pytest.mark.parametrize("victim", ["rank 2", "torchrun"])
+def test_sigkill(victim: str, torchrun: Callable[[int], subprocess.Popen[str]], tmp_path: Path) -> None:
+    with torchrun(60) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
         ranks = [int((tmp_path / str(rank)).read_text()) for rank in range(3)]
@@ -31,3 +41,9 @@ def test_sigkill(victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert run.returncode == (1 if victim == "rank 2" else -signal.SIGKILL)
     if victim == "rank 2":
         assert f"(pid: {ranks[2]})" in errors and "local_rank: 2" in errors and "SIGKILL" in errors, errors
+
+
+def test_rank_0_that_leaves_without_closing(torchrun: Callable[[int], subprocess.Popen[str]]) -> None:
+    with torchrun(0) as run:
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == 0, errors

@@ -154,14 +154,14 @@ def wait_until_dead(pids: Iterable[int], timeout: float = 5.0) -> float:
 
 
 def torchrun_rank() -> None:
-    """Under torchrun: all ranks meet, rank 0 says so, then they wait: rank 0 in a sum, the others idle."""
+    """Under torchrun: all ranks meet, rank 0 says so and sleeps, the others wait for its next step."""
     group = group_from_environment("cpu")
     Path(sys.argv[1], str(group.rank)).write_text(str(os.getpid()))
     check_collectives(group, [(1, 128)])
     group.barrier("checking")
     if group.rank == 0:
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(int(sys.argv[2]))
     serve("", group)
 
 
