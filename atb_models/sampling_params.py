@@ -31,7 +31,7 @@ class SamplingParams:
     top_k (the k most probable), top_p (of what is left, renormalised, the fewest tokens whose mass reaches top_p),
     min_p (tokens with at least min_p times the largest probability).
 
-    max_tokens: new tokens at most, 1 or more; None: up to the engine's max_seq_len.
+    max_tokens: new tokens at most, 1 or more; None: generation_config's max_new_tokens, else up to max_seq_len.
     temperature: 0 or more; 0 is greedy (then top_k, top_p, min_p and seed change nothing).
     top_k: 1 or more, 0 or -1: all. top_p: (0, 1]. min_p: [0, 1].
     repetition_penalty: more than 0, 1 is none. presence_penalty, frequency_penalty: [-2, 2].
@@ -87,7 +87,8 @@ class SamplingParams:
         elif do_sample and values["temperature"] is None:
             values["temperature"] = 1.0
         filled = {name: DEFAULTS[name] if value is None else value for name, value in values.items()}
-        explicit = {name: getattr(self, name) for name in DEFAULTS if getattr(self, name) is not None}
+        filled["max_tokens"] = generation.get("max_new_tokens")
+        explicit = {name: getattr(self, name) for name in filled if getattr(self, name) is not None}
         try:
             return replace(self, **{**filled, **explicit})
         except RequestError as error:

@@ -48,10 +48,22 @@ class EngineConfig:
         _one_of("load_format", self.load_format, LOAD_FORMATS)
         if self.device is not None:
             _one_of("device", self.device, DEVICES)
+        for name in ("prefix_cache", "trust_remote_code"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        self._check_overrides()
         for name in ("tp", "block_size", "max_batch_size", "max_seq_len", "max_prefill_tokens", "kv_blocks"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"{name} must be a whole number of 1 or more, not {value!r}")
+
+    def _check_overrides(self) -> None:
+        overrides = self.config_overrides
+        try:
+            if overrides is not None and not (isinstance(overrides, dict) and json.dumps(overrides)):
+                raise TypeError("not a dict")
+        except TypeError as error:
+            raise ConfigError(f"config_overrides must be a dict of JSON values, not {overrides!r}: {error}") from None
 
     @property
     def folder(self) -> Path:

@@ -30,6 +30,9 @@ def rank_device(kind: str, local_rank: int) -> torch.device:
     if local_rank >= count:
         raise ConfigError(f"rank {local_rank} of this host has no device of its own: {count} CUDA devices are visible")
     torch.cuda.set_device(local_rank)
+    # Sums are made in float32 whatever the dtype; torch lets cuBLAS reduce in half precision by default.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return torch.device("cuda", local_rank)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as List
+from numbers import Integral
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from atb_models.engine.config import PREFILL_TOKENS, EngineConfig
 from atb_models.engine.device import choose_device
 from atb_models.engine.engine import Engine
 from atb_models.engine.expert_counts import ExpertCounts
-from atb_models.engine.model_runner import ModelRunner, serve
+from atb_models.engine.model_runner import ModelRunner, sequence_limit, serve
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.engine.spawn import open_group
@@ -130,6 +131,24 @@ class LLM:
         requests = [self._token_ids(prompt) for prompt in _listed(prompts)]
         return self._answer(requests, params, stream=stream)
 
+    @overload
+    def chat(
+        self,
+        conversations: List[Conversation],
+        params: SamplingParams | List[SamplingParams] | None = None,
+        *,
+        stream: Literal[False] = False,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(
+        self,
+        conversations: List[Conversation],
+        params: SamplingParams | List[SamplingParams] | None = None,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[RequestOutput]: ...
+
     def chat(
         self,
         conversations: List[Conversation],
@@ -152,8 +171,9 @@ class LLM:
 
         A list of prompts runs as one batch and gives a list.
         """
-        batch = bool(token_ids) and not isinstance(token_ids[0], int)
-        prompts: Any = token_ids if batch else [token_ids]
+        token_ids = _plain(token_ids)
+        batch = bool(token_ids) and not isinstance(token_ids[0], Integral)
+        prompts: Any = [_plain(prompt) for prompt in token_ids] if batch else [token_ids]
         stream = self._submit(prompts, [SamplingParams(max_tokens=1)] * len(prompts), want_prompt_logits=True)
         for _ in stream:
             pass
@@ -188,11 +208,15 @@ class LLM:
         self._engine.reset_timings()
 
     def close(self) -> None:
-        """End the ranks and free their memory; safe to repeat."""
-        if self._experts is not None:
-            self._experts.save()
-            self._experts = None
-        self._group.close()
+        """End the ranks and let go of the model; safe to repeat. A closed LLM answers no more."""
+        experts, self._experts = getattr(self, "_experts", None), None
+        try:
+            if experts is not None:
+                experts.save()
+        finally:
+            self._group.close()
+            self.__dict__.pop("_runner", None)
+            self.__dict__.pop("_engine", None)
 
     def __enter__(self) -> LLM:
         return self
@@ -205,6 +229,7 @@ class LLM:
     def _check_ranks(self) -> None:
         """Refuse what cannot be shared before any rank is started."""
         model = self.config.load_model_config()
+        sequence_limit(self.config, model)
         kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, self.config.tp)
 
     def _build_engine(self) -> Engine:
@@ -234,29 +259,44 @@ class LLM:
         try:
             for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
                 sequences.append(self._engine.add_request(prompt, one, index=index, **options))
-        except Exception:
+        except BaseException:
             OutputStream(self._engine, sequences).close()
             raise
         return OutputStream(self._engine, sequences)
 
     def _token_ids(self, prompt: Prompt) -> List[int]:
-        return self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else prompt
+        return self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else _plain(prompt)
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self._tokenizer is None:
             raise RequestError(f"{what} needs the tokenizer files, which {self.config.folder} has not; give token ids")
         return self._tokenizer
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("_engine", "_runner"):
+            raise RequestError("this LLM is closed")
+        raise AttributeError(name)
+
 
 def _listed(prompts: List[Prompt]) -> List[Prompt]:
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+    single = isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable)
+    if single or (len(prompts) and isinstance(prompts[0], Integral)):
         raise RequestError("prompts must be a list of texts or of token id lists; put the one prompt into a list")
     return prompts
+
+
+def _plain(token_ids: Any) -> Any:
+    """Token ids as a list, whatever held them: a tensor and an array have `tolist`."""
+    if isinstance(token_ids, (str, bytes)) or not isinstance(token_ids, Iterable):
+        raise RequestError(f"token ids must be a list of whole numbers, not {token_ids!r}")
+    return token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
 
 
 def _one_each(params: SamplingParams | List[SamplingParams] | None, count: int) -> List[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if not isinstance(params, (list, tuple)) or not all(isinstance(one, SamplingParams) for one in params):
+        raise RequestError(f"params must be a SamplingParams or a list of them, not {params!r}")
     if len(params) != count:
         raise RequestError(f"{len(params)} SamplingParams for {count} prompts; give one for all or one each")
     return params

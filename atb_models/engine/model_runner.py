@@ -80,10 +80,7 @@ class ModelRunner:
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU the pages are taken only when first written, so that a large pool costs what is used of it.
-
-    They must be zeros: attention multiplies the unused rest of a block by 0, which a stray NaN would survive.
-    """
+    """Zeros; on a CPU the pages are taken only when first written, so that a large pool costs what is used of it."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)

@@ -131,9 +131,9 @@ class RankGroup:
 
         Its name appears in the error when a rank dies. An exception that leaves it fails the group, since the ranks are
         out of step then. If a rank dies while a spawned group's rank 0 is in such a section and cannot be interrupted
-        within 3 s, that process ends.
+        within 3 s, that process ends. A single rank is never out of step with itself.
         """
-        return self.health.doing(activity)
+        return self.health.doing(activity) if self.size > 1 else contextlib.nullcontext()
 
     def check(self) -> None:
         """Raise RankError if a rank has died; for long operations of one rank, such as loading."""

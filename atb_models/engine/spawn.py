@@ -39,7 +39,7 @@ def open_group(config_json: str, tp: int, device: str) -> RankGroup:
     Raises ConfigError when both are asked for and differ (tp 1 is the default and asks for nothing).
     """
     world = Place.from_environment(device).size
-    if world > 1 and tp not in (1, world):
+    if "WORLD_SIZE" in os.environ and tp not in (1, world):
         raise ConfigError(f"tp {tp} does not match torchrun's WORLD_SIZE {world}; leave tp out or make them equal")
     if world > 1 or tp == 1:
         return group_from_environment(device)

@@ -70,5 +70,10 @@ def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ranks(args: argparse.Namespace) -> int:
-    """--tp, or without it as many as torchrun has started: 1 in a plain process."""
-    return int(env.get("WORLD_SIZE") or 1) if args.tp == AUTO else int(args.tp)
+    """--tp, or without it as many as torchrun has started: 1 in a plain process. ConfigError where they differ."""
+    world = env.get("WORLD_SIZE")
+    if args.tp == AUTO:
+        return int(world or 1)
+    if world is not None and world != args.tp:
+        raise ConfigError(f"--tp {args.tp} does not match torchrun's WORLD_SIZE {world}; leave --tp out")
+    return int(args.tp)

@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
     def forward(self, step: StepInput, caches: list[LayerCache]) -> Tensor:
         """-> logits [L, V] float32; writes the step's keys and values to `caches`."""
-        rope = ops.rope_tables(step.positions_T, self.inv_freq_D)
+        rope = ops.rope_tables(step.positions_T, self.inv_freq_D, self.config.rope_scaling_factor)
         residual_TH = self.embed(step.token_ids_T)
         x_TH = self.layers[0].input_norm(residual_TH)
         next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
@@ -89,9 +89,9 @@ class Decoder(nn.Module):
 
 
 def rope_inverse_frequencies(config: ModelConfig) -> Tensor:
-    """theta^(-2d/D) / factor for d in [0, D/2), float32; the factor is that of linear position interpolation."""
+    """theta^(-2d/D) for d in [0, D/2), float32."""
     exponent_D = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    return 1.0 / (config.rope_theta**exponent_D) / config.rope_scaling_factor
+    return 1.0 / (config.rope_theta**exponent_D)
 
 
 def build_model(config: ModelConfig, build: Build) -> Decoder:

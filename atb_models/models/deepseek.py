@@ -34,12 +34,13 @@ def parse_config(fields: Fields) -> dict[str, Any]:
     values: dict[str, Any] = {"qkv_bias": bias, "o_bias": bias, "moe_layers": moe_layers}
     if experts is not None:
         width = fields.integer("moe_intermediate_size")
+        top_k = fields.integer("num_experts_per_tok") if top_k is None else top_k
         values |= {
             "num_experts": experts,
-            "num_experts_per_tok": fields.integer("num_experts_per_tok") if top_k is None else top_k,
+            "num_experts_per_tok": top_k,
             "moe_intermediate_size": width,
             "shared_intermediate_size": shared * width,
-            "norm_topk_prob": norm_topk_prob,
+            "norm_topk_prob": norm_topk_prob and top_k > 1,  # one weight is never renormalised
             "norm_topk_eps": 1e-20,
         }
     return values

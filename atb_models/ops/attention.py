@@ -16,9 +16,12 @@ QUERY_TILE = 256
 
 
 @op("RopeTables")
-def rope_tables(positions_T: Tensor, inv_freq_D: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * inverse frequency -> two [T, D / 2] float32 (Su et al. 2021)."""
-    angle_TD = positions_T.float().unsqueeze(1) * inv_freq_D
+def rope_tables(positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of position / factor * inverse frequency -> two [T, D / 2] float32.
+
+    Su et al. 2021; factor > 1 is linear position interpolation (Chen et al. 2023).
+    """
+    angle_TD = (positions_T.float() / factor).unsqueeze(1) * inv_freq_D
     return angle_TD.cos(), angle_TD.sin()
 
 
@@ -97,6 +100,10 @@ def _attend_single(
     blocks = block_table_BC[rows, :num_blocks]
     k, v = (cache[blocks].flatten(1, 2)[:, :longest].transpose(1, 2).float() for cache in (k_cache_PSMD, v_cache_PSMD))
     mask = torch.arange(longest, device=q_TND.device) < kv_lens.unsqueeze(1)
+    if any(kv_len < longest for _, _, kv_len in group):
+        # What lies beyond a sequence's end is another's or stale; a NaN there would survive its weight of 0.
+        for padded in (k, v):
+            padded.masked_fill_(~mask[:, None, :, None], 0)
     out = _sdpa(q_TND[tokens].unsqueeze(2).float(), k, v, mask[:, None, None, :], scale)
     out_TND[tokens] = out.squeeze(2).to(out_TND.dtype)
 

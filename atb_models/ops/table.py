@@ -50,7 +50,7 @@ def bind(backend: str) -> None:
     """Let `backend` (a device type, or "reference") serve the operations it has; the reference serves the rest.
 
     A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature.
-    Called once, before the model is built.
+    Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
     module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
     native: dict[str, Callable[..., Any]] = module.OPS if module else {}

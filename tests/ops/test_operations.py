@@ -67,7 +67,7 @@ def test_rope_is_a_rotation_in_the_complex_plane() -> None:
     q, k = torch.randn(6, 4, 16), torch.randn(6, 2, 16)
     inv_freq = 1.0 / 10000 ** (torch.arange(0, 16, 2) / 16)
     positions = torch.tensor([0, 1, 5, 100, 4095, 8191], dtype=torch.int32)
-    for x, rotated in zip((q, k), ops.rope(q, k, *ops.rope_tables(positions, inv_freq)), strict=True):
+    for x, rotated in zip((q, k), ops.rope(q, k, *ops.rope_tables(positions, inv_freq, 1.0)), strict=True):
         angle = positions.double()[:, None, None] * inv_freq.double()
         exact = torch.complex(x.double()[..., :8], x.double()[..., 8:]) * torch.polar(torch.ones_like(angle), angle)
         close(rotated, torch.cat((exact.real, exact.imag), dim=-1), 2e-3)

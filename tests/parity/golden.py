@@ -51,6 +51,17 @@ class Golden:
         flipped, published = _share(mine), _share(theirs)
         assert flipped <= 1.5 * published + 0.01, f"{flipped:.4f} of the positions flipped against {published:.4f}"
 
+    def check_last(self, k: int, ours: Tensor, dtype: str) -> None:
+        """`ours`: [V], the logits after the whole prompt k, however the engine came by them."""
+        error = (ours - self.tensors[f"logits_fp32_{k}"][-1]).abs()
+        if dtype == "fp32":
+            assert error.max() <= FP32_TOLERANCE, f"prompt {k}: last logits are off by {error.max():.1e}"
+            return
+        theirs = self._deviation([self.tensors[f"logits_{dtype}_{j}"] for j in PROMPTS]).max()
+        assert error.mean() <= 1.5 * theirs, (
+            f"prompt {k}: last logits deviate by {error.mean():.4f}, theirs {theirs:.4f}"
+        )
+
     def check_greedy(self, k: int, ours: list[int]) -> None:
         """The same tokens up to the first whose margin is too small to say which is right."""
         margins = self.tensors[f"greedy_margin_{k}"].tolist()

@@ -46,7 +46,8 @@ def mlp(own: Tensors, stem: str, x: Tensor) -> Tensor:
 def moe(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
     scores = torch.softmax(own["mlp.gate.weight"] @ x, dim=0)
     best = torch.argsort(scores, descending=True)[: config["num_experts_per_tok"]].tolist()
-    norm_by = sum(scores[e] for e in best) + 1e-20 if config["norm_topk_prob"] else 1.0
+    renormalise = config["norm_topk_prob"] and len(best) > 1  # the published gate leaves a single weight as it is
+    norm_by = sum(scores[e] for e in best) + 1e-20 if renormalise else 1.0
     y = sum((scores[e] / norm_by * mlp(own, f"mlp.experts.{e}", x) for e in best), torch.zeros_like(x))
     return y + mlp(own, "mlp.shared_experts", x) if config["n_shared_experts"] else y
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from torch import Tensor
 
-from atb_models import LLM, SamplingParams
+from atb_models import LLM, RequestOutput, SamplingParams
+from atb_models.engine.scheduler import Row
 from tests.parity.golden import PROMPTS, Golden
 
 CHECKPOINTS = ("deepseek", "deepseek_d128")
@@ -32,9 +34,10 @@ CONDITIONS = {
     "batched": Condition(happened=("largest_batch", 5)),
     "chunks_of_16": Condition({"max_prefill_tokens": 16}, happened=("chunks", 30)),
     "blocks_of_16": Condition({"block_size": 16}, happened=("total_blocks", 5 * 1024 // 16)),
-    "preempted": Condition({"block_size": 16, "kv_blocks": 34, "prefix_cache": False}, happened=("preemptions", 1)),
-    "prefix_hit": Condition({"block_size": 16}, happened=("prefix_hit_tokens", 300)),
+    "preempted": Condition({"block_size": 16, "kv_blocks": 34}, happened=("preemptions", 1)),
+    "prefix_hit": Condition({"block_size": 16, "prefix_cache": True}, happened=("prefix_hit_tokens", 300)),
 }
+COUNTED_UP = ("steps", "chunks", "preemptions", "prefix_hit_tokens")
 
 
 @pytest.fixture(params=CHECKPOINTS)
@@ -43,21 +46,41 @@ def golden(request: pytest.FixtureRequest, shared: Any) -> Golden:
 
 
 def run(golden: Golden, name: str, dtype: str, tp: int) -> None:
-    """Check logits and greedy tokens of all prompts under one condition."""
+    """Check all logits, each answer's first logits and the greedy tokens of all prompts under one condition."""
     condition = CONDITIONS[name]
-    arguments = {"max_batch_size": 5, **condition.arguments}
+    arguments = {"max_batch_size": 5, "prefix_cache": False, **condition.arguments}
     with LLM(golden.path, dtype=dtype, tp=tp, device="cpu", **arguments) as llm:
-        if name == "prefix_hit":
-            llm.generate(golden.prompts, SamplingParams(max_tokens=1, temperature=0))
         batches = [golden.prompts] if condition.together else [[prompt] for prompt in golden.prompts]
         logits = [one for batch in batches for one in llm.prompt_logits(batch)]
-        outputs = [one for batch in batches for one in llm.generate(batch, GREEDY)]
-        counter, least = condition.happened
-        assert llm.metrics()[counter] >= least, f"{name}: {counter} is {llm.metrics()[counter]}"
+        before = llm.metrics()
+        outputs, firsts = generate(llm, batches)
+        after = llm.metrics()
+    counter, least = condition.happened
+    happened = after[counter] - (before[counter] if counter in COUNTED_UP else 0)
+    assert happened >= least, f"{name}: {counter} is {happened}"
     golden.check_logits(logits, dtype)
-    if dtype == "fp32":
-        for k in PROMPTS:
+    for k in PROMPTS:
+        golden.check_last(k, firsts[k], dtype)
+        if dtype == "fp32":
             golden.check_greedy(k, outputs[k].token_ids)
+
+
+def generate(llm: LLM, batches: list[list[list[int]]]) -> tuple[list[RequestOutput], list[Tensor]]:
+    """Greedy outputs, and for each prompt the logits its first new token was taken from."""
+    outputs: list[RequestOutput] = []
+    firsts: list[Tensor] = []
+    for batch in batches:
+        seen: dict[int, Tensor] = {}
+
+        def keep(rows: list[Row], logits: Tensor, _: list[int], seen: dict[int, Tensor] = seen) -> None:
+            for row, line in zip([row for row in rows if row.completes], logits, strict=True):
+                if len(row.seq.token_ids) == row.seq.num_prompt_tokens:
+                    seen[row.seq.index] = line.clone()
+
+        llm.on_step = keep
+        outputs += llm.generate(batch, GREEDY)
+        firsts += [seen[index] for index in range(len(batch))]
+    return outputs, firsts
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])

@@ -20,6 +20,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "no_shared_experts": {"n_shared_experts": None},
     "one_shared_expert": {"n_shared_experts": 1},
     "renormalised": {"norm_topk_prob": True},
+    "one_expert_a_token": {"norm_topk_prob": True, "num_experts_per_tok": 1},
     "biases": {"attention_bias": True},
     "grouped_queries": {"num_key_value_heads": 2},
     "one_kv_head": {"num_key_value_heads": 1},

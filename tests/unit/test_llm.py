@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from atb_models import LLM, SamplingParams
 from atb_models.errors import CapacityError, CheckpointError, ConfigError, RequestError
-from tests.tiny import write_checkpoint
+from tests.tiny import write_checkpoint, write_weights
 
 GREEDY = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
 
@@ -72,6 +74,66 @@ def test_prompt_logits_of_one_and_of_several(llm: LLM) -> None:
     assert torch.allclose(one, two[0], atol=1e-5) and two[1].shape == (1, 256)
 
 
+def test_tensors_and_arrays_are_token_ids_too(llm: LLM) -> None:
+    expected = llm.prompt_logits([5, 6])
+    for one in (torch.tensor([5, 6]), np.array([5, 6]), list(np.array([5, 6]))):
+        assert torch.equal(llm.prompt_logits(one), expected)
+        assert llm.generate([one], GREEDY)[0].prompt_token_ids == [5, 6]
+
+
+def test_what_is_no_params(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="params must be a SamplingParams or a list of them"):
+        llm.generate([[5]], {"max_tokens": 3})  # type: ignore[call-overload]
+
+
+def test_an_interrupted_step_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = llm.generate([[5, 6]], GREEDY)[0].token_ids
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(llm._runner, "execute", interrupt)
+        llm.generate([[5, 6]], GREEDY)
+    assert llm.generate([[5, 6]], GREEDY)[0].token_ids == expected
+
+
+def interrupt(message: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_closed_llm_says_so(folder: Path) -> None:
+    llm = LLM(folder, device="cpu")
+    runner = weakref.ref(llm._runner)
+    llm.close()
+    llm.close()
+    assert runner() is None, "the model is still held"
+    with pytest.raises(RequestError, match="this LLM is closed"):
+        llm.generate([[5]], GREEDY)
+
+
+def test_a_prompt_that_overflows_spoils_no_other(tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path)
+    tensors["model.embed_tokens.weight"][9] = float("inf")
+    write_weights(tmp_path, tensors)
+    sampled = SamplingParams(max_tokens=5, temperature=1.0, seed=3, ignore_eos=True)
+    with LLM(tmp_path, dtype="fp32", device="cpu", block_size=16) as llm:
+        alone = llm.generate([[5] * 20], GREEDY)[0].token_ids
+        spoilt, beside = llm.generate([[9] * 40, [5] * 20], [sampled, GREEDY])
+        assert beside.token_ids == alone
+        assert len(spoilt.token_ids) == 5
+        assert llm.generate([[5] * 20], GREEDY)[0].token_ids == alone
+
+
+def test_max_new_tokens_of_the_generation_config(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, generation={"max_new_tokens": 7, "eos_token_id": 255})
+    with LLM(tmp_path, device="cpu") as llm:
+        assert len(llm.generate([[5]], SamplingParams(ignore_eos=True))[0].token_ids) == 7
+        assert len(llm.generate([[5]], SamplingParams(ignore_eos=True, max_tokens=9))[0].token_ids) == 9
+
+
+def test_torchruns_ranks_are_the_environments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ConfigError, match="tp 2 does not match torchrun's WORLD_SIZE 1"):
+        LLM(folder, device="cpu", tp=2)
+
+
 def test_logprobs_are_those_of_the_logits(llm: LLM) -> None:
     (output,) = llm.generate([[5, 6]], SamplingParams(max_tokens=1, temperature=0, logprobs=3))
     expected = torch.log_softmax(llm.prompt_logits([5, 6])[-1], dim=0).topk(3)
@@ -94,6 +156,9 @@ def test_a_refused_prompt_stops_the_call_before_any_runs(llm: LLM) -> None:
         ([5, 6], "prompts must be a list"),
         ([[256]], "token id 256; ids go from 0 to 255"),
         ([[]], "0 tokens"),
+        (None, "prompts must be a list"),
+        ([b"x"], "token ids must be a list"),
+        ([7.5], "token ids must be a list"),
     ],
 )
 def test_prompts_that_cannot_be_served(llm: LLM, prompts: list, message: str) -> None:
@@ -115,6 +180,9 @@ def test_one_params_each_or_one_for_all(llm: LLM) -> None:
         ({"tp": 0}, ConfigError, "tp must be a whole number of 1 or more, not 0"),
         ({"tp": 3}, ConfigError, "3 ranks cannot share 8 attention heads.*runs on 1, 2, 4, 8"),
         ({"max_seq_len": 513}, ConfigError, "max_seq_len 513 is beyond the model's 512 positions"),
+        ({"prefix_cache": "no"}, ConfigError, "prefix_cache must be True or False, not 'no'"),
+        ({"config_overrides": ["a"]}, ConfigError, "config_overrides must be a dict"),
+        ({"config_overrides": {"torch_dtype": torch.float16}}, ConfigError, "config_overrides must be a dict of JSON"),
         ({"load_format": "gguf"}, ConfigError, "load_format must be one of"),
         ({"config_overrides": {"num_layers": 1}}, ConfigError, "num_layers.*num_hidden_layers"),
         ({"config_overrides": {"vocab_size": 300}}, CheckpointError, r"embed_tokens.weight.*\(256, 64\).*\(300, 64\)"),
