@@ -94,18 +94,28 @@ def _attend_single(
     scale: float,
 ) -> None:
     """One query a sequence: all sequences of `group` at once, padded to the longest."""
-    rows, tokens, kv_lens = (torch.tensor(column, device=q_TND.device) for column in zip(*group, strict=True))
-    longest = max(kv_len for _, _, kv_len in group)
+    rows, tokens, kv_lens = zip(*group, strict=True)
+    longest = max(kv_lens)
     num_blocks = -(-longest // k_cache_PSMD.shape[1])
-    blocks = block_table_BC[rows, :num_blocks]
+    at = _index(tokens, q_TND.device)
+    blocks = block_table_BC[_index(rows, q_TND.device), :num_blocks]
     k, v = (cache[blocks].flatten(1, 2)[:, :longest].transpose(1, 2).float() for cache in (k_cache_PSMD, v_cache_PSMD))
-    mask = torch.arange(longest, device=q_TND.device) < kv_lens.unsqueeze(1)
-    if any(kv_len < longest for _, _, kv_len in group):
+    mask = None
+    if min(kv_lens) < longest:
+        lens_B = torch.tensor(kv_lens, device=q_TND.device)
+        mask = (torch.arange(longest, device=q_TND.device) < lens_B.unsqueeze(1))[:, None, None, :]
         # What lies beyond a sequence's end is another's or stale; a NaN there would survive its weight of 0.
         for padded in (k, v):
-            padded.masked_fill_(~mask[:, None, :, None], 0)
-    out = _sdpa(q_TND[tokens].unsqueeze(2).float(), k, v, mask[:, None, None, :], scale)
-    out_TND[tokens] = out.squeeze(2).to(out_TND.dtype)
+            padded.masked_fill_(~mask.transpose(2, 3), 0)
+    out = _sdpa(q_TND[at].unsqueeze(2).float(), k, v, mask, scale)
+    out_TND[at] = out.squeeze(2).to(out_TND.dtype)
+
+
+def _index(places: tuple[int, ...], device: torch.device) -> slice | Tensor:
+    """Ascending places as an index: a slice, which copies nothing, where they follow one another."""
+    if places[-1] - places[0] + 1 == len(places):
+        return slice(places[0], places[-1] + 1)
+    return torch.tensor(places, device=device)
 
 
 def _attend_chunk(
@@ -131,6 +141,6 @@ def _attend_chunk(
         out_TND[start:stop] = out[0].transpose(0, 1).to(out_TND.dtype)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
