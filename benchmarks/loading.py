@@ -44,7 +44,7 @@ def main() -> int:
         reports = Path(folder, "reports")
         reports.mkdir()
         # The ranks find this file's load_rank by the module's name.
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]])
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         payload = json.dumps([str(reports), EngineConfig(folder, dtype="bf16", tp=args.tp, kv_blocks=8).to_json()])
         with spawn(args.tp, "cpu", payload, f"{Path(__file__).stem}:load_rank") as group:
             load_rank(payload, group)

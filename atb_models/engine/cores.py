@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
 from atb_models.engine.lifetime import TORCHRUN_ID
 
 _THREADS = "OMP_NUM_THREADS"
@@ -37,21 +38,9 @@ def _user_chose_threads() -> bool:
     return any(entry.startswith(_THREADS.encode() + b"=") for entry in started_with)
 
 
-def _cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+def _cgroup_cores(root: Path = ROOT, own: Path = OWN) -> float:
     """The tightest CPU limit of this process's cgroups and those above them (v2 cpu.max, v1 cfs quota), or infinity."""
-    cores = math.inf
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return cores
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root if not controllers else root / "cpu"
-        folder = PurePosixPath(path.strip("/"))
-        for level in (folder, *folder.parents):
-            cores = min(cores, _limit(base / level))
-    return cores
+    return min(map(_limit, cgroup_folders("cpu", root, own)), default=math.inf)
 
 
 def _limit(folder: Path) -> float:

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from atb_models import env
+from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import CapacityError
 from atb_models.models.config import ModelConfig
 
 GIB = 1 << 30
+UNLIMITED = 1 << 62
 # Of the memory left after the weights, the share kept for activations, the allocator's slack and other processes.
 KEPT_SHARE = 0.2
 
@@ -53,17 +55,22 @@ def _host_available() -> int:
     raise CapacityError("/proc/meminfo has no MemAvailable line; give the pool's size with --kv_blocks")
 
 
-def _cgroup_available() -> int:
-    """What the cgroup's limit leaves, or a number beyond any memory where there is no limit (v2, then v1)."""
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+def _cgroup_available(root: Path = ROOT, own: Path = OWN) -> int:
+    """What the tightest memory limit of this process's cgroups leaves, or a number beyond any memory."""
+    return min(map(_left, cgroup_folders("memory", root, own)), default=UNLIMITED)
+
+
+def _left(folder: Path) -> int:
+    """Limit less usage, where the cache of files, which gives way, does not count (v2's files, else v1's)."""
+    for limit, usage, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        root = Path("/sys/fs/cgroup")
         try:
-            text = (root / limit).read_text().strip()
-            if text != "max":
-                return max(0, int(text) - int((root / usage).read_text()))
+            text = (folder / limit).read_text().strip()
+            used = int((folder / usage).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except OSError:
             continue
-    return 1 << 62
+        return UNLIMITED if text == "max" else max(0, int(text) - used + int(stat.get(cache, 0)))
+    return UNLIMITED

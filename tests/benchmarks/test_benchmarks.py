@@ -1,0 +1,44 @@
+"""Each benchmark runs and prints its figures; what they are is not judged here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_checkpoint(tmp_path, max_position_embeddings=1024)
+    return tmp_path
+
+
+def run(root: Path, name: str, *argv: str) -> str:
+    environ = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(root / "benchmarks" / name), *argv]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_steps(root: Path) -> None:
+    printed = run(root, "steps.py", "--tp", "2", "--tokens", "6")
+    assert re.search(r"tp 2, batch 1: decode step median \d+\.\d\d ms\n", printed)
+    assert re.search(r"batch 64: outside the model, median \d+\.\d\d ms a step \(host \d+\.\d\d, input", printed)
+
+
+def test_width(root: Path, folder: Path) -> None:
+    printed = run(root, "width.py", "--model_path", str(folder), "--layers", "2", "--tokens", "3")
+    assert re.search(r"fp16, 2 layers, 1 threads, read bandwidth \d+\.\d GB/s\n", printed)
+    assert re.search(r"decode: .* \d+% of the bandwidth\nprefill: .* \d+% of its rate\n", printed)
+
+
+def test_loading(root: Path, folder: Path) -> None:
+    printed = run(root, "loading.py", "--model_path", str(folder), "--layers", "2", "--tp", "2")
+    assert len(re.findall(r"rank \d: shard \d+ MiB, .*: within\n", printed)) == 2
