@@ -25,9 +25,6 @@ logger = logging.getLogger(__name__)
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SETTINGS = "tokenizer_config.json"
 
-# What transformers replaces in decoded text when clean_up_tokenization_spaces is true.
-_CLEAN_UP = {mark: mark.strip() for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")}
-
 
 class Encoding(Protocol):
     """A tokenized text."""
@@ -49,12 +46,9 @@ class Backend(Protocol):
 class Tokenizer:
     """A checkpoint's tokenizer. `tokens`: its special tokens by name; `template`: None where nobody documents one."""
 
-    def __init__(
-        self, backend: Backend, tokens: dict[str, Any], template: ChatTemplate | None, *, clean_up: bool = False
-    ) -> None:
+    def __init__(self, backend: Backend, tokens: dict[str, Any], template: ChatTemplate | None) -> None:
         self._backend = backend
         self._template = template
-        self._clean_up = clean_up
         self.bos_token_id = self._id(tokens.get("bos_token"))
         self.eos_token_id = self._id(tokens.get("eos_token"))
 
@@ -74,12 +68,12 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; incomplete characters become U+FFFD, ids without a token nothing."""
-        text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        if self._clean_up:
-            for before, after in _CLEAN_UP.items():
-                text = text.replace(before, after)
-        return text
+        """The text of token ids; incomplete characters become U+FFFD, ids without a token nothing.
+
+        Blanks before marks stay, whatever clean_up_tokenization_spaces says: taking them away later would change text
+        that was streamed already.
+        """
+        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, special tokens included; RequestError when it is malformed."""
@@ -111,14 +105,13 @@ def load_tokenizer(
         if not is_there(folder / SETTINGS):
             return None
         raise CheckpointError(f"{folder} has {SETTINGS}, but none of {', '.join(VOCABULARIES)}; fetch it again")
-    clean_up = settings.get("clean_up_tokenization_spaces") is True
     if _is_plain(folder, settings, code, trust_remote_code):
         tokens = special_tokens(settings)
         template = find_template(folder, settings, tokens, chat_template)
-        return Tokenizer(load_json_tokenizer(folder, settings), tokens, template, clean_up=clean_up)
+        return Tokenizer(load_json_tokenizer(folder, settings), tokens, template)
     backend = _TransformersBackend(folder, trust_remote_code=trust_remote_code)
     template = find_template(folder, settings, backend.tokens, chat_template)
-    return Tokenizer(backend, backend.tokens, template, clean_up=clean_up)
+    return Tokenizer(backend, backend.tokens, template)
 
 
 def _own_code(settings: dict[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atb_models import env, log
@@ -18,7 +17,6 @@ from atb_models.launcher.args import parse_args
 from atb_models.launcher.benchmark import WARM_UP_TOKENS, Timings, write_benchmark
 from atb_models.launcher.exit_status import run_guarded
 from atb_models.launcher.job import Job, prepare
-from atb_models.launcher.permissions import warn_of_permissions
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
@@ -65,7 +63,6 @@ def _say_before(job: Job, device: str) -> None:
         logger.warning("no --model_path: the embedded toy checkpoint answers (its folder: `atb-models demo_path`)")
     else:
         logger.info("[MODEL_PATH]: %s", job.llm["model_path"])
-        warn_of_permissions(Path(job.llm["model_path"]))
     if job.llm["trust_remote_code"]:
         logger.info("[TRUST_REMOTE_CODE]: true")
 

@@ -51,7 +51,9 @@ class DummyWeights:
         if name.endswith("norm.weight"):
             target.fill_(1.0)
             return
-        table = self._tables.setdefault(target.dtype, self._base.to(target.dtype))
+        if target.dtype not in self._tables:
+            self._tables[target.dtype] = self._base.to(target.dtype)
+        table = self._tables[target.dtype]
         origin = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % PERIOD
 
         def read_run(first: int, out: Tensor) -> None:

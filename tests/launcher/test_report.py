@@ -15,7 +15,6 @@ from atb_models.errors import AtbError
 from atb_models.launcher.benchmark import Timings, write_benchmark
 from atb_models.launcher.files import written_whole
 from atb_models.launcher.logits_saver import logits_saver
-from atb_models.launcher.permissions import warn_of_permissions
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
 from atb_models.outputs import RequestOutput
 
@@ -137,15 +136,3 @@ def test_nothing_half_written_is_left(tmp_path):
         raise RuntimeError("disk full")
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
     assert target.read_text() == "before"
-
-
-def test_files_that_others_can_change_are_named(tmp_path, caplog, clean_environ, monkeypatch):
-    (tmp_path / "config.json").touch(0o600)
-    (tmp_path / "model.safetensors").touch()
-    (tmp_path / "model.safetensors").chmod(0o666)
-    warn_of_permissions(tmp_path)
-    assert "others can change model.safetensors;" in caplog.text
-    caplog.clear()
-    monkeypatch.setenv("MINDIE_CHECK_INPUTFILES_PERMISSION", "0")
-    warn_of_permissions(tmp_path)
-    assert not caplog.text

@@ -72,6 +72,8 @@ def test_newer_spellings(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 1e6}
     config = load_model_config(write(tmp_path, ("rope_theta", "torch_dtype"), rope_parameters=rope, dtype="float16"))
     assert (config.rope_theta, config.rope_scaling_factor, config.torch_dtype) == (1e6, 1.0, "fp16")
+    config = load_model_config(write(tmp_path, ("rope_theta",), rope_parameters={"rope_theta": 500.0}))
+    assert (config.rope_theta, config.rope_scaling_factor) == (500.0, 1.0)
 
 
 def test_absent_fields_have_the_published_defaults(tmp_path: Path) -> None:
