@@ -12,6 +12,9 @@ import pytest
 from atb_models import env
 from atb_models.demo import demo_path
 
+# Many tests start ranks on few cores, where a second thread each only gets in the way; torch reads it when imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

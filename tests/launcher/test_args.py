@@ -229,6 +229,9 @@ def test_llm_arguments(clean_environ, monkeypatch):
     assert (arguments["tp"], arguments["max_batch_size"], arguments["prefix_cache"]) == (1, 3, True)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("ATB_LLM_BENCHMARK_ENABLE", "1")
-    assert (llm_arguments(parse(""))["tp"], llm_arguments(parse("--tp 2"))["tp"]) == (4, 2)
+    assert (llm_arguments(parse(""))["tp"], llm_arguments(parse("--tp 4"))["tp"]) == (4, 4)
+    for other in (1, 2):
+        with pytest.raises(ConfigError, match=f"--tp {other} does not match torchrun's WORLD_SIZE 4"):
+            llm_arguments(parse(f"--tp {other}"))
     assert llm_arguments(parse(""))["prefix_cache"] is False
     assert llm_arguments(parse("--prefix_cache on"))["prefix_cache"] is True
