@@ -45,7 +45,7 @@ class ChatTemplate:
             raise ConfigError(f"{origin} is no valid Jinja template: {error}") from error
         self._tokens = dict(tokens)
         self._origin = origin
-        self.is_fallback = self._to_announce = is_fallback
+        self._to_announce = is_fallback
         self._words = set(re.findall(r"""['".]\s*(\w+)""", source))
 
     def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:

@@ -29,3 +29,5 @@ class RankError(AtbError):
 
 class RequestError(AtbError, ValueError):
     """A request whose parameters or length cannot be served."""
+
+    exit_status = 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from atb_models.errors import CheckpointError, ConfigError
+from atb_models.json_file import is_there
 
 KNOWN_MODELS = ("deepseek-ai/deepseek-moe-16b-base", "deepseek-ai/deepseek-moe-16b-chat")
 HUBS = {"modelscope": "modelscope", "huggingface": "huggingface_hub"}  # name -> Python package, in order of preference
@@ -86,8 +87,7 @@ def _hub_module(hub: str | None) -> tuple[str, ModuleType]:
 
 
 def _holds_config(folder: Path) -> bool:
-    config = folder / "config.json"
-    return config.exists() or config.is_symlink()
+    return is_there(folder / "config.json")
 
 
 def _snapshot(snapshots: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Reading the JSON files of a checkpoint folder: every failure names the file."""
+"""The files of a checkpoint folder, above all the JSON ones: every failure names the file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 from atb_models.errors import CheckpointError
 
 _LFS_POINTER = b"version https://git-lfs"
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or a link, which may point nowhere: that is damage, and not the same as no file."""
+    return path.exists() or path.is_symlink()
 
 
 def check_present(path: Path, why: str = "") -> None:

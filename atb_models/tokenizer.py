@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 from atb_models.chat_template import ChatTemplate, Message, find_template
 from atb_models.errors import CheckpointError, ConfigError, RequestError
+from atb_models.json_file import is_there
 from atb_models.tokenizer_json import (
     LLAMA_CLASSES,
     PLAIN_CLASSES,
-    is_there,
     load_json_tokenizer,
     read_settings,
     special_tokens,
@@ -51,11 +51,6 @@ class Tokenizer:
         self._template = template
         self.bos_token_id = self._id(tokens.get("bos_token"))
         self.eos_token_id = self._id(tokens.get("eos_token"))
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the checkpoint or the user gave a template, rather than the family's plain format or none."""
-        return self._template is not None and not self._template.is_fallback
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text; with special tokens, bos stands before it where the tokenizer puts one."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import CheckpointError
-from atb_models.json_file import check_present, read_json
+from atb_models.json_file import check_present, is_there, read_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -122,8 +122,3 @@ def _add_llama_template(tokenizer: JsonTokenizer, settings: dict[str, Any], fold
 
 def _content(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is a file or a link, which may point nowhere."""
-    return path.exists() or path.is_symlink()

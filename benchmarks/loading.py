@@ -43,8 +43,8 @@ def main() -> int:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: writing is not what is measured
         reports = Path(folder, "reports")
         reports.mkdir()
-        # The ranks find this file's load_rank by the module's name.
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        # The ranks find this file's load_rank by the module's name; spawn adds the project's root.
+        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
         payload = json.dumps([str(reports), EngineConfig(folder, dtype="bf16", tp=args.tp, kv_blocks=8).to_json()])
         with spawn(args.tp, "cpu", payload, f"{Path(__file__).stem}:load_rank") as group:
             load_rank(payload, group)

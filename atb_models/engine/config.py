@@ -12,8 +12,8 @@ from atb_models.demo import demo_path
 from atb_models.errors import ConfigError
 from atb_models.fetch import model_folder
 from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.dtypes import DTYPES
 
-DTYPES = ("fp16", "bf16", "fp32", "auto")
 DEVICES = ("npu", "cuda", "cpu")
 LOAD_FORMATS = ("auto", "dummy")
 # Prompt tokens of a step unless asked otherwise: many enough to use the processor, few enough that decodes go on.
@@ -44,7 +44,7 @@ class EngineConfig:
     load_format: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("dtype", self.dtype, (*DTYPES, "auto"))
         _one_of("load_format", self.load_format, LOAD_FORMATS)
         if self.device is not None:
             _one_of("device", self.device, DEVICES)

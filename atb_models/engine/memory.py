@@ -24,17 +24,20 @@ def block_bytes(config: ModelConfig, kv_heads: int, block_size: int, dtype: torc
 
 
 def choose_kv_blocks(config: EngineConfig, max_seq_len: int, bytes_per_block: int, free_bytes: int) -> int:
-    """Blocks for `max_batch_size` sequences of `max_seq_len` tokens, or as many as fit.
+    """`kv_blocks`, or else blocks for `max_batch_size` sequences of `max_seq_len` tokens, or as many as fit.
 
-    Raises CapacityError when not one block fits; a request that is too long for the pool is refused on its own.
+    Raises CapacityError when not one block fits, or not the number asked for; a request that is too long for the pool
+    is refused on its own.
     """
-    wanted = config.max_batch_size * -(-max_seq_len // config.block_size)
-    fitting = int(free_bytes * (1 - KEPT_SHARE)) // bytes_per_block
-    if fitting < 1:
+    wanted = config.kv_blocks or config.max_batch_size * -(-max_seq_len // config.block_size)
+    # A number that was asked for may take what is kept aside, but not what is not there.
+    fitting = int(free_bytes * (1 if config.kv_blocks else 1 - KEPT_SHARE)) // bytes_per_block
+    needed = config.kv_blocks or 1
+    if fitting < needed:
         raise CapacityError(
-            f"no memory for the KV cache: {free_bytes / GIB:.2f} GiB left after the weights, one block of"
-            f" {config.block_size} tokens takes {bytes_per_block / GIB:.4f} GiB;"
-            " use more ranks (--tp), fewer layers or a smaller --block_size, or free memory"
+            f"no memory for the KV cache: {free_bytes / GIB:.2f} GiB left after the weights, {needed} blocks of"
+            f" {config.block_size} tokens take {needed * bytes_per_block / GIB:.2f} GiB, {fitting} would fit;"
+            " use more ranks (--tp), fewer layers, a smaller --kv_blocks or --block_size, or free memory"
         )
     return min(wanted, fitting)
 
@@ -48,11 +51,11 @@ def free_memory(device: torch.device, ranks_here: int) -> int:
     return min(_host_available(), _cgroup_available()) // ranks_here
 
 
-def _host_available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+def _host_available(meminfo: Path = Path("/proc/meminfo")) -> int:
+    for line in meminfo.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise CapacityError("/proc/meminfo has no MemAvailable line; give the pool's size with --kv_blocks")
+    raise CapacityError(f"{meminfo} has no MemAvailable line; give the pool's size with --kv_blocks")
 
 
 def _cgroup_available(root: Path = ROOT, own: Path = OWN) -> int:

@@ -20,9 +20,8 @@ from atb_models.layers.attention import LayerCache, kv_heads_per_rank
 from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, build_model
+from atb_models.models.dtypes import torch_dtype
 from atb_models.models.loader import load_weights, open_weights
-
-TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class ModelRunner:
@@ -31,7 +30,7 @@ class ModelRunner:
     def __init__(self, config: EngineConfig, group: RankGroup) -> None:
         self.config, self.group = config, group
         self.model_config = config.load_model_config(log=group.rank == 0)
-        self.dtype = TORCH_DTYPES[self.model_config.run_dtype(config.dtype)]
+        self.dtype = torch_dtype(self.model_config.run_dtype(config.dtype))
         self.max_seq_len = sequence_limit(config, self.model_config)
         ops.bind(group.device.type)
         build = Build(self.dtype, group.device, group.rank, group.size, group)
@@ -71,12 +70,9 @@ class ModelRunner:
 
     def _agree_on_kv_blocks(self) -> int:
         """The same number on every rank: the smallest that any of them has memory for."""
-        blocks = self.config.kv_blocks
-        if blocks is None:
-            per_block = block_bytes(self.model_config, self.kv_heads, self.config.block_size, self.dtype)
-            free = free_memory(self.group.device, self.group.ranks_here)
-            blocks = choose_kv_blocks(self.config, self.max_seq_len, per_block, free)
-        return self.group.minimum(blocks)
+        per_block = block_bytes(self.model_config, self.kv_heads, self.config.block_size, self.dtype)
+        free = free_memory(self.group.device, self.group.ranks_here)
+        return self.group.minimum(choose_kv_blocks(self.config, self.max_seq_len, per_block, free))
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -49,10 +49,12 @@ class Place:
     @classmethod
     def from_environment(cls, device: str) -> Place:
         """torchrun's variables; a process without them is the only rank."""
-        size = _integer("WORLD_SIZE", 1)
-        return cls(
-            _integer("RANK", 0), size, _integer("LOCAL_RANK", 0), _integer("LOCAL_WORLD_SIZE", size), device
-        )
+        rank, size = _integer("RANK", 0), _integer("WORLD_SIZE", 1)
+        absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if rank >= size or (size > 1 and absent):
+            what = f"without {', '.join(absent)}" if size > 1 and absent else f"with RANK {rank}"
+            raise ConfigError(f"WORLD_SIZE {size} {what}; unset them, or start the ranks with torchrun")
+        return cls(rank, size, _integer("LOCAL_RANK", 0), _integer("LOCAL_WORLD_SIZE", size), device)
 
 
 class Collectives(Protocol):

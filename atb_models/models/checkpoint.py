@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atb_models import env
 from atb_models.errors import CheckpointError
-from atb_models.json_file import check_present, read_json
+from atb_models.json_file import check_present, is_there, read_json
 from atb_models.models.checkpoint_bin import BinFile
 from atb_models.models.checkpoint_safetensors import SafetensorsFile
 from atb_models.models.slices import ReadRun, copy_slice, slice_shape
@@ -52,10 +52,6 @@ class Checkpoint:
         """The tensor's whole shape."""
         return self._files[name].tensors[name][0]
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The tensor's data type on disk."""
-        return self._files[name].tensors[name][1]
-
     def where(self, name: str) -> str:
         """The file that holds the tensor, or the folder if none does: for error messages."""
         return str(self._files[name].path if name in self._files else self.folder)
@@ -67,7 +63,8 @@ class Checkpoint:
 
     def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> Tensor:
         """The slice as a new CPU tensor of the dtype on disk."""
-        target = torch.empty(slice_shape(self.shape(name), dim, start, stop), dtype=self.dtype(name))
+        shape, dtype = self._files[name].tensors[name]
+        target = torch.empty(slice_shape(shape, dim, start, stop), dtype=dtype)
         self.read_into(name, dim, start, stop, target)
         return target
 
@@ -92,19 +89,15 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     folder = Path(folder)
     for layout in LAYOUTS:
         single, index = folder / layout, folder / f"{layout}.index.json"
-        if _is_there(single):
+        if is_there(single):
             check_present(single)
             return _open(folder, {single: None}, single)
-        if _is_there(index):
+        if is_there(index):
             return _open(folder, _indexed_files(folder, index), index)
     loose = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
     found = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
     wanted = ", ".join(f"{layout} or {layout}.index.json" for layout in LAYOUTS)
     raise CheckpointError(f"{folder} holds no weights: none of {wanted} exists{found}")
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
 
 
 def _indexed_files(folder: Path, index: Path) -> dict[Path, set[str] | None]:

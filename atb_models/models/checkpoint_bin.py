@@ -14,11 +14,12 @@ from torch import Tensor
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
+from atb_models.models.dtypes import DTYPES, torch_dtype
 from atb_models.models.slices import BAND_BYTES, ReadRun
 
 logger = logging.getLogger(__name__)
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+READABLE = tuple(map(torch_dtype, DTYPES))
 
 
 class BinFile:
@@ -45,8 +46,8 @@ class BinFile:
         self._loaded: dict[str, Tensor] = loaded
         self.tensors = {name: (tuple(value.shape), value.dtype) for name, value in loaded.items()}
         for name, (_, dtype) in self.tensors.items():
-            if dtype not in DTYPES:
-                known = ", ".join(map(str, DTYPES))
+            if dtype not in READABLE:
+                known = ", ".join(map(str, READABLE))
                 raise CheckpointError(f"{path}: tensor {name} is {dtype}, but only {known} can be read")
 
     def reader(self, name: str) -> ReadRun:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
+from atb_models.models.dtypes import DTYPES, torch_dtype
 from atb_models.models.slices import ReadRun
 
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+READABLE = {names.safetensors: torch_dtype(name) for name, names in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the format's own limit, bytes
 
 
@@ -90,9 +91,9 @@ class SafetensorsFile:
             sane = False
         if not sane:
             raise CheckpointError(f"{self.path}: the header's entry of tensor {name} is damaged: {entry!r}")
-        if kind not in DTYPES:
-            raise CheckpointError(f"{self.path}: tensor {name} is {kind}, but only {', '.join(DTYPES)} can be read")
-        dtype = DTYPES[kind]
+        if kind not in READABLE:
+            raise CheckpointError(f"{self.path}: tensor {name} is {kind}, but only {', '.join(READABLE)} can be read")
+        dtype = READABLE[kind]
         needed = prod(shape) * dtype.itemsize
         if end - begin != needed:
             raise CheckpointError(

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from atb_models.errors import ConfigError
-from atb_models.json_file import read_json
+from atb_models.json_file import is_there, read_json
 from atb_models.models.config_fields import Fields, rope_fields
 from atb_models.models.config_tables import ONLY, WITHOUT_EFFECT
+from atb_models.models.dtypes import DTYPES
 from atb_models.models.family import FAMILIES, Family
 from atb_models.models.generation import NEUTRAL as GENERATION_NEUTRAL
 from atb_models.models.generation import SAMPLING, generation_fields
 from atb_models.models.generation import WITHOUT_EFFECT as GENERATION_WITHOUT_EFFECT
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class ModelConfig:
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0  # of one routed expert
     shared_intermediate_size: int = 0  # of all shared experts together; 0 = none
-    shared_expert_gate: bool = False
     norm_topk_prob: bool = False
     norm_topk_eps: float = 0.0
     torch_dtype: str | None = None  # fp16, bf16 or fp32, as the checkpoint declares
@@ -75,7 +73,7 @@ def load_model_config(
     cannot be read.
     """
     path = Path(folder) / "config.json"
-    if not path.exists() and not path.is_symlink():
+    if not is_there(path):
         raise ConfigError(f"{path} does not exist: {folder} is no checkpoint folder, it holds {_contents(path.parent)}")
     changes = dict(overrides or {})
     fields = Fields({**read_json(path), **changes}, path)
@@ -127,9 +125,10 @@ def _torch_dtype(fields: Fields) -> str | None:
     name, value = ("dtype", new) if old is None else ("torch_dtype", old)
     if value is None:
         return None
-    short = DTYPES.get(str(value).removeprefix("torch."))
+    supported = {names.torch: short for short, names in DTYPES.items()}
+    short = supported.get(str(value).removeprefix("torch."))
     if short is None:
-        raise fields.fail(name, f"but only {', '.join(DTYPES)} are supported")
+        raise fields.fail(name, f"but only {', '.join(supported)} are supported")
     return short
 
 

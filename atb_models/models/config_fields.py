@@ -104,7 +104,7 @@ def rope_fields(fields: Fields) -> dict[str, float]:
         kinds = {kind for kind in (scaling.get("type"), scaling.get("rope_type")) if kind is not None}
         if kinds == {"linear"}:
             rope["rope_scaling_factor"] = inner.number("factor")
-        elif kinds != {"default"} and scaling.keys() != {"rope_theta"}:
+        elif kinds - {"default"} or (not kinds and "factor" in scaling):
             raise fields.fail(name, "but only null and the type 'linear' are supported")
         if "rope_theta" in scaling:
             rope["rope_theta"] = inner.number("rope_theta")

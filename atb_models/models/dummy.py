@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from atb_models.layers.parameter import parts_of
 from atb_models.models.config import ModelConfig
+from atb_models.models.dtypes import torch_dtype
 from atb_models.models.slices import copy_slice, slice_shape
 from atb_models.models.weight_map import weight_names
 
 PERIOD = 1_048_573  # a prime: rows of any width are shifted against each other
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class DummyWeights:
@@ -25,7 +25,7 @@ class DummyWeights:
         self._shapes = {
             weight.name: parts_of(parameters[weight.parameter])[weight.role].shape for weight in weight_names(config)
         }
-        self._dtype = DTYPES[config.torch_dtype or "bf16"]
+        self._dtype = torch_dtype(config.torch_dtype or "bf16")
         normals = np.random.default_rng(20030).standard_normal(PERIOD, dtype=np.float32)
         self._base = torch.from_numpy(normals * np.float32(config.initializer_range)).to(self._dtype)
         self._tables = {self._dtype: self._base}
@@ -37,10 +37,6 @@ class DummyWeights:
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's whole shape."""
         return self._shapes[name]
-
-    def dtype(self, name: str) -> torch.dtype:
-        """What the checkpoint's weights would be stored in."""
-        return self._dtype
 
     def where(self, name: str) -> str:
         """For error messages."""

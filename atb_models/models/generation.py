@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atb_models import env
-from atb_models.json_file import read_json
+from atb_models.json_file import is_there, read_json
 from atb_models.models.config_fields import Fields
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def generation_fields(folder: Path, config: Fields, overrides: Container[str], *
     """
     path = folder / "generation_config.json"
     ignored = env.get("REMOVE_GENERATION_CONFIG_DICT")
-    present = not ignored and (path.exists() or path.is_symlink())
+    present = not ignored and is_there(path)
     file = Fields(read_json(path), path) if present else config
     eos, bos = _eos_token_ids(file), file.optional_integer("bos_token_id", minimum=0)
     config_eos, config_bos = _eos_token_ids(config), config.optional_integer("bos_token_id", minimum=0)

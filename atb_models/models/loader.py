@@ -7,18 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from atb_models.errors import CheckpointError, ConfigError
+from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import Part, parts_of
 from atb_models.models.checkpoint import open_checkpoint
 from atb_models.models.config import ModelConfig
 from atb_models.models.dummy import DummyWeights
 from atb_models.models.weight_map import Weight, weight_names
 
-LOAD_FORMATS = ("auto", "dummy")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -29,8 +27,6 @@ class WeightSource(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
-    def dtype(self, name: str) -> torch.dtype: ...
-
     def where(self, name: str) -> str: ...
 
     def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> None: ...
@@ -40,8 +36,6 @@ class WeightSource(Protocol):
 
 def open_weights(folder: Path | str, load_format: str, model: nn.Module, config: ModelConfig) -> WeightSource:
     """The source that `load_format` names: "auto" is the checkpoint in `folder`, "dummy" needs none."""
-    if load_format not in LOAD_FORMATS:
-        raise ConfigError(f"load_format is {load_format!r}, but only {', '.join(LOAD_FORMATS)} are supported")
     return DummyWeights(model, config) if load_format == "dummy" else open_checkpoint(folder)
 
 

@@ -54,7 +54,8 @@ def test_single_rank_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tp_that_differs_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"tp 2 .* WORLD_SIZE 4"):
         open_group("{}", 2, "cpu")
     monkeypatch.setenv("WORLD_SIZE", "four")

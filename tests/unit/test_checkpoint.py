@@ -35,7 +35,7 @@ def test_whole_tensors(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.names() == set(tensors)
         for name, tensor in tensors.items():
-            assert (checkpoint.shape(name), checkpoint.dtype(name)) == (tuple(tensor.shape), dtype)
+            assert (checkpoint.shape(name), checkpoint.read(name).dtype) == (tuple(tensor.shape), dtype)
             assert torch.equal(checkpoint.read(name), tensor)
 
 

@@ -12,6 +12,7 @@ import tiny
 
 from atb_models.errors import CheckpointError, ConfigError
 from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.dtypes import torch_dtype
 
 
 def write(folder: Path, remove: tuple[str, ...] = (), **fields: Any) -> Path:
@@ -30,7 +31,7 @@ def test_tiny_config_is_read(tmp_path: Path) -> None:
     assert config.moe_layers == (False, True, True)
     assert (config.num_experts, config.num_experts_per_tok) == (8, 3)
     assert (config.moe_intermediate_size, config.shared_intermediate_size) == (32, 64)
-    assert (config.norm_topk_prob, config.norm_topk_eps, config.shared_expert_gate) == (False, 1e-20, False)
+    assert (config.norm_topk_prob, config.norm_topk_eps) == (False, 1e-20)
     assert (config.torch_dtype, config.initializer_range) == ("bf16", 0.1)
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
     assert config.overridden == ()
@@ -72,8 +73,9 @@ def test_newer_spellings(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 1e6}
     config = load_model_config(write(tmp_path, ("rope_theta", "torch_dtype"), rope_parameters=rope, dtype="float16"))
     assert (config.rope_theta, config.rope_scaling_factor, config.torch_dtype) == (1e6, 1.0, "fp16")
-    config = load_model_config(write(tmp_path, ("rope_theta",), rope_parameters={"rope_theta": 500.0}))
-    assert (config.rope_theta, config.rope_scaling_factor) == (500.0, 1.0)
+    for rope in ({"rope_theta": 500.0}, {"rope_theta": 500.0, "rope_type": None}):
+        config = load_model_config(write(tmp_path, ("rope_theta",), rope_parameters=rope))
+        assert (config.rope_theta, config.rope_scaling_factor) == (500.0, 1.0)
 
 
 def test_absent_fields_have_the_published_defaults(tmp_path: Path) -> None:
@@ -91,6 +93,8 @@ def test_absent_fields_have_the_published_defaults(tmp_path: Path) -> None:
         ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
         ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
         ("rope_scaling", {"type": "linear", "factor": 2.0, "beta_fast": 32}),
+        ("rope_scaling", {"factor": 2.0}),
+        ("rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}),
         ("rope_scaling", "linear"),
         ("model_type", "deepseek_v2"),
         ("model_type", None),
@@ -178,6 +182,12 @@ def test_override_without_effect_is_refused(tmp_path: Path) -> None:
 def test_override_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_hidden_layers is 'four', but must be an integer"):
         load_model_config(write(tmp_path), {"num_hidden_layers": "four"})
+
+
+@pytest.mark.parametrize(("spelling", "name"), [("torch.float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp32")])
+def test_dtype_names(tmp_path: Path, spelling: str, name: str) -> None:
+    assert load(tmp_path, torch_dtype=spelling).torch_dtype == name
+    assert str(torch_dtype(name)) == f"torch.{spelling.removeprefix('torch.')}"
 
 
 def test_auto_dtype(tmp_path: Path) -> None:

@@ -72,6 +72,23 @@ def test_long_tensors_go_round_the_table(tmp_path: Path) -> None:
     assert torch.equal(DummyWeights(model, config).read("lm_head.weight", 1, 10, 20), flat.view(-1, 1024)[:, 10:20])
 
 
+def test_the_table_is_converted_once_for_each_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_checkpoint(tmp_path)
+    config = load_model_config(tmp_path)
+    source = DummyWeights(build_model(config, Build(torch.bfloat16, torch.device("meta"))), config)
+    converted, convert = [], torch.Tensor.to
+
+    def to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        converted.append(dtype)
+        return convert(tensor, dtype)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    target = torch.empty(source.shape("lm_head.weight"), dtype=torch.float16)
+    for _ in range(3):
+        source.read_into("lm_head.weight", None, 0, 0, target)
+    assert converted == [torch.float16]
+
+
 @pytest.mark.full  # a rate, which a busy machine may not reach
 def test_filling_is_faster_than_a_gigabyte_a_second(tmp_path: Path) -> None:
     fields: dict[str, Any] = dict(hidden_size=1024, vocab_size=16384, num_hidden_layers=1, first_k_dense_replace=0)

@@ -128,6 +128,22 @@ def test_max_new_tokens_of_the_generation_config(tmp_path: Path) -> None:
         assert len(llm.generate([[5]], SamplingParams(ignore_eos=True, max_tokens=9))[0].token_ids) == 9
 
 
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"RANK": "1"}, "WORLD_SIZE 1 with RANK 1; unset them, or start the ranks with torchrun"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE 2 without RANK, MASTER_ADDR, MASTER_PORT; unset them"),
+    ],
+)
+def test_variables_left_over_from_torchrun(
+    folder: Path, environ: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        LLM(folder, device="cpu")
+
+
 def test_torchruns_ranks_are_the_environments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(ConfigError, match="tp 2 does not match torchrun's WORLD_SIZE 1"):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from atb_models.errors import CheckpointError, ConfigError
+from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import Build, parts_of, whole
 from atb_models.models.config import load_model_config
 from atb_models.models.decoder import Decoder, build_model
@@ -222,9 +222,3 @@ def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     load_weights(model, config, source, progress=True)
     out, err = capsys.readouterr()
     assert out == "" and "loading weights: 100%" in err
-
-
-def test_unknown_load_format(tmp_path: Path) -> None:
-    tiny.write_checkpoint(tmp_path)
-    with pytest.raises(ConfigError, match="load_format is 'gguf', but only auto, dummy are supported"):
-        open_weights(tmp_path, "gguf", nn.Identity(), load_model_config(tmp_path))

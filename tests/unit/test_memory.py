@@ -23,14 +23,29 @@ def test_block_bytes() -> None:
 def test_blocks_for_a_full_batch_or_what_fits() -> None:
     assert memory.choose_kv_blocks(CONFIG, 100, 1000, 10**9) == 4 * 7
     assert memory.choose_kv_blocks(CONFIG, 100, 1000, 10_000) == 8  # a fifth is kept
-    with pytest.raises(CapacityError, match="0.00 GiB left.*one block of 16 tokens takes 0.0000 GiB.*--tp"):
+    with pytest.raises(CapacityError, match="0.00 GiB left.*1 blocks of 16 tokens take 0.00 GiB, 0 would fit.*--tp"):
         memory.choose_kv_blocks(CONFIG, 100, 1000, 1200)
+
+
+def test_blocks_that_were_asked_for() -> None:
+    config = EngineConfig(kv_blocks=100)
+    assert memory.choose_kv_blocks(config, 100, 1000, 100_000) == 100
+    with pytest.raises(CapacityError, match="100 blocks of 128 tokens take 0.00 GiB, 99 would fit.*--kv_blocks"):
+        memory.choose_kv_blocks(config, 100, 1000, 99_999)
 
 
 def test_ranks_share_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_host_available", lambda: 1000)
     monkeypatch.setattr(memory, "_cgroup_available", lambda: 600)
     assert memory.free_memory(torch.device("cpu"), 4) == 150
+
+
+def test_host_available(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemFree: 3 kB\nMemAvailable:  7 kB\n")
+    assert memory._host_available(tmp_path / "meminfo") == 7 * 1024
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\n")
+    with pytest.raises(CapacityError, match="meminfo has no MemAvailable line; .*--kv_blocks"):
+        memory._host_available(tmp_path / "meminfo")
 
 
 @pytest.mark.parametrize(

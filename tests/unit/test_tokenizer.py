@@ -217,7 +217,8 @@ def test_class_of_transformers_without_tokenizer_json(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = load(tmp_path)
     assert tokenizer.eos_token_id == 1
-    assert tokenizer.decode([*tokenizer.encode(TEXTS[1]), 1]) == TEXTS[1]
+    for text in (TEXTS[1], TEXTS[6]):  # the second has blanks before marks, which the class would clean up
+        assert tokenizer.decode([*tokenizer.encode(text), 1]) == text
 
 
 def test_class_of_transformers_that_fails_is_named(tmp_path: Path) -> None:
