@@ -195,7 +195,7 @@ class _Workers:
         deadline = time.monotonic() + _UNRESPONSIVE_S
         while self._health.activity is not None and not self._health.reported.wait(0.05):
             if time.monotonic() > deadline:
-                sys.stderr.write(f"{failure}; rank 0 (pid {os.getpid()}) could not be interrupted and ends\n")
+                sys.stderr.write(f"\n{failure}; rank 0 (pid {os.getpid()}) could not be interrupted and ends\n")
                 sys.stderr.flush()
                 os._exit(1)
 

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from atb_models.launcher.exit_status import print_error
 
@@ -20,6 +22,7 @@ POLL_SECONDS = 0.1
 # Signals that kill a rank from outside; SIGTERM is not among them, for torchrun sends it to the ranks it ends.
 DEATHS = frozenset(signal.Signals) - {signal.SIGTERM}
 ROOT = Path(__file__).parents[2]
+_INTERRUPTED = "interrupted"
 
 
 class PortTaken(Exception):
@@ -53,18 +56,36 @@ def run_ranks(count: int, address: str, port: int, argv: Sequence[str]) -> int:
         arguments = torchrun.parse_args(_torchrun_flags(count, address, port))
         # torchrun replaces $ macros in its script's arguments
         arguments.training_script_args = [word.replace("$", "$$") for word in argv]
+        arguments.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"  # a torch that does not know it handles SIGINT too
+        signal.signal(signal.SIGINT, _interrupt)
         try:
             torchrun.run(arguments)
         except ChildFailedError as error:
             return _report(error.failures, _read_told(told))
         except SignalException as error:
-            print_error(f"stopped by {signal.Signals(error.sigval).name}; all ranks are ended")
-            return 128 + int(error.sigval)
+            number = signal.SIGINT if str(error) == _INTERRUPTED else signal.Signals(error.sigval)
+            _end_line()
+            print_error(f"stopped by {number.name}; all ranks are ended")
+            return 128 + number
         except RuntimeError as error:
             if "EADDRINUSE" in str(error) or "already in use" in str(error):
                 raise PortTaken from None
             raise
     return 0
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Ctrl-C ends the ranks with SIGTERM: a Python that is just starting answers SIGINT with a traceback."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise SignalException(_INTERRUPTED, sigval=signal.SIGTERM)
+
+
+def _end_line() -> None:
+    """A rank 0 that was killed may have left a progress bar, after which the line goes on."""
+    with suppress(OSError):
+        print(file=sys.stderr, flush=True)
 
 
 def _torchrun_flags(count: int, address: str, port: int) -> list[str]:
@@ -102,6 +123,8 @@ def _report(failures: Mapping[int, ProcessFailure], told: Sequence[Told]) -> int
 
     A signal other than torchrun's own SIGTERM comes first: what the other ranks say then is its consequence.
     """
+    if 0 not in failures or failures[0].exitcode < 0:
+        _end_line()
     killed = [rank for rank, failure in failures.items() if -failure.exitcode in DEATHS]
     causes = [one for one in told if not one.is_consequence] or told
     if killed:

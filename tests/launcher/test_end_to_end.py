@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny
@@ -17,9 +14,8 @@ import torch
 
 from atb_models.demo import questions
 from atb_models.launcher import main as run_pa
-from atb_models.launcher.port import PORTS, is_free
+from tests.launcher.processes import free_port, run_script
 
-SCRIPT = "examples/models/deepseek/run_pa_deepseek_moe.sh"
 QUESTION = "Who is the CEO of Google?"
 IDS = ["--input_ids", "1,5,9,20", "3,4,5"]
 
@@ -49,53 +45,6 @@ def run(capsys, *argv):
         os.environ.clear()
         os.environ.update(before)
     return status, *capsys.readouterr()
-
-
-def start(root, tmp_path, *argv, ranks=2, **environ):
-    """The launch script in another folder, in a process group of its own."""
-    devices = ",".join(map(str, range(ranks)))
-    environ = {"PYTHON": sys.executable, "ASCEND_RT_VISIBLE_DEVICES": devices, "OMP_NUM_THREADS": "1", **environ}
-    return subprocess.Popen(
-        ["bash", str(root / SCRIPT), *argv], cwd=tmp_path, env={**os.environ, **environ},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(process, timeout=120):
-    with kill_at_exit(process):
-        out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
-
-@contextlib.contextmanager
-def kill_at_exit(process):
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            process.kill()
-
-
-def rank_pids(process):
-    """The ranks of a launcher, which are its children, by rank."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if entry.isdigit() and int(open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[1]) == process.pid:
-                environ = open(f"/proc/{entry}/environ", "rb").read().split(b"\0")
-                found |= {int(word[5:]): int(entry) for word in environ if word.startswith(b"RANK=")}
-    return found
-
-
-def is_running(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def free_port():
-    return str(next(number for number in reversed(PORTS) if is_free(number)))
 
 
 def test_ids_in_ids_out(capsys, weights):
@@ -143,8 +92,8 @@ def test_files(capsys, weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
-        (["--input_texts", "Hi"], 1, "a text prompt needs the tokenizer files"),
-        (["--input_ids", "999"], 1, "the prompt has token id 999; ids go from 0 to 255"),
+        (["--input_texts", "Hi"], 2, "a text prompt needs the tokenizer files"),
+        (["--input_ids", "999"], 2, "the prompt has token id 999; ids go from 0 to 255"),
         (["--input_ids", "1", "--max_output_length", "512"], 2, "need 513 positions"),
         (["--input_ids", "1", "--tp", "3"], 2, "3 ranks cannot share 8 attention heads"),
         (["--input_ids", "1", "--device", "npu"], 2, "device npu"),
@@ -175,55 +124,29 @@ def test_embedded_checkpoint_answers(capsys, answer, flags):
 def test_script_starts_ranks_that_answer_as_one(capsys, root, tmp_path, weights):
     flags = [*IDS, "--max_output_length", "6"]
     _, alone, _ = run(capsys, "--model_path", weights, "--is_chat_model", *flags, "--dtype", "fp32")
-    status, out, err = finish(start(root, tmp_path, weights, "-trust_remote_code", *flags, "--dtype", "fp32"))
+    status, out, err = run_script(root, tmp_path, weights, "-trust_remote_code", *flags, "--dtype", "fp32")
     assert (status, out) == (0, alone), err
     assert "[TRUST_REMOTE_CODE]: true" in err
     assert "Setting OMP_NUM_THREADS" not in err and "without effect on cpu" not in err
 
 
 def test_script_answers_its_question_without_weights(root, tmp_path, answer):
-    status, out, err = finish(start(root, tmp_path))
+    status, out, err = run_script(root, tmp_path)
     assert status == 0, err
     assert out.startswith(f"Answer[0]: {answer}\nGenerate[0] token num: ")
 
 
 def test_ranks_that_cannot_share_the_heads(root, tmp_path, weights):
-    status, out, err = finish(start(root, tmp_path, weights, "--input_ids", "1", ranks=3))
+    status, out, err = run_script(root, tmp_path, weights, "--input_ids", "1", ranks=3)
     assert (status, out) == (2, "")
     errors = [line for line in err.splitlines() if "error" in line.lower()]
     assert len(errors) == 1, err
     assert re.match(r"atb-models: error: 3 ranks cannot share 8 attention heads .* 1, 2, 4, 8", errors[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_run_that_is_ended_while_decoding(root, tmp_path, weights, number):
-    """SIGKILL for one rank, SIGTERM for the script's own pid, which is torchrun's by then."""
-    flags = ["--ignore_eos", "--max_output_length", "500", "--input_ids", *["1,2"] * 400]
-    port = free_port()
-    process = start(root, tmp_path, weights, *flags, MASTER_PORT=port)
-    with kill_at_exit(process):
-        for line in process.stderr:
-            if "begin inference" in line:
-                break
-        ranks = rank_pids(process)
-        assert set(ranks) == {0, 1}
-        os.kill(ranks[1] if number == signal.SIGKILL else process.pid, number)
-        started = time.monotonic()
-        err = process.stderr.read()
-        status = process.wait(30)
-        while any(map(is_running, ranks.values())):
-            assert time.monotonic() < started + 5
-            time.sleep(0.05)
-        assert time.monotonic() < started + 5
-    process.stdout.close()
-    assert is_free(int(port))
-    killed = f"rank 1 (pid {ranks[1]}) was killed by signal 9 (SIGKILL)"
-    expected = (1, killed) if number == signal.SIGKILL else (143, "stopped by SIGTERM; all ranks are ended")
-    assert (status, expected[1] in err) == (expected[0], True), err
-
-
 def test_torchrun_starts_run_pa(root, weights):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    flags = ["--nproc_per_node=2", f"--master_port={free_port()}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *flags]
     argv = [str(root / "run_pa.py"), "--model_path", weights, "--input_ids", "1,5", "--max_output_length", "3"]
     ended = subprocess.run([*command, *argv], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
@@ -236,6 +159,6 @@ def test_torchrun_starts_run_pa(root, weights):
 def test_script_at_every_size(root, tmp_path, demo, answer, ranks, order):
     link = tmp_path / "demo weights"
     link.symlink_to(demo)
-    status, out, err = finish(start(root, tmp_path, *[word or str(link) for word in order], ranks=ranks))
+    status, out, err = run_script(root, tmp_path, *[word or str(link) for word in order], ranks=ranks)
     assert status == 0, err
     assert out.startswith(f"Answer[0]: {answer}\n")
