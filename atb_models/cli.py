@@ -55,7 +55,7 @@ def _env(words: list[str]) -> int:
     """versions, and the environment variables with their values"""
     from atb_models.env_report import print_report
 
-    _no_more(words)
+    _no_more("env", words)
     problems = print_report(sys.stdout)
     for problem in problems:
         print_error(problem)
@@ -66,14 +66,17 @@ def _demo_path(words: list[str]) -> int:
     """the folder of the embedded checkpoint"""
     from atb_models.demo import demo_path
 
-    _no_more(words)
+    _no_more("demo_path", words)
     print(demo_path())
     return 0
 
 
-def _no_more(words: list[str]) -> None:
-    if words:
-        raise ConfigError(f"unexpected word {words[0]!r}")
+def _no_more(name: str, words: list[str]) -> None:
+    """Refuse arguments of a command that has none but --help."""
+    parser = Parser(prog=f"atb-models {name}", description=COMMANDS[name].__doc__, allow_abbrev=False)
+    _, more = parser.parse_known_args(words)
+    if more:
+        raise ConfigError(f"unexpected word {more[0]!r}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -82,3 +85,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "env": _env,
     "demo_path": _demo_path,
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ variable, its value and what is allowed. docs and `atb-models env` are made from
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from atb_models.errors import ConfigError
 
 # How a variable is used.
 READ = "read"  # by this program
+ACCELERATOR = "npu and cuda"  # read by this program, but not on a CPU
+SCRIPTS = "scripts"  # read by the shell scripts of examples/
 PASSED = "passed on"  # to torch, gloo, OpenMP, NCCL ..., which read it themselves
 NPU = "npu only"  # passed on to the Ascend libraries; does nothing on another device
 LATER = "not read"  # known from MindIE, without effect in this version
@@ -36,9 +39,16 @@ def _switch(text: str) -> bool:
     return {"1": True, "true": True, "0": False, "false": False}[text.strip().lower()]
 
 
+def _digits(text: str) -> int:
+    """`int` without its signs, underscores and other scripts' digits."""
+    if not re.fullmatch("[0-9]+", text.strip()):
+        raise ValueError
+    return int(text)
+
+
 def _whole(low: int, high: int) -> Kind:
     def parse(text: str) -> int:
-        value = int(text)
+        value = _digits(text)
         if not low <= value <= high:
             raise ValueError
         return value
@@ -54,8 +64,8 @@ def _share(text: str) -> float:
 
 
 def _devices(text: str) -> tuple[int, ...]:
-    ids = tuple(int(part) for part in text.split(","))
-    if min(ids) < 0 or len(set(ids)) != len(ids):
+    ids = tuple(_digits(part) for part in text.split(","))
+    if len(set(ids)) != len(ids):
         raise ValueError
     return ids
 
@@ -69,6 +79,22 @@ def component_value(text: str) -> str:
             return value.strip()
         plain = plain if colon else value
     return plain.strip()
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~ of a user there is not
+        raise ValueError from None
+
+
+def _log_path(text: str) -> Path:
+    """A path, or our part of the per-component form; a colon within a path does not make it one."""
+    pairs = re.findall(r"(?:^|;)\s*(?:(\w+):)?([^;]*)", text)
+    if not any(name for name, _ in pairs):
+        return _path(text)
+    values = {name.lower(): value.strip() for name, value in pairs}
+    return _path(values.get("llm") or values.get("") or DEFAULT_LOG_PATH)
 
 
 def _level(text: str) -> str:
@@ -88,11 +114,13 @@ def _rotation(text: str) -> tuple[int, int]:
     return sizes["-fs"], sizes["-r"]
 
 
+DEFAULT_LOG_PATH = "~/mindie/log"
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
 SWITCH = Kind("0 or 1", _switch)
 LOG_SWITCH = Kind("0, 1, true or false, or a list such as llm:true;false", lambda text: _switch(component_value(text)))
 TEXT = Kind("any text", str)
-PATH = Kind("a path", Path)
+PATH = Kind("a path", _path)
+LOG_PATH = Kind("a path, or a list such as llm:/var/log/llm;/var/log", _log_path)
 PORT = _whole(1, 65535)
 COUNT = _whole(1, 1 << 20)
 RANK = _whole(0, (1 << 20) - 1)
@@ -114,11 +142,14 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("ASCEND_RT_VISIBLE_DEVICES", None, Kind("distinct device numbers joined by commas", _devices), READ,
      "devices of the launcher scripts, one rank each (they use 0,1,2,3,4,5,6,7); on CUDA it selects there too"),
     ("CUDA_VISIBLE_DEVICES", None, TEXT, PASSED, "CUDA's own device list; ASCEND_RT_VISIBLE_DEVICES selects within it"),
-    ("RESERVED_MEMORY_GB", "3", _whole(0, 63), READ, "GB of a device withheld from the KV cache"),
-    ("NPU_MEMORY_FRACTION", "1.0", Kind("above 0 and at most 1", _share), READ, "share of a device's memory to use"),
+    ("RESERVED_MEMORY_GB", "3", _whole(0, 63), ACCELERATOR, "GB of a device withheld from the KV cache; not of a CPU"),
+    ("NPU_MEMORY_FRACTION", "1.0", Kind("above 0 and at most 1", _share), ACCELERATOR,
+     "share of a device's memory to use; not of a CPU's"),
     ("BIND_CPU", None, SWITCH, READ,
-     "the launcher's ranks get an even share of the cores each, in rank order (unset: 1 on npu and cuda, 0 on cpu)"),
-    ("CPU_BINDING_NUM", None, COUNT, READ, "cores of each of the launcher's ranks, on any device, unless BIND_CPU=0"),
+     "ranks of the scripts and of torchrun, no others, get an even share of the cores each, in rank order"
+     " (unset: 1 on npu and cuda, 0 on cpu)"),
+    ("CPU_BINDING_NUM", None, COUNT, READ,
+     "cores of each rank of the scripts and of torchrun, no others, on any device, unless BIND_CPU=0"),
     ("OMP_NUM_THREADS", None, COUNT, READ, "threads of a rank; unset: cores / ranks"),
     ("TORCH_DEVICE_BACKEND_AUTOLOAD", None, SWITCH, PASSED,
      "0 keeps a torch_npu without CANN from breaking `import torch` (the scripts export 0)"),
@@ -130,12 +161,20 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("LOCAL_RANK", None, RANK, READ, "set by torchrun"),
     ("WORLD_SIZE", None, COUNT, READ, "set by torchrun: the number of ranks"),
     ("LOCAL_WORLD_SIZE", None, COUNT, READ, "set by torchrun: ranks on this host"),
+    ("TORCHELASTIC_RUN_ID", None, TEXT, READ, "set by torchrun: this process is one of its ranks"),
+    ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", None, TEXT, PASSED,
+     "seconds that torchrun gives ranks to end (the scripts' launcher sets 3)"),
+    ("LOGLEVEL", None, TEXT, PASSED, "level of torchrun's own log; unset: none of it"),
+    ("PYTHONSAFEPATH", None, TEXT, PASSED, "1 is set for the ranks that LLM starts: no modules of the working folder"),
     ("GLOO_SOCKET_IFNAME", None, TEXT, PASSED, "network interface of gloo (several hosts)"),
     ("RANK_TABLE_FILE", None, TEXT, NPU, "HCCL's topology file"),
     # checkpoint
     ("REMOVE_GENERATION_CONFIG_DICT", "0", SWITCH, READ, "1 ignores generation_config.json"),
     ("MINDIE_CHECK_INPUTFILES_PERMISSION", "1", SWITCH, READ,
      "0 leaves out the warning about weight files that others can write or own"),
+    ("HF_ENDPOINT", None, TEXT, PASSED, "mirror of huggingface.co for --download"),
+    ("HTTPS_PROXY", None, TEXT, PASSED, "proxy for --download"),
+    ("TOKENIZERS_PARALLELISM", None, TEXT, PASSED, "threads of tokenizers; the demo's training sets false"),
     # results
     ("ATB_LLM_BENCHMARK_ENABLE", "0", SWITCH, READ, "1 times the run and writes the benchmark csv"),
     ("ATB_LLM_BENCHMARK_FILEPATH", None, PATH, READ, "the csv; unset: ./benchmark_result/benchmark.csv"),
@@ -150,10 +189,17 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("MINDIE_LOG_LEVEL", "INFO", Kind(f"one of {', '.join(LEVELS)}", _level), READ, "least level that is logged"),
     ("MINDIE_LOG_TO_STDOUT", "1", LOG_SWITCH, READ, "log to the console, which is stderr"),
     ("MINDIE_LOG_TO_FILE", "0", LOG_SWITCH, READ, "log to debug/mindie-llm_<pid>_<ms>.log under MINDIE_LOG_PATH"),
-    ("MINDIE_LOG_PATH", "~/mindie/log", PATH, READ, "folder of log files"),
+    ("MINDIE_LOG_PATH", DEFAULT_LOG_PATH, LOG_PATH, READ, "folder of log files"),
     ("MINDIE_LOG_VERBOSE", "1", LOG_SWITCH, READ, "0 leaves pid, thread and code line out of log lines"),
     ("MINDIE_LOG_ROTATE", "-fs 20 -r 10", Kind("-fs MB (1-500) -r files (1-64)", _rotation), READ, "log file rotation"),
     ("PYTHON_LOG_MAXSIZE", None, TEXT, LATER, "deprecated in MindIE; use MINDIE_LOG_ROTATE"),
+    # of the scripts in examples/
+    ("VENV", None, TEXT, SCRIPTS, "virtual environment; unset: .venv in the project"),
+    ("PYTHON", None, TEXT, SCRIPTS, "interpreter; unset: that of VENV, else python3"),
+    ("TORCH", "torch==2.13.0", TEXT, SCRIPTS, "what pip installs as torch"),
+    ("input_text", None, TEXT, SCRIPTS, "the question"),
+    ("max_output_length", None, TEXT, SCRIPTS, "new tokens"),
+    ("extra_param", None, TEXT, SCRIPTS, "more flags of run_pa.py, split at blanks; may be empty"),
     # between our own processes
     ("ATB_LAUNCHER_PID", None, COUNT, READ, "internal: the process whose death ends the ranks"),
     ("ATB_LAUNCHER_ERRORS", None, TEXT, READ, "internal: where ranks tell the launcher why they ended"),
@@ -234,7 +280,7 @@ def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
 
 
 def unread_notice(device: str, environ: Mapping[str, str] | None = None) -> list[str]:
-    """At most two lines: the set variables that nothing reads, and those that do nothing on `device`.
+    """At most three lines: the set variables that nothing reads, and those that do nothing on `device`.
 
     What a launcher script exported by itself is not the user's and not reported.
     """
@@ -249,4 +295,7 @@ def unread_notice(device: str, environ: Mapping[str, str] | None = None) -> list
         lines.append(f"set, but nothing here reads them: {', '.join(unread)} (`atb-models env` lists what is read)")
     if npu_only and device != "npu":
         lines.append(f"set, but without effect on {device}, for they concern the NPU: {', '.join(npu_only)}")
+    idle = [name for name in names if name in TABLE and TABLE[name].use == ACCELERATOR]
+    if idle and device == "cpu":
+        lines.append(f"set, but without effect on cpu, for they concern a device's own memory: {', '.join(idle)}")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -23,7 +24,7 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     print(", ".join(f"{name} {_version(name)}" for name in PACKAGES), file=out)
     rows = [("variable", "value", "default", "use", "meaning")]
     for v in env.TABLE.values():
-        rows.append((v.name, environ.get(v.name) or "-", v.default or "-", v.use, v.meaning))
+        rows.append((v.name, _without_password(environ.get(v.name, "")) or "-", v.default or "-", v.use, v.meaning))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     print(file=out)
     for row in rows:
@@ -43,6 +44,11 @@ def problems(environ: Mapping[str, str] | None = None) -> list[str]:
         except ConfigError as error:
             found.append(str(error))
     return found
+
+
+def _without_password(value: str) -> str:
+    """As http://***@proxy:3128: the report is there to be shown to others."""
+    return re.sub(r"//[^/@\s]*@", "//***@", value)
 
 
 def _version(package: str) -> str:

@@ -9,6 +9,7 @@ process becomes torchrun; the scripts `exec` it, so that their pid is torchrun's
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -19,9 +20,11 @@ from atb_models.launcher.affinity import rank_cores, rank_threads
 from atb_models.launcher.args import AUTO, parse_args
 from atb_models.launcher.devices import choose_devices, existing_devices, export_devices
 from atb_models.launcher.exit_status import run_guarded
-from atb_models.launcher.job import prepare
-from atb_models.launcher.port import choose_port
+from atb_models.launcher.interrupt import interrupt_ends_at_once
+from atb_models.launcher.job import Job, prepare
+from atb_models.launcher.port import choose_address, choose_port
 from atb_models.launcher.torchrun import PortTaken, run_ranks
+from atb_models.layers.heads import kv_heads_per_rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,27 +41,29 @@ def launch(argv: Sequence[str]) -> int:
     log.setup()
     args = parse_args(argv)
     os.environ.pop("ATB_LAUNCHER_MODEL_PATH", None)
-    found = _check(args)
+    job = _check(args)
     wanted_port, listed = env.get("MASTER_PORT"), env.get("ASCEND_RT_VISIBLE_DEVICES")
-    choose_port(wanted_port)
-    environ = dict(os.environ)  # choosing a device changes it
-    kind, existing = existing_devices(args.device)
+    address = choose_address()
+    if wanted_port is not None:
+        choose_port(wanted_port)  # only looks; one of ours is chosen when the ranks start
+    with interrupt_ends_at_once():
+        kind, existing = existing_devices(args.device)
+        importlib.import_module("torch.distributed.run")  # for run_ranks
     devices = choose_devices(listed, existing, None if args.tp == AUTO else args.tp)
+    kv_heads_per_rank(job.model.num_attention_heads, job.model.num_key_value_heads, len(devices))
     rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
-    os.environ.update(export_devices(kind, devices, environ))
-    if found is not None:
-        os.environ["ATB_LAUNCHER_MODEL_PATH"] = found
+    os.environ.update(export_devices(kind, devices, os.environ))
+    if job.llm["model_path"] is not None:
+        os.environ["ATB_LAUNCHER_MODEL_PATH"] = job.llm["model_path"]
     os.environ["OMP_NUM_THREADS"] = str(rank_threads(len(devices)))
-    address = env.get("MASTER_ADDR") or env.get("MASTER_IP") or "127.0.0.1"
     return _run(len(devices), address, wanted_port, argv)
 
 
-def _check(args: argparse.Namespace) -> str | None:
-    """All that is wrong without a device; rank 0 repeats the notices. Returns the checkpoint's folder."""
+def _check(args: argparse.Namespace) -> Job:
+    """All that is wrong without a device; rank 0 repeats the notices."""
     logging.disable(logging.WARNING)
     try:
-        path: str | None = prepare(args).llm["model_path"]
-        return path
+        return prepare(args)
     finally:
         logging.disable(logging.NOTSET)
 

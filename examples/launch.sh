@@ -25,6 +25,16 @@ choose_python() {
     fi
 }
 
+# Whether flag $1 is among the arguments after it.
+given() {
+    local flag="$1" word
+    shift
+    for word in "$@"; do
+        case "$word" in "$flag" | "$flag="*) return 0 ;; esac
+    done
+    return 1
+}
+
 launch() {
     # For performance and memory on the NPU; usually there is no need to change them.
     default INF_NAN_MODE_ENABLE 0

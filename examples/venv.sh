@@ -16,8 +16,8 @@ create_venv() {
     local venv="$1" base="${PYTHON:-python3}"
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 && return
     command -v "$base" >/dev/null || fail "$base is not installed: apt install python3 python3-venv"
-    "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        fail "Python 3.10 or newer is needed, $base is $("$base" --version 2>&1); export PYTHON=python3.11, say"
+    "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
+        fail "Python 3.10 to 3.12 is needed, $base is $("$base" --version 2>&1); export PYTHON=python3.11, say"
     "$base" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "python3-venv is missing: apt install $("$base" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
     echo "creating the virtual environment $venv" >&2

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 
+from atb_models import env
 from atb_models.errors import ConfigError
 
 
 def choose_device(wanted: str | None) -> str:
-    """The device type to use: `wanted`, else cuda where there is one, else cpu. Raises ConfigError if it is absent."""
+    """The device type to use: `wanted`, else cuda where there is one, else cpu. Raises ConfigError if it is absent.
+
+    Users of the launcher name their devices in ASCEND_RT_VISIBLE_DEVICES; on CUDA it means the same from then on.
+    """
+    if wanted in ("cuda", None):
+        _share_visible_devices()
+    return present_device(wanted)
+
+
+def present_device(wanted: str | None) -> str:
+    """What `choose_device` says, with an environment that stays as it is."""
     if wanted == "npu":
         raise ConfigError("device npu: this version has no Ascend backend yet; use --device cpu or --device cuda")
     if wanted == "cuda" or wanted is None:
-        _share_visible_devices()
         if torch.cuda.is_available():
             return "cuda"
         if wanted == "cuda":
@@ -37,7 +48,20 @@ def rank_device(kind: str, local_rank: int) -> torch.device:
 
 
 def _share_visible_devices() -> None:
-    """Users of the launcher name their devices in ASCEND_RT_VISIBLE_DEVICES; on CUDA it means the same."""
-    devices = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
-    if devices and "CUDA_VISIBLE_DEVICES" not in os.environ and not torch.cuda.is_initialized():
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    """Before CUDA is initialized, which reads its variable once. Raises ConfigError for devices that do not exist."""
+    listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
+    if not listed or "CUDA_VISIBLE_DEVICES" in os.environ or torch.cuda.is_initialized():
+        return
+    existing = torch.cuda.device_count()
+    if existing:
+        check_listed(listed, existing)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, listed))
+
+
+def check_listed(listed: Sequence[int], existing: int) -> None:
+    """Raises ConfigError, with both numbers, when the user's list names devices beyond the `existing` ones."""
+    if len(listed) > existing or max(listed) >= existing:
+        raise ConfigError(
+            f"ASCEND_RT_VISIBLE_DEVICES={','.join(map(str, listed))} names {len(listed)} devices up to number"
+            f" {max(listed)}, {existing} exist, numbered from 0; name only those"
+        )

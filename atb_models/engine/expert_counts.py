@@ -9,9 +9,8 @@ from torch import Tensor
 
 from atb_models import env
 from atb_models.engine.model_runner import ModelRunner
+from atb_models.files import EXPERT_COUNTS_FOLDER, written_whole
 from atb_models.layers.mlp import MoE
-
-DEFAULT_FOLDER = "expert_hotpot"
 
 
 class ExpertCounts:
@@ -27,12 +26,11 @@ class ExpertCounts:
             return None
         layers = enumerate(layer.mlp for layer in runner.model.layers)
         counters = {i: mlp.count_tokens() for i, mlp in layers if isinstance(mlp, MoE)}
-        return cls(counters, Path(env.get("MINDIE_EXPERT_HOTPOT_DUMP_PATH") or DEFAULT_FOLDER))
+        return cls(counters, env.get("MINDIE_EXPERT_HOTPOT_DUMP_PATH") or EXPERT_COUNTS_FOLDER)
 
     def save(self) -> None:
-        """Write experts.csv: one row for each layer and expert with the tokens it was given."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "experts.csv").open("w", newline="") as file:
+        """Write experts.csv: one row for each layer and expert with the tokens it was given. May raise AtbError."""
+        with written_whole(self.folder / "experts.csv") as path, path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("layer", "expert", "tokens"))
             for layer, counter in self.counters.items():

@@ -23,7 +23,7 @@ from atb_models.engine.sequence import Sequence
 from atb_models.engine.spawn import open_group
 from atb_models.engine.stream import OutputStream
 from atb_models.errors import RequestError
-from atb_models.layers.attention import kv_heads_per_rank
+from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
 from atb_models.tokenizer import Tokenizer, load_tokenizer

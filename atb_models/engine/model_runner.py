@@ -16,7 +16,8 @@ from atb_models.engine.message import Int32, decode_step, encode_step
 from atb_models.engine.ranks import RankGroup
 from atb_models.engine.scheduler import Row
 from atb_models.errors import ConfigError
-from atb_models.layers.attention import LayerCache, kv_heads_per_rank
+from atb_models.layers.attention import LayerCache
+from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, build_model

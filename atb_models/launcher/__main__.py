@@ -3,9 +3,11 @@
 import sys
 
 from atb_models.engine.lifetime import die_with_parent
+from atb_models.launcher.interrupt import interrupt_ends_at_once
 
 if __name__ == "__main__":
     die_with_parent()
-    from atb_models.launcher.main import main
+    with interrupt_ends_at_once():
+        from atb_models.launcher.main import main
 
     sys.exit(main())

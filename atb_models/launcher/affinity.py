@@ -35,7 +35,15 @@ def rank_cores(cores: Sequence[int], rank: int, ranks: int, device: str) -> list
 
 
 def bind_cores(device: str) -> None:
-    """Bind this rank, before its threads start."""
+    """Bind this rank of the launcher or torchrun, before its threads start.
+
+    In a plain process the ranks that `LLM` starts would inherit the cores of rank 0: nothing is bound there.
+    """
+    if env.get("WORLD_SIZE") is None:
+        names = [name for name in ("BIND_CPU", "CPU_BINDING_NUM") if env.get(name)]
+        if names:
+            logger.warning("%s has no effect without the launcher or torchrun", " and ".join(names))
+        return
     local_rank, ranks = env.get("LOCAL_RANK") or 0, env.get("LOCAL_WORLD_SIZE") or env.get("WORLD_SIZE") or 1
     cores = rank_cores(sorted(os.sched_getaffinity(0)), local_rank, ranks, device)
     if cores is not None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
 
 DEFAULT_QUESTION = "What's deep learning?"
@@ -42,6 +44,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub("ignored explicit argument (.*)", r"takes no value, not \1", message)
         raise ConfigError(f"{message} (--help lists the flags)")
 
 
@@ -71,7 +74,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def check_lengths(args: argparse.Namespace, limit: int, source: str) -> None:
     """Refuse prompt and answer lengths beyond `limit` positions, which `source` names.
 
-    A --max_input_length that was not given is the smaller of 1024 and what the limit leaves.
+    A --max_input_length that was not given is the smaller of 1024 and what the limit leaves. The lengths of token ids
+    are known here; a text's are seen when it is run.
     """
     wanted = args.max_output_length + (args.max_input_length or 1)
     if wanted > limit:
@@ -80,6 +84,12 @@ def check_lengths(args: argparse.Namespace, limit: int, source: str) -> None:
             f"{prompt} and --max_output_length {args.max_output_length} need {wanted} positions,"
             f" {source} allows {limit}; shorten one of them"
         )
+    for number, ids in enumerate([] if args.input_file else args.input_ids or []):
+        if len(ids) + args.max_output_length > limit:
+            raise ConfigError(
+                f"request {number}: {len(ids)} --input_ids and --max_output_length {args.max_output_length} need"
+                f" {len(ids) + args.max_output_length} positions, {source} allows {limit}; shorten one of them"
+            )
 
 
 def input_length(args: argparse.Namespace, limit: int) -> int:
@@ -116,10 +126,11 @@ def _model_flags(group: Group) -> None:
     add("--load_tokenizer", type=_true_or_false, default=True, metavar="{True,False}",
         help="False: token ids in, token ids out")  # fmt: skip
     add("--chat_template", help="Jinja template, or a file that holds one")
-    add("--dtype", choices=("fp16", "bf16", "fp32", "auto"), default="fp16", help="auto: the checkpoint's")
-    add("--device", choices=("npu", "cuda", "cpu"), help="none: the first that is there, in this order")
+    add("--dtype", choices=DTYPES, default=EngineConfig.dtype, help="auto: the checkpoint's")
+    add("--device", choices=DEVICES, help="none: the first that is there, in this order")
     add("--tp", type=_tp, default=AUTO, help="tensor-parallel ranks; -1: as many as there are devices listed")
-    add("--load_format", choices=("auto", "dummy"), default="auto", help="dummy: random weights, for measuring")
+    add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
+        help="dummy: random weights, for measuring")  # fmt: skip
     add("--config_overrides", type=_json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
 
 
@@ -144,7 +155,7 @@ def _size_flags(group: Group) -> None:
     add("--max_prefill_tokens", type=_positive_or_auto, default=AUTO, help="prompt tokens of a step; -1: automatic")
     add("--max_prefill_batch_size", type=_positive,
         help="full prompts of a step: the automatic --max_prefill_tokens is n times input plus output")  # fmt: skip
-    add("--block_size", type=_block_size, default=128, help="tokens of a KV cache block")
+    add("--block_size", type=_block_size, default=EngineConfig.block_size, help="tokens of a KV cache block")
     add("--kv_blocks", type=_positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
     add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
 

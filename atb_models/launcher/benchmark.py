@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atb_models.launcher.files import written_whole
+from atb_models.files import written_whole
 
 logger = logging.getLogger(__name__)
 

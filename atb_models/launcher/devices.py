@@ -16,11 +16,10 @@ def existing_devices(wanted: str | None) -> tuple[str, int | None]:
     """The kind of device to use and how many of it there are; None on a CPU, which any number of ranks may share."""
     import torch
 
-    from atb_models.engine.device import choose_device
+    from atb_models.engine.device import present_device
 
-    count = torch.cuda.device_count() if wanted != "cpu" else 0
-    kind = choose_device(wanted)
-    return kind, None if kind == "cpu" else count
+    kind = present_device(wanted)
+    return kind, None if kind == "cpu" else torch.cuda.device_count()
 
 
 def choose_devices(listed: Sequence[int] | None, existing: int | None, tp: int | None) -> tuple[int, ...]:
@@ -39,11 +38,10 @@ def choose_devices(listed: Sequence[int] | None, existing: int | None, tp: int |
             return DEFAULT_DEVICES[:existing]
         return DEFAULT_DEVICES
     named = ",".join(map(str, listed))
-    if existing is not None and (len(listed) > existing or max(listed) >= existing):
-        raise ConfigError(
-            f"ASCEND_RT_VISIBLE_DEVICES={named} names {len(listed)} devices up to number {max(listed)},"
-            f" {existing} exist, numbered from 0; name only those"
-        )
+    if existing is not None:
+        from atb_models.engine.device import check_listed
+
+        check_listed(listed, existing)
     if tp is not None and tp != len(listed):
         raise ConfigError(
             f"--tp {tp} contradicts ASCEND_RT_VISIBLE_DEVICES={named}, which names {len(listed)} devices; change one"
@@ -54,7 +52,7 @@ def choose_devices(listed: Sequence[int] | None, existing: int | None, tp: int |
 def export_devices(kind: str, devices: Sequence[int], environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that give the ranks these devices.
 
-    On CUDA the numbers select within the user's CUDA_VISIBLE_DEVICES, which `environ` must still hold as they set it.
+    On CUDA the numbers select within the user's CUDA_VISIBLE_DEVICES.
     """
     exported = {"ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, devices))}
     if kind == "cuda":

@@ -13,17 +13,17 @@ from atb_models.sampling_params import DEFAULTS, SamplingParams
 
 logger = logging.getLogger(__name__)
 
-# A flag of this list that asks for something else than its neutral value means that sampling is wanted.
-SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
+# A filter of this list means that sampling is wanted, but for the values that filter nothing.
+NEUTRAL: dict[str, tuple[float, ...]] = {"top_k": (0, -1), "top_p": (1.0,), "min_p": (0.0,)}
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """Greedy without filters and penalties unless a flag says otherwise; raises ConfigError for a value out of range.
 
-    --use_generation_config leaves what is not given to the checkpoint. A sampling flag alone means temperature 1.
+    --use_generation_config leaves what is not given to the checkpoint. A filter alone means temperature 1.
     """
     values = {name: getattr(args, name) for name in DEFAULTS}
-    samples = args.do_sample or any(getattr(args, name) is not None for name in SAMPLING_FLAGS)
+    samples = args.do_sample or any(getattr(args, name) not in (None, *neutral) for name, neutral in NEUTRAL.items())
     if samples and args.temperature is None and (args.do_sample or not args.use_generation_config):
         values["temperature"] = 1.0
     if not args.use_generation_config:

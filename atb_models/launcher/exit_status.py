@@ -6,38 +6,49 @@ the launcher can say once what eight ranks found.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from atb_models.errors import AtbError, RankError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # what a write to stdout may end with
 
 
 def run_guarded(program: Callable[[], int | None]) -> int:
     """The exit status of `program`, its own or that of the error it ended with. SystemExit passes through."""
+    _open_missing_streams()
     try:
-        status = program() or 0
+        try:
+            status = program() or 0
+        except SystemExit:  # --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return status
     except AtbError as error:
         return report(str(error), error.exit_status, is_consequence=isinstance(error, RankError))
     except KeyboardInterrupt:
         return report("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our stdout has left; keep the interpreter from flushing into it again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:  # the reader of our stdout has left
+        _silence_stdout()
+        return report("")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None and not _stdout_works():
+            _silence_stdout()
+            return report(f"the answers cannot be written to stdout: {error.strerror}")
         return report(_missing_package(error) or "internal error\n" + traceback.format_exc().rstrip())
 
 
 def report(message: str, status: int = 1, *, is_consequence: bool = False) -> int:
     """Say why this process ends with `status`, which is returned: to the launcher if it listens, else on stderr.
 
-    is_consequence: only another rank's end was seen.
+    is_consequence: only another rank's end was seen. An empty message: there is nobody to tell.
     """
     place = os.environ.get("ATB_LAUNCHER_ERRORS")
     rank = os.environ.get("RANK")
@@ -62,5 +73,31 @@ def _missing_package(error: Exception) -> str | None:
 
 
 def print_error(message: str) -> None:
-    """The one form of an error on stderr."""
-    print(f"atb-models: error: {message}", file=sys.stderr, flush=True)
+    """The one form of an error on stderr; nothing for an empty message or where stderr cannot be written."""
+    if message:
+        with suppress(OSError):
+            print(f"atb-models: error: {message}", file=sys.stderr, flush=True)
+
+
+def _open_missing_streams() -> None:
+    """Python has None for a stream that was closed when it started."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (it lives as long as the process)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+def _stdout_works() -> bool:
+    """Tried with a line's end: an error does not say which stream it was."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter from flushing into it again at its end."""
+    with suppress(OSError):  # a test's stdout is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

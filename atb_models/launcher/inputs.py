@@ -28,7 +28,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     """Requests by priority: --input_file (with --is_chat_model), --input_ids, --input_texts.
 
     A text that names an existing file is replaced by its content; with --is_chat_model a text becomes a user's turn.
-    A single request is copied --max_batch_size times. Raises ConfigError for a file that cannot be used.
+    A single request is copied --max_batch_size times. Raises ConfigError for a file that cannot be used, a text that is
+    not UTF-8 and one that is the folder of a checkpoint.
     """
     if args.input_file:
         inputs = Inputs(_conversations(Path(args.input_file)), is_chat=True)
@@ -48,12 +49,24 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
 def _text_or_content(text: str) -> str:
     try:
         path = Path(text)
-        if not path.is_file():
-            return text
+        is_file, is_checkpoint = path.is_file(), bool(text) and (path / "config.json").is_file()
     except (OSError, ValueError):  # too long for a name, or a NUL in it: a text
-        return text
+        is_file = is_checkpoint = False
+    if is_checkpoint:
+        raise ConfigError(f"{text} is a checkpoint folder; put it before --input_texts, or use --model_path")
+    if not is_file:
+        return _utf8(text)
     logger.info("input text is the content of %s", path)
     return _read(path, "--input_texts")
+
+
+def _utf8(text: str) -> str:
+    """`text`, unless bytes of the command line that are not UTF-8 stand in it, as surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--input_texts is not UTF-8 text: {text!r}, character {error.start + 1}") from None
+    return text
 
 
 def _conversations(path: Path) -> list[Conversation]:

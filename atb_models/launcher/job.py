@@ -14,31 +14,36 @@ from atb_models.fetch import download, model_folder
 from atb_models.launcher.args import check_lengths, input_length
 from atb_models.launcher.engine_args import llm_arguments, sampling_params
 from atb_models.launcher.inputs import Inputs, read_inputs
+from atb_models.launcher.results import check_results
+from atb_models.models.config import ModelConfig
 from atb_models.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
 class Job:
-    """`llm`: the keyword arguments of `LLM`. `input_length`: prompt tokens planned for."""
+    """`llm`: the keyword arguments of `LLM`. `model`: its config.json. `input_length`: prompt tokens planned for."""
 
     llm: dict[str, Any]
+    model: ModelConfig
     inputs: Inputs
     params: SamplingParams
     input_length: int
 
 
 def prepare(args: argparse.Namespace) -> Job:
-    """Find the checkpoint (with --download fetch it), read its config.json and the inputs, check the lengths.
+    """Find the checkpoint (with --download fetch it), read its config.json and the inputs; check what can be checked.
 
     Raises ConfigError or CheckpointError.
     """
     inputs, params = read_inputs(args), sampling_params(args)
+    check_results()
     llm = llm_arguments(args) | {"model_path": find_checkpoint(args.model_path, fetch=args.download)}
     config = EngineConfig(model_path=llm["model_path"], config_overrides=llm["config_overrides"])
-    limit = config.load_model_config().max_position_embeddings
+    model = config.load_model_config()
+    limit = model.max_position_embeddings
     check_lengths(args, limit, f"{config.folder / 'config.json'}")
     length = input_length(args, limit)
-    return Job(llm | {"max_prefill_tokens": _prefill_tokens(args, length)}, inputs, params, length)
+    return Job(llm | {"max_prefill_tokens": _prefill_tokens(args, length)}, model, inputs, params, length)
 
 
 def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:

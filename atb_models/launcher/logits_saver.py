@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atb_models.engine.scheduler import Row
-from atb_models.launcher.files import written_whole
+from atb_models.files import written_whole
 
 StepHook = Callable[[Sequence[Row], Tensor, Sequence[int]], None]
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from atb_models import env, log
 from atb_models.launcher.affinity import bind_cores
-from atb_models.launcher.args import parse_args
+from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
 from atb_models.launcher.benchmark import WARM_UP_TOKENS, Timings, write_benchmark
 from atb_models.launcher.exit_status import run_guarded
+from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import Job, prepare
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
 from atb_models.outputs import RequestOutput
@@ -41,16 +42,15 @@ def run(argv: Sequence[str]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end the run
     args = parse_args(argv)
     job = prepare(args)
-    from atb_models.engine.device import choose_device
-
+    with interrupt_ends_at_once():
+        from atb_models import LLM
+        from atb_models.engine.device import choose_device
     device = choose_device(args.device)
     bind_cores(device)
     _say_before(job, device)
-    from atb_models import LLM
-
     with LLM(**job.llm) as llm:
         outputs = _infer(llm, job, args)
-    _warn_of_long_prompts(outputs, job.input_length)
+    _warn_of_lengths(outputs, args)
     if env.get("ATB_LLM_TOKEN_IDS_SAVE_ENABLE"):
         save_token_ids(env.get("ATB_LLM_TOKEN_IDS_SAVE_FOLDER"), outputs)
 
@@ -107,10 +107,19 @@ def _answers(llm: LLM, job: Job, params: SamplingParams, *, stream: bool) -> Ite
     return ask(job.inputs.items, params, stream=True) if stream else ask(job.inputs.items, params)
 
 
-def _warn_of_long_prompts(outputs: Iterable[RequestOutput], limit: int) -> None:
+def _warn_of_lengths(outputs: Iterable[RequestOutput], args: argparse.Namespace) -> None:
+    """Name prompts longer than planned for, and answers that the model's positions cut short."""
+    planned = args.max_input_length or DEFAULT_MAX_INPUT_LENGTH
     for output in outputs:
-        if len(output.prompt_token_ids) > limit:
+        prompt, answer = len(output.prompt_token_ids), len(output.token_ids)
+        if prompt > planned:
             logger.warning(
                 "request %d has %d prompt tokens, more than --max_input_length %d; it was run whole",
-                output.index, len(output.prompt_token_ids), limit,
+                output.index, prompt, planned,
+            )  # fmt: skip
+        if output.finish_reason == "length" and answer < args.max_output_length:
+            logger.warning(
+                "request %d ended after %d of --max_output_length %d tokens: the positions of the model end there,"
+                " %d were its prompt's",
+                output.index, answer, args.max_output_length, prompt,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The rendezvous port of the launcher's ranks."""
+"""The rendezvous address and port of the launcher's ranks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,42 @@ import logging
 import socket
 from collections.abc import Iterable
 
+from atb_models import env
 from atb_models.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 20030
 PORTS = range(20000, 20051)  # what MindIE's manual advises
+
+
+def choose_address() -> str:
+    """MASTER_ADDR, MASTER_IP or 127.0.0.1. Raises ConfigError for one at which this machine cannot listen."""
+    for name in ("MASTER_ADDR", "MASTER_IP"):
+        address = env.get(name)
+        if address is not None:
+            if not _is_ours(address):
+                raise ConfigError(
+                    f"{name}={address} is no address of this machine; several hosts are not supported by the scripts;"
+                    " unset it"
+                )
+            return str(address)
+    return "127.0.0.1"
+
+
+def _is_ours(address: str) -> bool:
+    try:
+        places = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    for family, kind, protocol, _, place in places:
+        try:
+            with socket.socket(family, kind, protocol) as listener:
+                listener.bind(place)
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def choose_port(wanted: int | None, taken: Iterable[int] = ()) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from atb_models.launcher.files import written_whole
+from atb_models.files import written_whole
 from atb_models.outputs import RequestOutput
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.errors import ConfigError
+from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.layers.linear import qkv_linear, row_linear
 from atb_models.layers.parameter import Build
 from atb_models.layers.step import StepInput
@@ -18,20 +18,6 @@ class LayerCache(NamedTuple):
 
     k_PSMD: Tensor
     v_PSMD: Tensor
-
-
-def kv_heads_per_rank(heads: int, kv_heads: int, size: int) -> int:
-    """KV heads a rank holds; when there are fewer heads than ranks, ranks share a head by holding copies.
-
-    Raises ConfigError when `size` ranks cannot share the heads.
-    """
-    sizes = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
-    if size not in sizes:
-        raise ConfigError(
-            f"{size} ranks cannot share {heads} attention heads and {kv_heads} key-value heads;"
-            f" this model runs on {', '.join(map(str, sizes))}"
-        )
-    return max(1, kv_heads // size)
 
 
 class Attention(nn.Module):

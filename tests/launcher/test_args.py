@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shlex
 
 import pytest
 
+from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import FIXED, REFUSED, build_parser, check_lengths, input_length, parse_args
 from atb_models.launcher.engine_args import llm_arguments, sampling_params
+from atb_models.launcher.main import _warn_of_lengths
+from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import DEFAULTS, SamplingParams
 
 # contract of MindIE's run_pa: flag -> default, for the flags that mean something here
@@ -165,6 +169,7 @@ BAD = {
     "--do_sample --temperature 0": "--do_sample asks for sampling, --temperature 0 for greedy",
     "--dtype fp8": "--dtype: invalid choice: 'fp8'",
     "--temperature": "--temperature: expected one argument",
+    "--trust_remote_code=1": "--trust_remote_code/-trust_remote_code: takes no value, not '1'",
 }
 
 
@@ -181,6 +186,52 @@ def test_lengths_beyond_the_positions_are_refused_with_the_numbers():
         parse("--max_position_embeddings 512 --max_input_length 500")
     with pytest.raises(ConfigError, match="--max_output_length 20 need 21 positions, config.json allows 16"):
         check_lengths(parse(""), 16, "config.json")
+
+
+def test_token_ids_beyond_the_positions_are_refused_before_they_run():
+    check_lengths(parse("--input_ids 1,2 --max_output_length 14"), 16, "config.json")
+    message = "request 1: 3 --input_ids and --max_output_length 14 need 17 positions, config.json allows 16"
+    with pytest.raises(ConfigError, match=message):
+        check_lengths(parse("--input_ids 1,2 1,2,3 --max_output_length 14"), 16, "config.json")
+    with pytest.raises(ConfigError, match="need 17 positions, --max_position_embeddings allows 16"):
+        parse("--input_ids 1,2,3 --max_output_length 14 --max_position_embeddings 16")
+    unused = parse("--input_ids 1,2,3 --max_output_length 14 --input_file chat.jsonl --is_chat_model")
+    check_lengths(unused, 16, "config.json")
+
+
+def output_of(prompt: int, answer: int, finish_reason: str) -> RequestOutput:
+    return RequestOutput(0, [1] * prompt, [2] * answer, "", finish_reason)
+
+
+def length_warnings(caplog, line: str, output: RequestOutput) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "atb_models"):
+        _warn_of_lengths([output], parse(line))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_answer_cut_by_the_positions_is_named_with_both_numbers(caplog):
+    (line,) = length_warnings(caplog, "--max_output_length 20", output_of(505, 7, "length"))
+    assert line.startswith("request 0 ended after 7 of --max_output_length 20 tokens") and "505" in line
+    assert not length_warnings(caplog, "--max_output_length 20", output_of(3, 20, "length"))
+    assert not length_warnings(caplog, "--max_output_length 20", output_of(3, 7, "stop"))
+
+
+def test_long_prompt_is_measured_by_the_given_length_or_1024(caplog):
+    """Not by what the positions leave: with 512 of them and 511 for the answer, 1."""
+    assert not length_warnings(caplog, "--max_output_length 511", output_of(3, 511, "length"))
+    (line,) = length_warnings(caplog, "", output_of(1025, 20, "length"))
+    assert "1025 prompt tokens, more than --max_input_length 1024;" in line
+    (line,) = length_warnings(caplog, "--max_input_length 2", output_of(3, 20, "length"))
+    assert "3 prompt tokens, more than --max_input_length 2;" in line
+
+
+def test_choices_and_defaults_are_the_engines():
+    actions = {action.dest: action for action in build_parser()._actions}
+    assert (actions["dtype"].choices, actions["device"].choices) == (DTYPES, DEVICES)
+    assert actions["load_format"].choices == LOAD_FORMATS
+    for name in ("dtype", "load_format", "block_size", "device"):
+        assert actions[name].default == getattr(EngineConfig, name)
 
 
 def test_default_input_length_ends_with_the_positions():
@@ -202,6 +253,15 @@ def test_greedy_unless_asked():
         ("--do_sample", {"temperature": 1.0, "top_k": 0}),
         ("--top_p 0.9", {"temperature": 1.0, "top_p": 0.9}),
         ("--temperature 0.5 --seed 3", {"temperature": 0.5, "seed": 3}),
+        ("--top_k 1", {"temperature": 1.0, "top_k": 1}),
+        ("--min_p 0.1", {"temperature": 1.0, "min_p": 0.1}),
+        ("--top_k 0", {"temperature": 0.0}),
+        ("--top_k -1", {"temperature": 0.0}),
+        ("--top_p 1", {"temperature": 0.0}),
+        ("--min_p 0", {"temperature": 0.0}),
+        ("--top_k 0 --top_p 1.0 --min_p 0.0 --temperature 0", {"temperature": 0.0}),
+        ("--top_p 1 --do_sample", {"temperature": 1.0}),
+        ("--top_p 1 --top_k 3", {"temperature": 1.0}),
         ("--temperature 0 --top_k 3", {"temperature": 0.0, "top_k": 3}),
         ("--repetition_penalty 1.2", {"temperature": 0.0, "repetition_penalty": 1.2}),
         ("--use_generation_config", dict.fromkeys(DEFAULTS)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from atb_models import cli
 from atb_models.errors import AtbError, CapacityError, ConfigError, RankError
 from atb_models.launcher import exit_status
 from atb_models.launcher.exit_status import run_guarded
+from atb_models.launcher.interrupt import interrupt_ends_at_once
 
 
 def test_demo_path(capsys, demo):
@@ -112,6 +115,78 @@ def test_reader_that_leaves_ends_the_program_quietly():
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(30) == 1
+
+
+ENV = "from atb_models.cli import main; import sys; sys.exit(main({words!r}))"
+
+
+def shell(redirection, *words, **environ):
+    """`atb-models` with these words under a shell's redirection."""
+    command = ["bash", "-c", f'exec "$0" "$@" {redirection}', sys.executable, "-c", ENV.format(words=list(words))]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ})
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["env"], ["demo_path"], ["--help"]])
+def test_full_stdout_is_one_line(words, unbuffered):
+    ended = shell(">/dev/full", *words, PYTHONUNBUFFERED=unbuffered)
+    if words != ["--help"] or not unbuffered:  # argparse swallows the error of its own write
+        assert ended.stderr == ("atb-models: error: the answers cannot be written to stdout: No space left on device\n")
+        assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full_change_no_status(redirection):
+    for words, status in ((["demo_path"], 0), (["walk"], 2)):
+        ended = shell(redirection, *words)
+        assert ended.returncode == status
+        assert "Traceback" not in ended.stderr
+
+
+def test_rank_whose_reader_left_tells_nothing_to_print(capsys, monkeypatch, tmp_path):
+    def program():
+        raise BrokenPipeError
+
+    monkeypatch.setattr(exit_status, "_silence_stdout", lambda: None)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("ATB_LAUNCHER_ERRORS", str(tmp_path / "told"))
+    assert run_guarded(program) == 1
+    assert '"message": "", "status": 1' in (tmp_path / "told").read_text()
+    exit_status.print_error("")
+    assert capsys.readouterr().err == ""
+
+
+def test_interrupt_ends_at_once():
+    program = (
+        "import os, signal, sys\n"
+        "from atb_models.launcher.interrupt import interrupt_ends_at_once\n"
+        "with interrupt_ends_at_once(): os.kill(os.getpid(), signal.SIGINT)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL])
+def test_interrupt_is_as_before_afterwards(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with interrupt_ends_at_once():
+            within = signal.getsignal(signal.SIGINT)
+        assert within == (signal.SIG_IGN if handler == signal.SIG_IGN else signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("program", ["run_pa.py", "examples/launch.py"])
+def test_programs_end_at_once_while_torch_is_imported(root, program, tmp_path, demo):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = subprocess.run(
+        [sys.executable, str(root / program), "--model_path", str(demo)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"},
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGINT
+    assert "Traceback" not in ended.stderr
 
 
 def test_nothing_imports_torch_before_it_is_needed():

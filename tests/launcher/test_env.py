@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from atb_models import env
 from atb_models.env_report import print_report
 from atb_models.errors import ConfigError
+from atb_models.launcher import affinity
 
 # Variables of MindIE that are sensible on any device ("Y" in its description, sections 3.1 to 3.3).
 HONOURED = """RESERVED_MEMORY_GB NPU_MEMORY_FRACTION ASCEND_RT_VISIBLE_DEVICES BIND_CPU CPU_BINDING_NUM
@@ -27,7 +31,7 @@ BAD_CASE_LIST""".split()
 
 @pytest.mark.parametrize("name", HONOURED)
 def test_variable_is_read(name, root):
-    assert env.TABLE[name].use == env.READ
+    assert env.TABLE[name].use in (env.READ, env.ACCELERATOR)
     sources = [path for path in (root / "atb_models").rglob("*.py") if path.name != "env.py"]
     assert any(f'"{name}"' in path.read_text(encoding="utf-8") for path in sources), f"nothing reads {name}"
 
@@ -36,6 +40,58 @@ def test_variable_is_read(name, root):
 def test_variable_that_is_not_read_yet_is_reported(name):
     (line,) = env.unread_notice("cpu", {name: "1"})
     assert line.startswith("set, but nothing here reads them: " + name)
+
+
+# A part of a running environment that is not ours: Python's own, which ranks get with our folder in front.
+OTHERS = {"PYTHONPATH"}
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def names_in(path: Path, constants: dict[str, str]) -> set[str]:
+    """Names of variables that a module looks up or sets: environ[x], environ.get(x), x in environ and the like."""
+
+    def is_environ(node: ast.AST) -> bool:
+        name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+        return name in ("environ", "environment")
+
+    found: list[ast.AST] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Subscript) and is_environ(node.value):
+            found.append(node.slice)
+        elif isinstance(node, ast.Compare) and is_environ(node.comparators[0]):
+            found.append(node.left)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            owner = node.func.value
+            if is_environ(owner) or (node.func.attr == "get" and getattr(owner, "id", "") == "env"):
+                found.append(node.args[0])
+    texts = [constants.get(node.id, "") if isinstance(node, ast.Name) else getattr(node, "value", "") for node in found]
+    return {text for text in texts if isinstance(text, str) and NAME.fullmatch(text)}
+
+
+def test_every_variable_of_the_code_is_in_the_table(root):
+    paths = sorted((root / "atb_models").rglob("*.py"))
+    constant = re.compile(r'^(\w+) = "([A-Z0-9_]+)"$', re.MULTILINE)
+    constants = {name: value for path in paths for name, value in constant.findall(path.read_text(encoding="utf-8"))}
+    named = set().union(*(names_in(path, constants) for path in paths))
+    assert {"RANK", "LOGLEVEL", "TORCHELASTIC_RUN_ID", "PYTHONSAFEPATH", "OMP_NUM_THREADS"} <= named
+    assert named - OTHERS - set(env.TABLE) == set()
+
+
+def test_recommended_variables_are_in_the_table(root):
+    advised = re.findall(r"\(([A-Z_]+), ([A-Z_]+)\)", (root / "atb_models/fetch.py").read_text(encoding="utf-8"))
+    assert advised == [("HF_ENDPOINT", "HTTPS_PROXY")]
+    assert set(advised[0]) <= set(env.TABLE)
+
+
+def test_every_variable_of_the_scripts_is_in_the_table(root):
+    scripts = [*(root / "examples").rglob("*.sh"), root / "tests/run_tests.sh"]
+    assert len(scripts) >= 5
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        own = set(re.findall(r"local ([^\n]*)", text))
+        locals_ = {word.split("=")[0] for line in own for word in line.split()}
+        named = set(re.findall(r"\$\{([A-Za-z_]\w*):?-", text)) | set(re.findall(r"\bdefault ([A-Z_]+) ", text))
+        assert named - locals_ - set(env.TABLE) == set(), path
 
 
 def test_gloo_interface_is_passed_on():
@@ -71,6 +127,14 @@ def test_defaults_are_allowed():
         ("MINDIE_LOG_ROTATE", "-fs 5 -r 64", (5, 64)),
         ("ATB_LLM_LOGITS_SAVE_FOLDER", "", Path(".")),
         ("MASTER_PORT", "20030", 20030),
+        ("MINDIE_LOG_PATH", "/a", Path("/a")),
+        ("MINDIE_LOG_PATH", "/a/12:30;x", Path("/a/12:30;x")),
+        ("MINDIE_LOG_PATH", "llm:/a;server:/b", Path("/a")),
+        ("MINDIE_LOG_PATH", "server:/b; /c", Path("/c")),
+        ("MINDIE_LOG_PATH", "llm:~/a:b", Path.home() / "a:b"),
+        ("MINDIE_LOG_PATH", "server:/b", Path.home() / "mindie/log"),
+        ("ATB_LLM_LOGITS_SAVE_FOLDER", "~/logits", Path.home() / "logits"),
+        ("ATB_LLM_BENCHMARK_FILEPATH", "~/b.csv", Path.home() / "b.csv"),
     ],
 )
 def test_value(name, text, value):
@@ -89,6 +153,10 @@ def test_value(name, text, value):
         ("ASCEND_RT_VISIBLE_DEVICES", "0,a"),
         ("ASCEND_RT_VISIBLE_DEVICES", "0,-1"),
         ("ASCEND_RT_VISIBLE_DEVICES", "0,,1"),
+        ("ASCEND_RT_VISIBLE_DEVICES", "+1"),
+        ("ASCEND_RT_VISIBLE_DEVICES", "1_0"),
+        ("ASCEND_RT_VISIBLE_DEVICES", "٣"),
+        ("ATB_LLM_LOGITS_SAVE_FOLDER", "~no-such-user/x"),
         ("BIND_CPU", "yes"),
         ("CPU_BINDING_NUM", "0"),
         ("MASTER_PORT", "65536"),
@@ -121,12 +189,60 @@ def test_notices_name_what_is_not_read_and_what_is_for_the_npu():
         "HCCL_BAR": "1",
         "PROFILING_LEVEL": "1",
         "HCCL_BUFFSIZE": "200",
-        "RESERVED_MEMORY_GB": "1",
     }
     unread, npu_only = env.unread_notice("cpu", environ)
     assert "ATB_FOO, HCCL_BAR, PROFILING_LEVEL " in unread
     assert npu_only.endswith(": HCCL_BUFFSIZE") and "cpu" in npu_only
     assert env.unread_notice("npu", {"HCCL_BUFFSIZE": "200"}) == []
+
+
+def test_notice_names_the_memory_settings_on_a_cpu():
+    environ = {"RESERVED_MEMORY_GB": "1", "NPU_MEMORY_FRACTION": "0.5", "HCCL_BUFFSIZE": "200"}
+    npu_only, memory = env.unread_notice("cpu", environ)
+    assert memory.startswith("set, but without effect on cpu")
+    assert memory.endswith(": NPU_MEMORY_FRACTION, RESERVED_MEMORY_GB") and "MEMORY" not in npu_only
+    (npu_only,) = env.unread_notice("cuda", environ)
+    assert "MEMORY" not in npu_only
+    assert env.unread_notice("npu", environ) == []
+
+
+@pytest.mark.parametrize("name", ["RESERVED_MEMORY_GB", "NPU_MEMORY_FRACTION"])
+def test_table_says_where_the_memory_settings_hold(name):
+    assert env.TABLE[name].use == "npu and cuda" and "CPU" in env.TABLE[name].meaning
+
+
+class TestBinding:
+    """Which processes bind themselves to cores."""
+
+    @pytest.fixture
+    def bound(self, clean_environ, monkeypatch):
+        calls: list[list[int]] = []
+        monkeypatch.setattr(affinity.os, "sched_getaffinity", lambda _: set(range(8)))
+        monkeypatch.setattr(affinity.os, "sched_setaffinity", lambda _, cores: calls.append(cores))
+        monkeypatch.setenv("CPU_BINDING_NUM", "2")
+        return calls
+
+    def test_a_plain_process_does_not(self, bound, caplog):
+        with caplog.at_level(logging.WARNING, "atb_models"):
+            affinity.bind_cores("cpu")
+        assert bound == []
+        assert "CPU_BINDING_NUM has no effect without the launcher or torchrun" in caplog.text
+
+    def test_a_rank_of_torchrun_does(self, bound, monkeypatch):
+        for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+            monkeypatch.setenv(name, value)
+        affinity.bind_cores("cpu")
+        assert bound == [[2, 3]]
+
+    def test_the_table_says_so(self):
+        for name in ("BIND_CPU", "CPU_BINDING_NUM"):
+            assert "torchrun, no others" in env.TABLE[name].meaning
+
+
+def test_report_hides_a_proxys_password():
+    out = io.StringIO()
+    print_report(out, {"HTTPS_PROXY": "http://me:secret@proxy:3128"})
+    assert "http://***@proxy:3128" in out.getvalue() and "secret" not in out.getvalue()
 
 
 def test_notices_leave_out_what_a_script_exported():

@@ -29,6 +29,22 @@ def test_text_naming_a_file_is_its_content(tmp_path):
     ]
 
 
+def test_checkpoint_among_the_texts_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").touch()
+    folder = str(tmp_path / "weights")
+    message = f"{folder} is a checkpoint folder; put it before --input_texts, or use --model_path"
+    with pytest.raises(ConfigError, match=message):
+        read("--input_texts", "a", folder)
+    monkeypatch.chdir(folder)
+    assert read("--input_texts", "").items == [""]  # not the working folder
+
+
+def test_text_that_is_not_utf8_is_named():
+    with pytest.raises(ConfigError, match=r"--input_texts is not UTF-8 text: 'b\\udcff', character 2"):
+        read("--input_texts", "a", "b\udcff")
+
+
 def test_long_text_is_no_file_name():
     assert read("--input_texts", "x" * 5000).items == ["x" * 5000]
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from atb_models import launch
+from atb_models.engine.device import choose_device
 from atb_models.errors import ConfigError
 from atb_models.launcher import port
 from atb_models.launcher.affinity import rank_cores
@@ -82,7 +83,7 @@ def test_users_exports_are_kept(start, weights):
     assert environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "1"
 
 
-@pytest.mark.parametrize("count", [1, 2, 16])
+@pytest.mark.parametrize("count", [1, 2, 8])
 def test_tp_decides_where_no_list_does(start, weights, count):
     assert start(weights, "--tp", str(count))[1]["count"] == count
 
@@ -105,7 +106,9 @@ def test_default_port_that_is_taken(capsys, start, weights, monkeypatch, listene
     monkeypatch.setattr(port, "DEFAULT_PORT", listener)
     _, started = start(weights)
     assert started["port"] in port.PORTS and started["port"] != listener
-    assert f"port {listener} is taken: using {started['port']}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("is taken") == 1
+    assert f"port {listener} is taken: using {started['port']}" in error
 
 
 def test_no_port_is_free(monkeypatch):
@@ -159,6 +162,9 @@ def test_users_port_lost_to_another_launcher_is_an_error(capsys, monkeypatch, st
         ([], {"ASCEND_RT_VISIBLE_DEVICES": "a"}, "ASCEND_RT_VISIBLE_DEVICES='a' must be"),
         (["--tp", "4"], {"ASCEND_RT_VISIBLE_DEVICES": "0,1"}, "--tp 4 contradicts ASCEND_RT_VISIBLE_DEVICES=0,1"),
         ([], {"MASTER_PORT": "99999"}, "MASTER_PORT='99999' must be a whole number"),
+        (["--tp", "3"], {}, "3 ranks cannot share 8 attention heads"),
+        ([], {"MASTER_ADDR": "192.0.2.1"}, "MASTER_ADDR=192.0.2.1 is no address of this machine; several hosts are"),
+        ([], {"MASTER_IP": "no-such-host.invalid"}, "MASTER_IP=no-such-host.invalid is no address of this machine"),
         ([], {"CPU_BINDING_NUM": "100000"}, "CPU_BINDING_NUM=100000 for 8 ranks needs 800000 cores"),
     ],
 )
@@ -198,6 +204,45 @@ def test_device_numbers_select_within_cuda_visible_devices():
     assert export_devices("cuda", (2, 0), {})["CUDA_VISIBLE_DEVICES"] == "2,0"
     assert export_devices("cuda", (1, 0), {"CUDA_VISIBLE_DEVICES": "6,7"})["CUDA_VISIBLE_DEVICES"] == "7,6"
     assert export_devices("cpu", (1, 0), {}) == {"ASCEND_RT_VISIBLE_DEVICES": "1,0"}
+
+
+@pytest.fixture
+def cuda(monkeypatch, clean_environ):
+    """Two CUDA devices, of which CUDA_VISIBLE_DEVICES selects; the environment is a copy."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    def device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return 2 if visible is None else sum(name in ("0", "1") for name in visible.split(","))
+
+    monkeypatch.setattr(torch.cuda, "device_count", device_count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device_count() > 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+
+
+@pytest.mark.usefixtures("cuda")
+class TestCuda:
+    def test_launch_refuses_absent_devices(self, capsys, start, weights):
+        status, error = refusal(capsys, start, weights, ASCEND_RT_VISIBLE_DEVICES="5,6")
+        assert status == 2
+        assert "ASCEND_RT_VISIBLE_DEVICES=5,6 names 2 devices up to number 6, 2 exist" in error
+
+    def test_launch_gives_the_ranks_the_listed_devices(self, start, weights):
+        environ = start(weights, ASCEND_RT_VISIBLE_DEVICES="1")[1]["environ"]
+        assert (environ["ASCEND_RT_VISIBLE_DEVICES"], environ["CUDA_VISIBLE_DEVICES"]) == ("1", "1")
+
+    def test_library_refuses_absent_devices(self):
+        os.environ["ASCEND_RT_VISIBLE_DEVICES"] = "1,2"
+        with pytest.raises(ConfigError, match="=1,2 names 2 devices up to number 2, 2 exist"):
+            choose_device(None)
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+    def test_library_shares_the_list(self):
+        os.environ["ASCEND_RT_VISIBLE_DEVICES"] = " 1, 0"
+        assert choose_device("cpu") == "cpu"
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+        assert choose_device(None) == "cuda"
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,0"
 
 
 @pytest.mark.usefixtures("clean_environ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,43 @@ def test_named_files_exist(root, document):
     text = (root / document).read_text(encoding="utf-8")
     named = re.findall(r"(?:bash|python) ([\w./]+\.(?:sh|py))", text)
     assert [name for name in named if not (root / name).exists()] == []
+
+
+@pytest.mark.parametrize("document", LANGUAGES)
+def test_every_figure_is_a_number(root, document):
+    """A placeholder such as STEP64 is none."""
+    figures = [row[1] for row in rows(root / document) if len(row) == 3 and re.search("python|同上|the same", row[2])]
+    assert len(figures) >= 5
+    assert [figure for figure in figures if not re.search(r"\d", re.sub(r"[A-Za-z]\w*", "", figure))] == []
+
+
+@pytest.mark.parametrize("document", LANGUAGES)
+def test_benchmarks_run_in_the_scripts_environment(root, document):
+    commands = re.findall(r"`([^`]*python) benchmarks/", (root / document).read_text(encoding="utf-8"))
+    assert commands and set(commands) == {".venv/bin/python"}
+
+
+@pytest.mark.parametrize("document", LANGUAGES)
+def test_statuses_of_signals_are_named(root, document):
+    text = (root / document).read_text(encoding="utf-8")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        assert str(128 + number) in text
+
+
+@pytest.mark.parametrize("document", [d.replace(".md", suffix) for d in DOCUMENTS[::2] for suffix in (".md", ".zh.md")])
+def test_ranks_on_cuda_are_those_on_a_cpu(root, document):
+    """Both cells list the numbers of ranks, not a range."""
+    models = [row for row in rows(root / document) if len(row) > 5 and "world size" in row[3]]
+    assert models
+    for row in models:
+        assert re.findall(r"\d+", row[4]) == re.findall(r"\d+", row[3]), row
+
+
+def test_pythons_are_the_same_everywhere(root):
+    """As pip, the scripts and the documents state them."""
+    assert 'requires-python = ">=3.10,<3.13"' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert "Python 3.10 to 3.12 is needed" in (root / "examples/venv.sh").read_text(encoding="utf-8")
+    assert "Python 3.10 to 3.12" in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_default_port_is_the_documented_one(root):

@@ -5,17 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from atb_models.errors import AtbError
+from atb_models import env
+from atb_models.engine.expert_counts import ExpertCounts
+from atb_models.errors import AtbError, ConfigError
+from atb_models.files import written_whole
 from atb_models.launcher.benchmark import Timings, write_benchmark
-from atb_models.launcher.files import written_whole
 from atb_models.launcher.logits_saver import logits_saver
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
+from atb_models.launcher.results import check_results
 from atb_models.outputs import RequestOutput
 
 COLUMNS = [
@@ -136,3 +144,98 @@ def test_nothing_half_written_is_left(tmp_path):
         raise RuntimeError("disk full")
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
     assert target.read_text() == "before"
+
+
+def write(target, text):
+    with written_whole(target) as path:
+        path.write_text(text)
+
+
+def test_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real" / "result")
+    for text in ("new", "newer"):
+        write(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "real" / "result").read_text() == text
+    assert os.listdir(tmp_path / "real") == ["result"]
+
+
+def test_pipe_is_written_not_replaced(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe, 0o600)
+    link.symlink_to(pipe)
+    for target in (pipe, link):
+        seen = []
+        reader = threading.Thread(target=lambda seen=seen: seen.append(pipe.read_text()), daemon=True)
+        reader.start()
+        write(target, "contents")
+        reader.join(10)
+        assert seen == ["contents"]
+        assert stat.S_ISFIFO(pipe.stat().st_mode) and stat.S_IMODE(pipe.stat().st_mode) == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_file_behind_stdout_keeps_what_is_printed(tmp_path):
+    out = tmp_path / "out"
+    program = (
+        "import pathlib, sys\n"
+        "from atb_models.files import written_whole\n"
+        "print('answer', flush=True)\n"
+        f"with written_whole(pathlib.Path({str(out)!r})) as path: path.write_text('result\\n')\n"
+    )
+    with out.open("ab") as stream:
+        subprocess.run([sys.executable, "-c", program], stdout=stream, check=True)
+    assert out.read_text() == "answer\nresult\n"
+
+
+def test_folder_is_no_result_file(tmp_path):
+    with pytest.raises(AtbError, match="cannot be written: "):
+        write(tmp_path, "text")
+
+
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(Path("~/result"), "text")
+    assert (tmp_path / "result").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("switch", "variable"),
+    [
+        ("ATB_LLM_BENCHMARK_ENABLE", "ATB_LLM_BENCHMARK_FILEPATH"),
+        ("ATB_LLM_LOGITS_SAVE_ENABLE", "ATB_LLM_LOGITS_SAVE_FOLDER"),
+        ("ATB_LLM_TOKEN_IDS_SAVE_ENABLE", "ATB_LLM_TOKEN_IDS_SAVE_FOLDER"),
+        ("MINDIE_ENABLE_EXPERT_HOTPOT_GATHER", "MINDIE_EXPERT_HOTPOT_DUMP_PATH"),
+    ],
+)
+@pytest.mark.usefixtures("clean_environ")
+def test_place_without_a_folder_is_found_before_the_run(tmp_path, monkeypatch, switch, variable):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "~/file/deep/place")
+    check_results()
+    monkeypatch.setenv(switch, "1")
+    with pytest.raises(ConfigError, match=f"{variable}: {tmp_path}/file is no folder.*{tmp_path}/file/deep"):
+        check_results()
+    monkeypatch.setenv(variable, "~/new/place")
+    check_results()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.usefixtures("clean_environ")
+def test_benchmark_file_that_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATB_LLM_BENCHMARK_ENABLE", "1")
+    monkeypatch.setenv("ATB_LLM_BENCHMARK_FILEPATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"ATB_LLM_BENCHMARK_FILEPATH: {tmp_path} is a folder"):
+        check_results()
+
+
+def test_expert_counts_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = env.PATH.parse("~/counts")
+    ExpertCounts({0: torch.tensor([2, 5])}, folder).save()
+    assert (tmp_path / "counts" / "experts.csv").read_text().split() == ["layer,expert,tokens", "0,0,2", "0,1,5"]
+    with pytest.raises(AtbError, match="experts.csv cannot be written: "):
+        ExpertCounts({}, tmp_path / "counts" / "experts.csv").save()

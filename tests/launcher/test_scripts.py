@@ -96,6 +96,20 @@ def test_settings_come_from_the_environment(run_script):
     assert words == [*DEFAULT_WORDS[:2], "--dtype", "bf16", "--stream", "/w"]
 
 
+def test_words_of_extra_param_are_no_patterns(run_script, tmp_path):
+    (tmp_path / "a").touch()
+    words, _ = run_script("/w", extra_param="--stop ? *")
+    assert words == [*DEFAULT_WORDS[:2], "--stop", "?", "*", "/w"]
+
+
+@pytest.mark.parametrize("ids", [["--input_ids", "1,2"], ["--input_ids=1,2"]])
+def test_token_ids_are_no_chat_unless_asked(run_script, ids):
+    assert run_script("/w", *ids)[0] == [*DEFAULT_WORDS[:2], "/w", *ids]
+    assert run_script("/w", *ids, "--is_chat_model")[0] == [*DEFAULT_WORDS[:2], "/w", *ids, "--is_chat_model"]
+    conversations = ["--input_file", "chat.jsonl"]
+    assert run_script("/w", *ids, *conversations)[0] == [*DEFAULT_WORDS, "/w", *ids, *conversations]
+
+
 def test_script_works_through_a_link(run_script, root, tmp_path):
     link = tmp_path / "run.sh"
     link.symlink_to(root / SCRIPT)
@@ -127,9 +141,19 @@ class TestVirtualEnvironment:
         assert ended.stderr == f"atb-models: error: python3-venv is missing: apt install python{version}-venv\n"
         assert not (tmp_path / "new venv").exists()
 
+    @pytest.mark.parametrize(("version", "accepted"), [((3, 9), 0), ((3, 10), 1), ((3, 12), 1), ((3, 13), 0)])
+    def test_range_of_pythons(self, root, tmp_path, version, accepted):
+        """The script's own condition, with the interpreter's version replaced."""
+        code = f'code="$2"; exec {sys.executable} -c "import sys; sys.version_info = {(*version, 1)}; $code"'
+        body = f'case "$1" in --version) echo Python {version[0]}.{version[1]}.1; exit;; esac; case "$2" in *ensurepip*) exit 1;; esac; {code}'  # noqa: E501
+        ended = self.source(root, tmp_path, body)
+        assert ended.returncode == 1
+        assert ("Python 3.10 to 3.12 is needed" in ended.stderr) == (not accepted), ended.stderr
+        assert ("python3-venv is missing" in ended.stderr) == bool(accepted), ended.stderr
+
     def test_old_python_is_a_named_error(self, root, tmp_path):
         ended = self.source(root, tmp_path, 'case "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac')
-        assert (ended.returncode, "Python 3.10 or newer is needed" in ended.stderr) == (1, True)
+        assert (ended.returncode, "Python 3.10 to 3.12 is needed" in ended.stderr) == (1, True)
         assert "is Python 3.9.2" in ended.stderr
 
     def test_missing_python_is_a_named_error(self, root, tmp_path):
