@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TextIO
 
 from atb_models.errors import AtbError, RankError
 
@@ -36,11 +37,11 @@ def run_guarded(program: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return report("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our stdout has left
-        _silence_stdout()
+        _silence(sys.stdout)
         return report("")
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None and not _stdout_works():
-            _silence_stdout()
+            _silence(sys.stdout)
             return report(f"the answers cannot be written to stdout: {error.strerror}")
         return report(_missing_package(error) or "internal error\n" + traceback.format_exc().rstrip())
 
@@ -75,8 +76,10 @@ def _missing_package(error: Exception) -> str | None:
 def print_error(message: str) -> None:
     """The one form of an error on stderr; nothing for an empty message or where stderr cannot be written."""
     if message:
-        with suppress(OSError):
+        try:
             print(f"atb-models: error: {message}", file=sys.stderr, flush=True)
+        except OSError:
+            _silence(sys.stderr)
 
 
 def _open_missing_streams() -> None:
@@ -97,7 +100,7 @@ def _stdout_works() -> bool:
     return True
 
 
-def _silence_stdout() -> None:
+def _silence(stream: TextIO) -> None:
     """Keep the interpreter from flushing into it again at its end."""
-    with suppress(OSError):  # a test's stdout is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):  # a test's stream is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -136,9 +136,10 @@ def test_full_stdout_is_one_line(words, unbuffered):
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
-def test_streams_that_are_closed_or_full_change_no_status(redirection):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_that_are_closed_or_full_change_no_status(redirection, unbuffered):
     for words, status in ((["demo_path"], 0), (["walk"], 2)):
-        ended = shell(redirection, *words)
+        ended = shell(redirection, *words, PYTHONUNBUFFERED=unbuffered)
         assert ended.returncode == status
         assert "Traceback" not in ended.stderr
 
@@ -147,7 +148,7 @@ def test_rank_whose_reader_left_tells_nothing_to_print(capsys, monkeypatch, tmp_
     def program():
         raise BrokenPipeError
 
-    monkeypatch.setattr(exit_status, "_silence_stdout", lambda: None)
+    monkeypatch.setattr(exit_status, "_silence", lambda stream: None)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("ATB_LAUNCHER_ERRORS", str(tmp_path / "told"))
     assert run_guarded(program) == 1
