@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from atb_models.demo import demo_path
 
 # Many tests start ranks on few cores, where a second thread each only gets in the way; torch reads it when imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A suite started in the background (nohup, &) ignores these, and so would the programs whose end it tests.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 
