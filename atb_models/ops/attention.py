@@ -99,7 +99,10 @@ def _attend_single(
     num_blocks = -(-longest // k_cache_PSMD.shape[1])
     at = _index(tokens, q_TND.device)
     blocks = block_table_BC[_index(rows, q_TND.device), :num_blocks]
-    k, v = (cache[blocks].flatten(1, 2)[:, :longest].transpose(1, 2).float() for cache in (k_cache_PSMD, v_cache_PSMD))
+    k, v = (
+        _gather(cache, blocks).view(len(group), -1, *cache.shape[2:])[:, :longest].transpose(1, 2).float()
+        for cache in (k_cache_PSMD, v_cache_PSMD)
+    )
     mask = None
     if min(kv_lens) < longest:
         lens_B = torch.tensor(kv_lens, device=q_TND.device)
@@ -109,6 +112,11 @@ def _attend_single(
             padded.masked_fill_(~mask.transpose(2, 3), 0)
     out = _sdpa(q_TND[at].unsqueeze(2).float(), k, v, mask, scale)
     out_TND[at] = out.squeeze(2).to(out_TND.dtype)
+
+
+def _gather(cache_PSMD: Tensor, blocks: Tensor) -> Tensor:
+    """A copy of these blocks, slot after slot; whole blocks at once, unlike advanced indexing."""
+    return cache_PSMD.index_select(0, blocks.flatten()).flatten(0, 1)
 
 
 def _index(places: tuple[int, ...], device: torch.device) -> slice | Tensor:
@@ -130,7 +138,7 @@ def _attend_chunk(
     """A prompt or a chunk of one: tiles of queries, each over the keys it may see."""
     query_len = q_TND.shape[0]
     blocks = block_table_C[: -(-kv_len // k_cache_PSMD.shape[1])]
-    k, v = (cache[blocks].flatten(0, 1).transpose(0, 1).float() for cache in (k_cache_PSMD, v_cache_PSMD))
+    k, v = (_gather(cache, blocks).transpose(0, 1).float() for cache in (k_cache_PSMD, v_cache_PSMD))
     positions = torch.arange(kv_len, device=q_TND.device)
     for start in range(0, query_len, QUERY_TILE):
         stop = min(start + QUERY_TILE, query_len)
