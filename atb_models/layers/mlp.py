@@ -56,8 +56,10 @@ class Experts(nn.Module):
         x_RH, rows_TK, counts_E = ops.moe_init_routing(x_TH, experts_TK, self.num_experts)
         if counter_E is not None:
             ops.count_expert_tokens(counter_E, counts_E)
-        h_RF = ops.swiglu(ops.grouped_matmul(x_RH, self.gate_up, counts_E))
-        return ops.moe_finalize_routing(ops.grouped_matmul(h_RF, self.down, counts_E), rows_TK, weights_TK)
+        top_k = experts_TK.shape[1]
+        h_RF = ops.swiglu(ops.grouped_matmul(x_RH, self.gate_up, counts_E, top_k))
+        y_RH = ops.grouped_matmul(h_RF, self.down, counts_E, top_k)
+        return ops.moe_finalize_routing(y_RH, rows_TK, weights_TK)
 
 
 class MoE(nn.Module):

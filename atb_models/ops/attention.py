@@ -5,17 +5,28 @@ Cache layout, the same everywhere: K and V of a layer are [P, S, M, D]; slot = b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atb_models.ops.cost import Cost, cost, nbytes
 from atb_models.ops.table import op
 
 # Queries of one sequence that attend together in a prefill; bounds the scores to N * 256 * kv_len floats.
 QUERY_TILE = 256
+# Elements of K, and as many of V, that sequences with one query each gather together: 64 MiB of floats.
+GATHER_ELEMENTS = 1 << 24
 
 
-@op("RopeTables")
+def _rope_tables_cost(out: tuple[Tensor, Tensor], positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> Cost:
+    flops = positions_T.numel() + 3 * out[0].numel()  # divide; multiply, cos and sin
+    return cost(flops, (positions_T, inv_freq_D), out)
+
+
+@op("RopeTables", cost=_rope_tables_cost)
 def rope_tables(positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """cos and sin of position / factor * inverse frequency -> two [T, D / 2] float32.
 
@@ -25,7 +36,11 @@ def rope_tables(positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple
     return angle_TD.cos(), angle_TD.sin()
 
 
-@op("Rope")
+def _rope_cost(out: tuple[Tensor, Tensor], q_TND: Tensor, k_TMD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Cost:
+    return cost(3 * (q_TND.numel() + k_TMD.numel()), (q_TND, k_TMD, cos_TD, sin_TD), out)
+
+
+@op("Rope", cost=_rope_cost)
 def rope(q_TND: Tensor, k_TMD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate the pairs (d, d + D/2) of queries and keys by their position's angle, in float32."""
     cos, sin = cos_TD.unsqueeze(1), sin_TD.unsqueeze(1)
@@ -37,7 +52,13 @@ def _rotate(x_TND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_TND.dtype)
 
 
-@op("ReshapeAndCache")
+def _cache_cost(
+    out: None, k_TMD: Tensor, v_TMD: Tensor, k_cache_PSMD: Tensor, v_cache_PSMD: Tensor, slots_T: Tensor
+) -> Cost:
+    return cost(0, (k_TMD, v_TMD, slots_T), (k_TMD, v_TMD))
+
+
+@op("ReshapeAndCache", cost=_cache_cost)
 def reshape_and_cache(
     k_TMD: Tensor, v_TMD: Tensor, k_cache_PSMD: Tensor, v_cache_PSMD: Tensor, slots_T: Tensor
 ) -> None:
@@ -46,7 +67,25 @@ def reshape_and_cache(
     v_cache_PSMD.view(-1, *v_TMD.shape[1:])[slots_T] = v_TMD
 
 
-@op("PagedAttention")
+def _attention_cost(
+    out_TND: Tensor,
+    q_TND: Tensor,
+    k_cache_PSMD: Tensor,
+    v_cache_PSMD: Tensor,
+    block_table_BC: Tensor,
+    query_lens: list[int],
+    kv_lens: list[int],
+    scale: float,
+) -> Cost:
+    """By real lengths: two products for each pair of a query and a key that it sees, each sequence's K and V once."""
+    heads, head_dim = q_TND.shape[1:]
+    pairs = sum(q * kv - q * (q - 1) // 2 for q, kv in zip(query_lens, kv_lens, strict=True))
+    _, _, kv_heads, width = k_cache_PSMD.shape
+    cached = 2 * sum(kv_lens) * kv_heads * width * k_cache_PSMD.element_size()
+    return Cost(4 * heads * head_dim * pairs, nbytes(q_TND, block_table_BC) + cached, nbytes(out_TND))
+
+
+@op("PagedAttention", cost=_attention_cost)
 def paged_attention(
     q_TND: Tensor,
     k_cache_PSMD: Tensor,
@@ -71,17 +110,26 @@ def paged_attention(
                 out_TND[tokens], q_TND[tokens], k_cache_PSMD, v_cache_PSMD, block_table_BC[row], kv_len, scale
             )
         first_token += query_len
-    for group in _similar_lengths(decode, k_cache_PSMD.shape[1]):
+    for group in _similar_lengths(decode, k_cache_PSMD):
         _attend_single(out_TND, q_TND, k_cache_PSMD, v_cache_PSMD, block_table_BC, group, scale)
     return out_TND
 
 
-def _similar_lengths(decode: list[tuple[int, int, int]], block_size: int) -> list[list[tuple[int, int, int]]]:
-    """Group rows whose block counts share a power of two, so that padding at most doubles what is read."""
+def _similar_lengths(decode: list[tuple[int, int, int]], cache_PSMD: Tensor) -> Iterator[list[tuple[int, int, int]]]:
+    """Groups of rows whose block counts share a power of two, so that padding at most doubles what is read.
+
+    A group gathers no more than GATHER_ELEMENTS of a cache, unless a single row does.
+    """
+    block_size = cache_PSMD.shape[1]
     groups: dict[int, list[tuple[int, int, int]]] = {}
     for row in decode:
         groups.setdefault(((row[2] - 1) // block_size).bit_length(), []).append(row)
-    return list(groups.values())
+    for group in groups.values():
+        longest = max(kv_len for _, _, kv_len in group)
+        per_row = -(-longest // block_size) * math.prod(cache_PSMD.shape[1:])
+        count = max(1, GATHER_ELEMENTS // per_row)
+        for start in range(0, len(group), count):
+            yield group[start : start + count]
 
 
 def _attend_single(

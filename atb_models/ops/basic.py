@@ -6,54 +6,87 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atb_models.ops.cost import Cost, cost, nbytes
 from atb_models.ops.table import op
 
 
-@op("Embedding")
+def _rows_cost(out_LH: Tensor, *args: Tensor) -> Cost:
+    """A copy of rows: only those that are wanted are read."""
+    return Cost(0, nbytes(out_LH, *(x for x in args if not x.is_floating_point())), nbytes(out_LH))
+
+
+@op("Embedding", cost=_rows_cost)
 def embedding(token_ids_T: Tensor, weight_VH: Tensor) -> Tensor:
     """Rows of `weight_VH` at `token_ids_T` -> [T, H]."""
     return F.embedding(token_ids_T, weight_VH)
 
 
-@op("RmsNorm")
+def _rms_norm_cost(out_TH: Tensor, x_TH: Tensor, weight_H: Tensor, eps: float) -> Cost:
+    return cost(4 * out_TH.numel(), (x_TH, weight_H), (out_TH,))
+
+
+@op("RmsNorm", cost=_rms_norm_cost)
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32 (Zhang and Sennrich 2019)."""
     return F.rms_norm(x_TH, weight_H.shape, weight_H, eps)
 
 
-@op("AddRmsNorm")
+def _add_rms_norm_cost(
+    out: tuple[Tensor, Tensor], x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
+) -> Cost:
+    return cost(5 * x_TH.numel(), (x_TH, residual_TH, weight_H), out)
+
+
+@op("AddRmsNorm", cost=_add_rms_norm_cost)
 def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(RmsNorm(x + residual), x + residual): the step of a pre-norm residual stream."""
     sum_TH = x_TH + residual_TH
     return F.rms_norm(sum_TH, weight_H.shape, weight_H, eps), sum_TH
 
 
-@op("Linear")
+def _linear_cost(out_TO: Tensor, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Cost:
+    flops = 2 * x_TI.numel() * weight_OI.shape[0] + (0 if bias_O is None else out_TO.numel())
+    return cost(flops, (x_TI, weight_OI, bias_O), (out_TO,))
+
+
+@op("Linear", cost=_linear_cost)
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b -> [T, O]."""
     return F.linear(x_TI, weight_OI, bias_O)
 
 
-@op("SwiGlu")
+def _swiglu_cost(out_TF: Tensor, gate_up_TF: Tensor) -> Cost:
+    return cost(5 * out_TF.numel(), (gate_up_TF,), (out_TF,))  # negate, exp, add, divide; multiply
+
+
+@op("SwiGlu", cost=_swiglu_cost)
 def swiglu(gate_up_TF: Tensor) -> Tensor:
     """silu(gate) * up, where the last dimension holds gate then up -> half its width (Shazeer 2020)."""
     gate_TF, up_TF = gate_up_TF.chunk(2, dim=-1)
     return F.silu(gate_TF).mul_(up_TF)
 
 
-@op("Add")
+def _add_cost(out: Tensor, x: Tensor, y: Tensor) -> Cost:
+    return cost(out.numel(), (x, y), (out,))
+
+
+@op("Add", cost=_add_cost)
 def add(x: Tensor, y: Tensor) -> Tensor:
     """Elementwise sum."""
     return x + y
 
 
-@op("SelectRows")
+@op("SelectRows", cost=_rows_cost)
 def select_rows(x_TH: Tensor, rows_L: Tensor) -> Tensor:
     """Rows of `x_TH` at `rows_L` -> [L, H]."""
     return x_TH.index_select(0, rows_L)
 
 
-@op("ToFloat")
+def _to_float_cost(out: Tensor, x: Tensor) -> Cost:
+    return cost(0, (x,), (out,))
+
+
+@op("ToFloat", cost=_to_float_cost)
 def to_float(x: Tensor) -> Tensor:
     """The same values in float32, contiguous."""
     return x.to(torch.float32, memory_format=torch.contiguous_format)

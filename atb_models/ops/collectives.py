@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from atb_models.ops.cost import Cost, nbytes
 from atb_models.ops.table import op
 
 
@@ -23,13 +24,24 @@ class Collective(Protocol):
     def all_gather(self, x: Tensor) -> Tensor: ...
 
 
-@op("AllReduce")
+def _all_reduce_cost(out: Tensor, x: Tensor, group: Collective) -> Cost:
+    """Ring: each rank sums its n-th part and sends n - 1 parts twice (Patarasuk and Yuan 2009)."""
+    share = (group.size - 1) / group.size
+    return Cost(share * x.numel(), nbytes(x), nbytes(out), 2 * share * nbytes(x))
+
+
+@op("AllReduce", cost=_all_reduce_cost)
 def all_reduce(x: Tensor, group: Collective) -> Tensor:
     """Sum over the ranks, the same bits on every rank; may reuse x."""
     return group.all_reduce(x)
 
 
-@op("AllGather")
+def _all_gather_cost(out: Tensor, x: Tensor, group: Collective) -> Cost:
+    """Ring: each rank passes on every part but the last that it gets."""
+    return Cost(0, nbytes(x), nbytes(out), (group.size - 1) * nbytes(x))
+
+
+@op("AllGather", cost=_all_gather_cost)
 def all_gather(x: Tensor, group: Collective) -> Tensor:
     """The ranks' tensors side by side on the last dimension, in rank order."""
     return group.all_gather(x)

@@ -28,7 +28,7 @@ def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     return y_TO if bias_O is None else y_TO.add_(bias_O)
 
 
-def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
     for expert, start, stop in moe.expert_spans(counts_E):
         _multiply(x_RI[start:stop], weight_EOI[expert], y_RO[start:stop])

@@ -6,19 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atb_models.ops.cost import Cost, cost, nbytes
 from atb_models.ops.table import op
 
 # Tokens whose K expert rows are widened to float32 at a time; bounds the workspace to 512 * K * H * 4 bytes.
 FINALIZE_TILE = 512
 
 
-@op("Router")
+def _router_cost(scores_TE: Tensor, x_TH: Tensor, weight_EH: Tensor) -> Cost:
+    return cost(2 * x_TH.numel() * weight_EH.shape[0], (x_TH, weight_EH), (scores_TE,))
+
+
+@op("Router", cost=_router_cost)
 def router(x_TH: Tensor, weight_EH: Tensor) -> Tensor:
     """Expert scores before the softmax -> [T, E] float32; `weight_EH` is float32."""
     return F.linear(x_TH.float(), weight_EH)
 
 
-@op("MoeGating")
+def _gating_cost(out: tuple[Tensor, Tensor], scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> Cost:
+    softmax = 4 * scores_TE.numel()  # subtract the maximum, exp, add, divide
+    renormalize = 0 if renormalize_eps is None else 2 * out[0].numel() + scores_TE.shape[0]
+    return cost(softmax + renormalize, (scores_TE,), out)
+
+
+@op("MoeGating", cost=_gating_cost)
 def moe_gating(scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> tuple[Tensor, Tensor]:
     """Softmax over all experts, then the `top_k` largest -> weights [T, K] float32, experts [T, K] int64.
 
@@ -31,7 +42,11 @@ def moe_gating(scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> 
     return weights_TK, experts_TK
 
 
-@op("MoeInitRouting")
+def _init_routing_cost(out: tuple[Tensor, Tensor, Tensor], x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> Cost:
+    return cost(0, (x_TH, experts_TK), out)
+
+
+@op("MoeInitRouting", cost=_init_routing_cost)
 def moe_init_routing(x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Copy each token once per chosen expert, sorted by expert.
 
@@ -47,9 +62,39 @@ def moe_init_routing(x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> tupl
     return x_TH.index_select(0, token_R), rows_R.view_as(experts_TK), counts_E
 
 
-@op("GroupedMatmul")
-def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """x W_e^T for each expert's own rows, `counts_E` rows for expert e in order -> [R, O]."""
+def touched_experts(num_experts: int, rows: int, top_k: int) -> float:
+    """Experts that get a row, on average, when each token's `top_k` are any: E (1 - (1 - k / E)^T), T = rows / k."""
+    return num_experts * (1 - (1 - top_k / num_experts) ** (rows / top_k))
+
+
+def _grouped_matmul_cost(out_RO: Tensor, x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Cost:
+    """Only the weights of experts that have rows are read: as counted, on meta tensors the expected number."""
+    experts, outputs, inputs = weight_EOI.shape
+    if counts_E.is_meta:
+        touched = touched_experts(experts, x_RI.shape[0], top_k)
+    else:
+        touched = int(counts_E.count_nonzero())
+    weights = touched * outputs * inputs * weight_EOI.element_size()
+    return Cost(2 * x_RI.numel() * outputs, nbytes(x_RI, counts_E) + weights, nbytes(out_RO))
+
+
+def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+    """The body reads the counts, which meta tensors do not have."""
+    experts, outputs, inputs = weight_EOI.shape
+    if x_RI.shape[1] != inputs or counts_E.shape != (experts,) or x_RI.shape[0] % top_k:
+        raise ValueError(
+            f"rows {tuple(x_RI.shape)}, {top_k} a token, do not go with experts {tuple(weight_EOI.shape)}"
+            f" and counts {tuple(counts_E.shape)}"
+        )
+    return x_RI.new_empty(x_RI.shape[0], outputs)
+
+
+@op("GroupedMatmul", cost=_grouped_matmul_cost, shape=_grouped_matmul_shape)
+def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+    """x W_e^T for each expert's own rows, `counts_E` rows for expert e in order -> [R, O].
+
+    `top_k`, the rows of a token, takes no part in the product; the cost rule needs it.
+    """
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
     for expert, start, stop in expert_spans(counts_E):
         torch.mm(x_RI[start:stop], weight_EOI[expert].t(), out=y_RO[start:stop])
@@ -66,7 +111,11 @@ def expert_spans(counts_E: Tensor) -> list[tuple[int, int, int]]:
     return spans
 
 
-@op("MoeFinalizeRouting")
+def _finalize_cost(out_TH: Tensor, y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> Cost:
+    return cost(2 * y_RH.numel(), (y_RH, rows_TK, weights_TK), (out_TH,))
+
+
+@op("MoeFinalizeRouting", cost=_finalize_cost)
 def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """Sum of each token's K expert rows times their weights, accumulated in float32 -> [T, H] in y's dtype."""
     (num_tokens, top_k), hidden = rows_TK.shape, y_RH.shape[1]
@@ -78,7 +127,11 @@ def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> T
     return out_TH
 
 
-@op("CountExpertTokens")
+def _count_cost(out: None, total_E: Tensor, counts_E: Tensor) -> Cost:
+    return cost(counts_E.numel(), (total_E, counts_E), (total_E,))
+
+
+@op("CountExpertTokens", cost=_count_cost)
 def count_expert_tokens(total_E: Tensor, counts_E: Tensor) -> None:
     """Add this step's rows of each expert to the running statistics."""
     total_E.add_(counts_E)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from atb_models.ops.cost import Cost
+
+Body = Callable[..., Any]
+Wrap = Callable[["Op", Body, tuple[Any, ...]], Any]
 
 
 class Op:
     """A named operation. `reference` is its body in torch; `run` is what a call executes on the bound backend.
 
-    Every call of every operation passes through `run`, so a recorder that swaps it for a while sees the whole graph
-    and costs nothing once it has put it back.
+    `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape; `shape` stands in
+    for it where the body must read values.
     """
 
-    def __init__(self, name: str, reference: Callable[..., Any]) -> None:
+    def __init__(self, name: str, reference: Body, cost: Callable[..., Cost], shape: Body | None) -> None:
         self.name = name
         self.reference = reference
+        self.cost = cost
+        self.shape = shape
         self.run = reference
         self.backend = "reference"
         self.__doc__ = reference.__doc__
@@ -35,12 +43,12 @@ TABLE: dict[str, Op] = {}
 BACKENDS = {"cpu": "atb_models.ops.cpu"}
 
 
-def op(name: str) -> Callable[[Callable[..., Any]], Op]:
+def op(name: str, *, cost: Callable[..., Cost], shape: Body | None = None) -> Callable[[Body], Op]:
     """Decorator: enter the function below into the table as the definition and reference body of `name`."""
 
-    def define(reference: Callable[..., Any]) -> Op:
+    def define(reference: Body) -> Op:
         assert name not in TABLE, f"operation {name} is defined twice"
-        TABLE[name] = Op(name, reference)
+        TABLE[name] = Op(name, reference, cost, shape)
         return TABLE[name]
 
     return define
@@ -53,7 +61,7 @@ def bind(backend: str) -> None:
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
     module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
-    native: dict[str, Callable[..., Any]] = module.OPS if module else {}
+    native: dict[str, Body] = module.OPS if module else {}
     unknown = native.keys() - TABLE.keys()
     assert not unknown, f"backend {backend} serves operations that are not in the table: {sorted(unknown)}"
     for operation in TABLE.values():
@@ -64,3 +72,30 @@ def bind(backend: str) -> None:
 def operations() -> Iterator[Op]:
     """The operations of the table in the order of their definition."""
     return iter(TABLE.values())
+
+
+_recording = False
+
+
+@contextmanager
+def recorded(wrap: Wrap) -> Iterator[None]:
+    """While it is open every call `operation(*args)` becomes `wrap(operation, run, args)`, run being what was bound.
+
+    The bodies are swapped in the table and put back, so that calls cost nothing more when nobody records.
+    """
+    global _recording
+    assert not _recording, "a recording is open already"
+    bound = [(operation, operation.run) for operation in TABLE.values()]
+    _recording = True
+    try:
+        for operation, run in bound:
+            operation.run = _wrapped(wrap, operation, run)
+        yield
+    finally:
+        for operation, run in bound:
+            operation.run = run
+        _recording = False
+
+
+def _wrapped(wrap: Wrap, operation: Op, run: Body) -> Body:
+    return lambda *args: wrap(operation, run, args)

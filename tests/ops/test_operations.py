@@ -82,7 +82,7 @@ def test_moe_layer(dtype: torch.dtype, top_k: int, eps: float | None) -> None:
     gate_up, down = torch.randn(experts, 2 * width, hidden).to(dtype), torch.randn(experts, hidden, width).to(dtype)
     weights, chosen = ops.moe_gating(ops.router(x, router), top_k, eps)
     rows, places, counts = ops.moe_init_routing(x, chosen, experts)
-    y = ops.grouped_matmul(ops.swiglu(ops.grouped_matmul(rows, gate_up, counts)), down, counts)
+    y = ops.grouped_matmul(ops.swiglu(ops.grouped_matmul(rows, gate_up, counts, top_k)), down, counts, top_k)
     ours = ops.moe_finalize_routing(y, places, weights)
 
     exact = torch.zeros(tokens, hidden, dtype=torch.float64)

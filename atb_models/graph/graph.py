@@ -1,0 +1,143 @@
+"""The graph of one step on one rank: operations as nodes, tensors as edges."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atb_models.layers.step import StepInput
+from atb_models.ops.cost import Cost
+
+if TYPE_CHECKING:
+    from atb_models.layers.attention import LayerCache
+    from atb_models.models.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor as an operation sees it."""
+
+    name: str  # of a parameter, a cache, an input of the step; else %<node>, %<node>.<i> of several results
+    argument: str  # as the operation's definition calls it; "" for a result
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    node: int | None  # the node that wrote it last, through whatever views; None: it was there before the step
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call of an operation. Bytes are of one rank."""
+
+    index: int
+    op: str
+    module: str  # path in the model, "" for the decoder itself
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    writes: tuple[str, ...]  # names of the inputs that it changes
+    options: dict[str, Any]  # its arguments that are no tensors
+    cost: Cost
+    backend: str  # who serves the operation: a device type, or "reference"
+    peak_bytes: int  # of activations while it runs, its own workspace included
+
+
+@dataclass(frozen=True)
+class OpGraph:
+    """What one step does on one rank.
+
+    `stray`: torch functions that did more than a view outside any operation; a graph without them is complete.
+    """
+
+    nodes: tuple[Node, ...]
+    stray: tuple[str, ...]
+    query_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    dtype: torch.dtype
+    rank: int
+    size: int
+
+    @classmethod
+    def trace(cls, model: Decoder, step: StepInput, caches: list[LayerCache] | None = None) -> OpGraph:
+        """Run the model's own forward on meta tensors and record it.
+
+        The operations show the backend that is bound (`ops.bind`). `caches`: None makes those that the step needs,
+        in blocks of 128. Raises ValueError for a model or a step with values (see graph/meta.py for those without).
+        """
+        from atb_models.graph.trace import trace
+
+        return trace(model, step, caches)
+
+    @property
+    def cost(self) -> Cost:
+        """Of all nodes."""
+        return reduce(add, (node.cost for node in self.nodes), Cost())
+
+    @property
+    def peak_activation_bytes(self) -> int:
+        """The most memory that activations and workspaces take at a time; weights, caches and inputs apart."""
+        return max((node.peak_bytes for node in self.nodes), default=0)
+
+    def counts(self) -> dict[str, int]:
+        """Calls of each operation, in the order of their first."""
+        return dict(Counter(node.op for node in self.nodes))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; dtypes as torch writes them, without "torch."."""
+        return {
+            "rank": self.rank,
+            "ranks": self.size,
+            "dtype": _name(self.dtype),
+            "query_lens": list(self.query_lens),
+            "kv_lens": list(self.kv_lens),
+            "counts": self.counts(),
+            "peak_activation_bytes": self.peak_activation_bytes,
+            "stray": list(self.stray),
+            "nodes": [_node_json(node) for node in self.nodes],
+        }
+
+    def to_dot(self) -> str:
+        """As Graphviz reads it: a box for each node, an edge for each tensor that one node writes and another reads."""
+        lines = ["digraph step {", "  node [shape=box, fontname=monospace];"]
+        for node in self.nodes:
+            shapes = ", ".join(f"{_name(value.dtype)}{list(value.shape)}" for value in node.outputs)
+            label = "\\n".join(filter(None, (f"{node.index} {node.op}", node.module, shapes)))
+            lines.append(f"  n{node.index} [label={json.dumps(label).replace(chr(92) * 2, chr(92))}];")
+        for node in self.nodes:
+            lines += [f"  n{source} -> n{node.index};" for source in sources(node)]
+        return "\n".join([*lines, "}"]) + "\n"
+
+
+def sources(node: Node) -> list[int]:
+    """The nodes whose results it reads, ascending."""
+    return sorted({value.node for value in node.inputs if value.node is not None})
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _node_json(node: Node) -> dict[str, Any]:
+    return {
+        "index": node.index,
+        "op": node.op,
+        "module": node.module,
+        "backend": node.backend,
+        "inputs": [_value_json(value) | {"argument": value.argument, "node": value.node} for value in node.inputs],
+        "outputs": [_value_json(value) for value in node.outputs],
+        "writes": list(node.writes),
+        "options": node.options,
+        "flops": node.cost.flops,
+        "bytes_read": node.cost.read,
+        "bytes_written": node.cost.written,
+        "bytes_sent": node.cost.sent,
+        "peak_bytes": node.peak_bytes,
+    }
+
+
+def _value_json(value: Value) -> dict[str, Any]:
+    return {"name": value.name, "shape": list(value.shape), "dtype": _name(value.dtype)}

@@ -1,0 +1,65 @@
+"""Models, caches and steps on meta tensors: shapes without memory, for tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atb_models.layers.attention import LayerCache
+from atb_models.layers.parameter import Build
+from atb_models.layers.step import StepInput
+from atb_models.models.config import ModelConfig
+from atb_models.models.decoder import Decoder, build_model
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class MetaGroup:
+    """A rank's place in a group that has no other ranks: its collectives give shapes."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], x.shape[-1] * self.size)
+
+
+def meta_model(config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0) -> Decoder:
+    """One rank's shard of a model without its memory; raises ConfigError when `size` ranks cannot share it."""
+    return build_model(config, Build(dtype, META, rank, size, MetaGroup(rank, size)))
+
+
+def meta_caches(model: Decoder, num_blocks: int, block_size: int) -> list[LayerCache]:
+    """The KV cache of a rank, one entry a layer."""
+    caches = []
+    for layer in model.layers:
+        shape = (num_blocks, block_size, layer.attn.kv_heads, layer.attn.head_dim)
+        k, v = (torch.empty(shape, dtype=layer.build.dtype, device=META) for _ in range(2))
+        caches.append(LayerCache(k, v))
+    return caches
+
+
+def meta_step(query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int) -> StepInput:
+    """A step of sequences with so many new and cached tokens (the new ones included); logits of each one's last."""
+    num_blocks = [-(-length // block_size) for length in kv_lens]
+
+    def integers(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=META)
+
+    tokens, batch = sum(query_lens), len(query_lens)
+    return StepInput(
+        token_ids_T=integers(tokens),
+        positions_T=integers(tokens),
+        slots_T=integers(tokens),
+        block_table_BC=integers(batch, max(num_blocks)),
+        query_lens=list(query_lens),
+        kv_lens=list(kv_lens),
+        logits_rows_L=integers(batch),
+    )

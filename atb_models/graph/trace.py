@@ -1,0 +1,125 @@
+"""Recording a graph: the model's forward on meta tensors, each operation seen as it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atb_models.graph.graph import Node, OpGraph, Value
+from atb_models.graph.memory import StorageMode
+from atb_models.graph.meta import meta_caches
+from atb_models.graph.paths import ModulePaths, storage_key
+from atb_models.layers.attention import LayerCache
+from atb_models.layers.step import StepInput
+from atb_models.models.decoder import Decoder
+from atb_models.ops.table import Body, Op, recorded
+
+BLOCK_SIZE = 128
+
+
+def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = None) -> OpGraph:
+    """See OpGraph.trace."""
+    if not (model.inv_freq_D.is_meta and step.token_ids_T.is_meta):
+        raise ValueError("a trace needs a model and a step on the meta device; graph/meta.py makes them")
+    if caches is None:
+        caches = meta_caches(model, sum(-(-length // BLOCK_SIZE) for length in step.kv_lens), BLOCK_SIZE)
+    recorder = _Recorder(model, step, caches)
+    # not inference mode: there torch hides the parts of its composite functions, and with them their workspace
+    with torch.no_grad(), recorder.paths, recorder.memory, recorded(recorder.call):
+        model(step, caches)
+    build = model.layers[0].build
+    return OpGraph(
+        nodes=tuple(recorder.nodes),
+        stray=tuple(recorder.stray),
+        query_lens=tuple(step.query_lens),
+        kv_lens=tuple(step.kv_lens),
+        dtype=build.dtype,
+        rank=build.rank,
+        size=build.size,
+    )
+
+
+class _Recorder:
+    """Makes a node of each call. A value is known by its storage, so views of it are the same value."""
+
+    def __init__(self, model: Decoder, step: StepInput, caches: list[LayerCache]) -> None:
+        self.nodes: list[Node] = []
+        self.stray: list[str] = []
+        self.paths = ModulePaths(model)
+        named = _named_tensors(model, step, caches)
+        self.memory = StorageMode(list(named.values()), self._work)
+        self._names = {storage_key(tensor): name for name, tensor in reversed(named.items())}
+        self._writers: dict[int, int] = {}
+        self._inside = False
+
+    def call(self, op: Op, run: Body, args: tuple[Any, ...]) -> Any:
+        if self._inside:  # an operation whose body calls others is one node
+            return run(*args)
+        index = len(self.nodes)
+        inputs = {name: arg for name, arg in zip(_parameters(op), args, strict=False) if isinstance(arg, Tensor)}
+        seen = tuple(self._value(tensor, argument) for argument, tensor in inputs.items())
+        self.memory.peak = self.memory.live
+        self.memory.written.clear()
+        self._inside = True
+        try:
+            result = (op.shape or run)(*args)
+        finally:
+            self._inside = False
+        written = {storage_key(tensor): value.name for tensor, value in zip(inputs.values(), seen, strict=True)}
+        writes = tuple(name for key, name in written.items() if key in self.memory.written)
+        self._writers.update((key, index) for key in written if key in self.memory.written)
+        self.nodes.append(
+            Node(
+                index=index,
+                op=op.name,
+                module=self.paths.current(args),
+                inputs=seen,
+                outputs=self._results(index, result),
+                writes=writes,
+                options={n: a for n, a in zip(_parameters(op), args, strict=False) if _is_plain(a)},
+                cost=op.cost(result, *args),
+                backend=op.backend,
+                peak_bytes=self.memory.peak,
+            )
+        )
+        return result
+
+    def _work(self, function: str) -> None:
+        if not self._inside:
+            self.stray.append(f"{function} in {self.paths.current(()) or 'the decoder'}")
+
+    def _value(self, tensor: Tensor, argument: str) -> Value:
+        key = storage_key(tensor)
+        return Value(self._names[key], argument, tuple(tensor.shape), tensor.dtype, self._writers.get(key))
+
+    def _results(self, index: int, result: Any) -> tuple[Value, ...]:
+        """Name what came out. A result in an input's memory is that input written again, and a value of its own."""
+        results = result if isinstance(result, tuple) else () if result is None else (result,)
+        for place, tensor in enumerate(results):
+            key = storage_key(tensor)
+            self._names[key] = f"%{index}" if len(results) == 1 else f"%{index}.{place}"
+            self._writers[key] = index
+        return tuple(dataclasses.replace(self._value(tensor, ""), node=index) for tensor in results)
+
+
+def _named_tensors(model: Decoder, step: StepInput, caches: list[LayerCache]) -> dict[str, Tensor]:
+    """Everything that is there before the step runs."""
+    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named |= {name: value for name, value in vars(step).items() if isinstance(value, Tensor)}
+    for layer, cache_of_layer in enumerate(caches):
+        named |= {f"layers.{layer}.{name}": tensor for name, tensor in cache_of_layer._asdict().items()}
+    return named
+
+
+@cache
+def _parameters(op: Op) -> tuple[str, ...]:
+    return tuple(inspect.signature(op.reference).parameters)
+
+
+def _is_plain(arg: object) -> bool:
+    return isinstance(arg, (int, float, str, list))
