@@ -45,7 +45,7 @@ def main() -> int:
         reports.mkdir()
         # The ranks find this file's load_rank by the module's name; spawn adds the project's root.
         os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
-        payload = json.dumps([str(reports), EngineConfig(folder, dtype="bf16", tp=args.tp, kv_blocks=8).to_json()])
+        payload = json.dumps([str(reports), EngineConfig(folder, dtype="bf16", tp=args.tp).to_json()])
         with spawn(args.tp, "cpu", payload, f"{Path(__file__).stem}:load_rank") as group:
             load_rank(payload, group)
             group.barrier("measuring")
@@ -64,7 +64,8 @@ def main() -> int:
 def load_rank(payload: str, group: RankGroup) -> None:
     """What every rank runs: load its shard, then report shard bytes and VmHWM bytes."""
     reports, config = json.loads(payload)
-    runner = ModelRunner(EngineConfig.from_json(config), group)
+    engine = EngineConfig.from_json(config)
+    runner = ModelRunner(engine, engine.load_model_config(), group, kv_blocks=8)
     shard = sum(parameter.nbytes for parameter in runner.model.parameters())
     Path(reports, f"{group.rank:03d}").write_text(json.dumps([shard, peak_resident()]))
     if group.rank != 0:

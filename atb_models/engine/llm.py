@@ -12,18 +12,21 @@ from typing import Any, Literal, NoReturn, overload
 import torch
 from torch import Tensor
 
+from atb_models import env
 from atb_models.engine.block_manager import BlockManager
-from atb_models.engine.config import PREFILL_TOKENS, EngineConfig
+from atb_models.engine.config import EngineConfig
 from atb_models.engine.device import choose_device
 from atb_models.engine.engine import Engine
 from atb_models.engine.expert_counts import ExpertCounts
-from atb_models.engine.model_runner import ModelRunner, sequence_limit, serve
+from atb_models.engine.kv_pool import agree_on_kv_blocks, engine_limits, sequence_limit
+from atb_models.engine.model_runner import ModelRunner, serve
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.engine.spawn import open_group
 from atb_models.engine.stream import OutputStream
 from atb_models.errors import RequestError
 from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.models.config import ModelConfig
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
 from atb_models.tokenizer import Tokenizer, load_tokenizer
@@ -82,15 +85,17 @@ class LLM:
             trust_remote_code=trust_remote_code,
             load_format=load_format,
         )
-        self._check_ranks()
+        model_config = self._model_config()
         self._group = open_group(config.to_json(), tp, choose_device(device))
         try:
             if self._group.rank != 0:
-                serve(ModelRunner(config, self._group), self._group)
+                serve(config, model_config, self._group)
                 self._group.close()
                 raise SystemExit(0)
             self._tokenizer = load_tokenizer(config.folder, chat_template, trust_remote_code)
-            self._runner = ModelRunner(config, self._group)
+            kv_blocks = agree_on_kv_blocks(config, model_config, self._group)
+            assert kv_blocks is not None, "rank 0 refuses a model by an exception"
+            self._runner = ModelRunner(config, model_config, self._group, kv_blocks)
             self._experts = ExpertCounts.start(self._runner)
             self._engine = self._build_engine()
         except BaseException:
@@ -226,19 +231,20 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _check_ranks(self) -> None:
-        """Refuse what cannot be shared before any rank is started."""
-        model = self.config.load_model_config()
+    def _model_config(self) -> ModelConfig:
+        """config.json, read once; what cannot be shared is refused before any rank is started. Rank 0 logs."""
+        model = self.config.load_model_config(log=not env.get("RANK"))
         sequence_limit(self.config, model)
         kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, self.config.tp)
+        return model
 
     def _build_engine(self) -> Engine:
         config, model = self.config, self._runner.model_config
         blocks = BlockManager(self._runner.kv_blocks, config.block_size, config.prefix_cache)
-        budget = config.max_prefill_tokens or PREFILL_TOKENS
+        limits = engine_limits(config, model)
         return Engine(
             self._runner,
-            Scheduler(blocks, config.max_batch_size, budget, self._runner.max_seq_len),
+            Scheduler(blocks, limits.max_batch_size, limits.max_prefill_tokens, limits.max_seq_len),
             eos_token_ids=model.eos_token_ids,
             generation=model.generation,
             tokenizer=self._tokenizer,

@@ -11,39 +11,33 @@ from torch import Tensor
 
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
-from atb_models.engine.memory import block_bytes, choose_kv_blocks, free_memory
+from atb_models.engine.kv_pool import agree_on_kv_blocks
 from atb_models.engine.message import Int32, decode_step, encode_step
 from atb_models.engine.ranks import RankGroup
 from atb_models.engine.scheduler import Row
-from atb_models.errors import ConfigError
 from atb_models.layers.attention import LayerCache
-from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig
-from atb_models.models.decoder import Decoder, build_model
+from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
 from atb_models.models.loader import load_weights, open_weights
 
 
 class ModelRunner:
-    """Builds and loads this rank's shard, then executes steps. Every rank has one; rank 0 also calls `run`."""
+    """Builds and loads this rank's shard, then executes steps. Every rank has one; rank 0 also calls `run`.
 
-    def __init__(self, config: EngineConfig, group: RankGroup) -> None:
-        self.config, self.group = config, group
-        self.model_config = config.load_model_config(log=group.rank == 0)
-        self.dtype = torch_dtype(self.model_config.run_dtype(config.dtype))
-        self.max_seq_len = sequence_limit(config, self.model_config)
+    kv_blocks: see `agree_on_kv_blocks`, which comes first.
+    """
+
+    def __init__(self, config: EngineConfig, model_config: ModelConfig, group: RankGroup, kv_blocks: int) -> None:
+        self.config, self.model_config, self.group, self.kv_blocks = config, model_config, group, kv_blocks
+        dtype = torch_dtype(model_config.run_dtype(config.dtype))
         ops.bind(group.device.type)
-        build = Build(self.dtype, group.device, group.rank, group.size, group)
-        self.model: Decoder = build_model(self.model_config, build)
+        self.model: Decoder = build_model(model_config, Build(dtype, group.device, group.rank, group.size, group))
         with group.doing("loading weights"):
             self._load(progress=group.rank == 0)
             group.barrier("loading")
-        self.kv_heads = kv_heads_per_rank(
-            self.model_config.num_attention_heads, self.model_config.num_key_value_heads, group.size
-        )
-        self.kv_blocks = self._agree_on_kv_blocks()
-        self.caches = [self._layer_cache() for _ in range(self.model_config.num_hidden_layers)]
+        self.caches = [self._layer_cache(layer) for layer in self.model.layers]
 
     def run(self, rows: Rows[Row]) -> Tensor:
         """Rank 0: send the step to the other ranks and execute it -> logits [L, V] float32."""
@@ -64,16 +58,10 @@ class ModelRunner:
         finally:
             source.close()
 
-    def _layer_cache(self) -> LayerCache:
-        shape = (self.kv_blocks, self.config.block_size, self.kv_heads, self.model_config.head_dim)
-        k, v = (lazy_zeros(shape, self.dtype, self.group.device) for _ in range(2))
+    def _layer_cache(self, layer: DecoderLayer) -> LayerCache:
+        shape = (self.kv_blocks, self.config.block_size, layer.attn.kv_heads, layer.attn.head_dim)
+        k, v = (lazy_zeros(shape, layer.build.dtype, self.group.device) for _ in range(2))
         return LayerCache(k, v)
-
-    def _agree_on_kv_blocks(self) -> int:
-        """The same number on every rank: the smallest that any of them has memory for."""
-        per_block = block_bytes(self.model_config, self.kv_heads, self.config.block_size, self.dtype)
-        free = free_memory(self.group.device, self.group.ranks_here)
-        return self.group.minimum(choose_kv_blocks(self.config, self.max_seq_len, per_block, free))
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -84,18 +72,11 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     return torch.from_numpy(raw).view(dtype).view(shape)
 
 
-def serve(runner: ModelRunner, group: RankGroup) -> None:
+def serve(config: EngineConfig, model_config: ModelConfig, group: RankGroup) -> None:
     """The life of every rank but 0: execute steps until rank 0 closes."""
+    kv_blocks = agree_on_kv_blocks(config, model_config, group)
+    if kv_blocks is None:
+        return
+    runner = ModelRunner(config, model_config, group, kv_blocks)
     while (message := group.receive_step()) is not None:
         runner.execute(message)
-
-
-def sequence_limit(config: EngineConfig, model_config: ModelConfig) -> int:
-    """Tokens a sequence may have, prompt and answer together. Raises ConfigError beyond the model's positions."""
-    limit = model_config.max_position_embeddings
-    if config.max_seq_len is not None and config.max_seq_len > limit:
-        raise ConfigError(
-            f"max_seq_len {config.max_seq_len} is beyond the model's {limit} positions;"
-            " lower it, or raise the limit with --config_overrides '{\"max_position_embeddings\": ...}'"
-        )
-    return config.max_seq_len or limit

@@ -42,9 +42,10 @@ def main(fd: int) -> int:
 def run_model(payload: str, group: RankGroup) -> None:
     """The default target: hold this rank's part of a model and execute rank 0's steps. payload: an EngineConfig."""
     from atb_models.engine.config import EngineConfig
-    from atb_models.engine.model_runner import ModelRunner, serve
+    from atb_models.engine.model_runner import serve
 
-    serve(ModelRunner(EngineConfig.from_json(payload), group), group)
+    config = EngineConfig.from_json(payload)
+    serve(config, config.load_model_config(), group)
 
 
 def _join(setup: dict[str, Any]) -> RankGroup:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atb_models.graph.compiler import import_compiler
 from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
 from atb_models.layers.step import StepInput
@@ -33,6 +34,7 @@ class MetaGroup:
 
 def meta_model(config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0) -> Decoder:
     """One rank's shard of a model without its memory; raises ConfigError when `size` ranks cannot share it."""
+    import_compiler()
     return build_model(config, Build(dtype, META, rank, size, MetaGroup(rank, size)))
 
 

@@ -1,4 +1,4 @@
-"""Each benchmark runs and prints its figures; what they are is not judged here."""
+"""Each benchmark runs and prints its figures. Times are not judged here; memory is: it does not depend on the load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import write_checkpoint
+from tests.wide import write_config
 
 
 @pytest.fixture
@@ -42,3 +43,10 @@ def test_width(root: Path, folder: Path) -> None:
 def test_loading(root: Path, folder: Path) -> None:
     printed = run(root, "loading.py", "--model_path", str(folder), "--layers", "2", "--tp", "2")
     assert len(re.findall(r"rank \d: shard \d+ MiB, .*: within\n", printed)) == 2
+
+
+@pytest.mark.parametrize("tp", [4, pytest.param(1, marks=pytest.mark.full)])
+def test_the_planned_peak_is_within_a_tenth_of_the_measured(root: Path, tmp_path: Path, tp: int) -> None:
+    printed = run(root, "memory.py", "--model_path", str(write_config(tmp_path)), "--tp", str(tp))
+    ratios = re.findall(r"rank \d, (?:decode of 16 rows|prefill of 1024): planned .* ratio (\d\.\d+)\n", printed)
+    assert len(ratios) == 2 * tp and all(0.9 <= float(ratio) <= 1.1 for ratio in ratios)

@@ -1,50 +1,72 @@
-"""How many KV blocks a rank takes, and what memory it counts as free."""
+"""What memory counts as free, and how many KV blocks are made of it."""
 
 from __future__ import annotations
 
+import resource
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from atb_models.engine import memory
+from atb_models.engine import kv_pool, memory
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import CapacityError
+from atb_models.plan.memory import RankMemory
 
-CONFIG = EngineConfig(max_batch_size=4, block_size=16)
+CONFIG = EngineConfig(max_batch_size=4, max_seq_len=100, block_size=16)
+MEMORY = RankMemory(weights=5000, activations=3000, kv_per_token=1, block_size=16)
 
 
-def test_block_bytes() -> None:
-    model = SimpleNamespace(num_hidden_layers=3, head_dim=8)
-    assert memory.block_bytes(model, 2, 16, torch.float16) == 2 * 3 * 16 * 2 * 8 * 2  # type: ignore[arg-type]
+def choose(config: EngineConfig, usable: int) -> int:
+    return kv_pool.choose_kv_blocks(config, config.load_model_config(), MEMORY, 1, usable, shares_host=True)
 
 
 def test_blocks_for_a_full_batch_or_what_fits() -> None:
-    assert memory.choose_kv_blocks(CONFIG, 100, 1000, 10**9) == 4 * 7
-    assert memory.choose_kv_blocks(CONFIG, 100, 1000, 10_000) == 8  # a fifth is kept
-    with pytest.raises(CapacityError, match="0.00 GiB left.*1 blocks of 16 tokens take 0.00 GiB, 0 would fit.*--tp"):
-        memory.choose_kv_blocks(CONFIG, 100, 1000, 1200)
+    assert choose(CONFIG, 10**9) == 4 * 7
+    assert choose(CONFIG, 8000 + 5 * 16) == 5
+    with pytest.raises(CapacityError, match="the model does not fit: it needs .* may use 0.0 MiB of this host"):
+        choose(CONFIG, 8000 + 15)
 
 
 def test_blocks_that_were_asked_for() -> None:
-    config = EngineConfig(kv_blocks=100)
-    assert memory.choose_kv_blocks(config, 100, 1000, 100_000) == 100
-    with pytest.raises(CapacityError, match="100 blocks of 128 tokens take 0.00 GiB, 99 would fit.*--kv_blocks"):
-        memory.choose_kv_blocks(config, 100, 1000, 99_999)
+    config = replace(CONFIG, kv_blocks=100)
+    assert choose(config, 10**9) == 100
+    assert choose(config, 8000 + 1600) == 100
+    with pytest.raises(CapacityError, match=r"\(blocks of 16 tokens: 100\)(.|\n)*--kv_blocks 99"):
+        choose(config, 8000 + 1599)
 
 
 def test_ranks_share_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_host_available", lambda: 1000)
-    monkeypatch.setattr(memory, "_cgroup_available", lambda: 600)
-    assert memory.free_memory(torch.device("cpu"), 4) == 150
+    monkeypatch.setattr(memory, "RUNTIME_BYTES", 10)
+    for name, left in (("_host_available", 1000), ("_cgroup_available", 600), ("_process_available", 200)):
+        monkeypatch.setattr(memory, name, lambda left=left: left)
+    assert memory.free_memory(torch.device("cpu"), 4) == 140
+    assert memory.free_memory(torch.device("cpu"), 1) == 190  # the limit of the process is its own
+    assert memory.free_memory(torch.device("cpu"), 100) == 0
+
+
+def test_process_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, limits = resource.getpagesize(), {resource.RLIMIT_AS: 0, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY))
+    (tmp_path / "statm").write_text("100 50 10 1 0 70 0\n")
+    for address_space, data, left in (
+        (-1, -1, memory.UNLIMITED),
+        (130, -1, 30 * page),
+        (130, 80, 10 * page),
+        (90, -1, 0),
+    ):
+        limits[resource.RLIMIT_AS], limits[resource.RLIMIT_DATA] = (
+            x if x < 0 else x * page for x in (address_space, data)
+        )
+        assert memory._process_available(tmp_path / "statm") == left
 
 
 def test_host_available(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemFree: 3 kB\nMemAvailable:  7 kB\n")
     assert memory._host_available(tmp_path / "meminfo") == 7 * 1024
     (tmp_path / "meminfo").write_text("MemTotal: 99 kB\n")
-    with pytest.raises(CapacityError, match="meminfo has no MemAvailable line; .*--kv_blocks"):
+    with pytest.raises(CapacityError, match="meminfo has no MemAvailable line"):
         memory._host_available(tmp_path / "meminfo")
 
 

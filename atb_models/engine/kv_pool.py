@@ -1,0 +1,85 @@
+"""How many KV blocks the ranks hold: decided by rank 0 for all, before a weight is read."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from atb_models import ops
+from atb_models.engine.config import PREFILL_TOKENS, EngineConfig
+from atb_models.engine.memory import free_memory
+from atb_models.engine.ranks import RankGroup
+from atb_models.errors import CapacityError, ConfigError
+from atb_models.models.config import ModelConfig
+from atb_models.models.dtypes import torch_dtype
+from atb_models.plan.capacity import Deployment, Shortage, gib
+from atb_models.plan.memory import Limits, RankMemory, rank_memory
+
+logger = logging.getLogger(__name__)
+
+
+def agree_on_kv_blocks(config: EngineConfig, model: ModelConfig, group: RankGroup) -> int | None:
+    """The number of blocks, the same on every rank; None on the others where rank 0 has refused the model.
+
+    Raises CapacityError on rank 0 when the model, or the number of blocks asked for, does not fit the rank that has
+    the least memory.
+    """
+    ops.bind(group.device.type)
+    memory = _rank_memory(config, model, group.size) if group.rank == 0 else None
+    group.barrier("their start")  # what the others take for themselves is taken by now
+    with group.doing("looking for memory"):
+        usable = group.minimum(free_memory(group.device, group.ranks_here))
+    if memory is None:
+        decision = group.receive_step()
+        return None if decision is None else int(decision[0])
+    blocks = choose_kv_blocks(config, model, memory, group.size, usable, shares_host=group.device.type == "cpu")
+    with group.doing("sharing out memory"):
+        group.send_step(np.array([blocks], dtype=np.int32))
+    return blocks
+
+
+def choose_kv_blocks(
+    config: EngineConfig, model: ModelConfig, memory: RankMemory, size: int, usable: int, *, shares_host: bool
+) -> int:
+    """`kv_blocks`, or else blocks for `max_batch_size` sequences of `max_seq_len` tokens, or as many as fit.
+
+    usable: bytes that each of `size` ranks may take; shares_host: the ranks share one memory. Raises CapacityError when
+    not one block fits, or not the number asked for; a request that is too long for the pool is refused on its own.
+    """
+    limits, fitting, needed = engine_limits(config, model), memory.kv_blocks(usable), config.kv_blocks or 1
+    if fitting < needed:
+        deployment = Deployment(model, torch_dtype(model.run_dtype(config.dtype)), size, limits)
+        raise CapacityError(Shortage(deployment, memory, usable, blocks=needed, shares_host=shares_host).message())
+    blocks = min(needed if config.kv_blocks else limits.full_batch_blocks, fitting)
+    logger.info(
+        "memory of a rank: %s usable, weights %s, activations at most %s, KV cache %s (%d tokens)",
+        gib(usable), gib(memory.weights), gib(memory.activations), gib(blocks * memory.kv_block),
+        blocks * limits.block_size,
+    )  # fmt: skip
+    return blocks
+
+
+def _rank_memory(config: EngineConfig, model: ModelConfig, size: int) -> RankMemory:
+    return rank_memory(model, torch_dtype(model.run_dtype(config.dtype)), size, engine_limits(config, model))
+
+
+def engine_limits(config: EngineConfig, model: ModelConfig) -> Limits:
+    """What bounds a step of this engine; raises ConfigError as `sequence_limit` does."""
+    return Limits(
+        max_batch_size=config.max_batch_size,
+        max_prefill_tokens=config.max_prefill_tokens or PREFILL_TOKENS,
+        max_seq_len=sequence_limit(config, model),
+        block_size=config.block_size,
+    )
+
+
+def sequence_limit(config: EngineConfig, model: ModelConfig) -> int:
+    """Tokens a sequence may have, prompt and answer together. Raises ConfigError beyond the model's positions."""
+    limit = model.max_position_embeddings
+    if config.max_seq_len is not None and config.max_seq_len > limit:
+        raise ConfigError(
+            f"max_seq_len {config.max_seq_len} is beyond the model's {limit} positions;"
+            " lower it, or raise the limit with --config_overrides '{\"max_position_embeddings\": ...}'"
+        )
+    return config.max_seq_len or limit

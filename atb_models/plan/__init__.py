@@ -1,0 +1,1 @@
+"""What a model needs and how fast it can be, worked out from its configuration alone."""

@@ -1,0 +1,163 @@
+"""What to say of a model that does not fit: the breakdown, and what would make it fit, with numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+
+from atb_models.errors import ConfigError
+from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.models.config import ModelConfig
+from atb_models.plan.memory import Limits, RankMemory, rank_memory
+
+GIB = 1 << 30
+NUM_REMEDIES = 3
+LEAST_PREFILL_TOKENS = 64
+MOST_RANKS = 64
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on `size` ranks in a data type, within the limits of an engine."""
+
+    model: ModelConfig
+    dtype: torch.dtype
+    size: int
+    limits: Limits
+
+    def memory(self) -> RankMemory:
+        """What each of its ranks needs."""
+        return rank_memory(self.model, self.dtype, self.size, self.limits)
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A rank that needs `memory` may use `usable` bytes: too few for `blocks` KV blocks.
+
+    shares_host: the ranks share one memory, so that fewer of them have more each.
+    """
+
+    deployment: Deployment
+    memory: RankMemory
+    usable: int
+    blocks: int
+    shares_host: bool
+
+    def message(self) -> str:
+        """Several lines: total, weights, activations, left, needed for one request, three remedies."""
+        deployment, memory, limits = self.deployment, self.memory, self.deployment.limits
+        left = max(0, self.usable - memory.weights - memory.activations)
+        longest = -(-limits.max_seq_len // limits.block_size) * memory.kv_block
+        ranks = f"each of {deployment.size} ranks" if deployment.size > 1 else "it"
+        where = "of this host's memory" if self.shares_host else "of its device's memory"
+        lines = [
+            f"the model does not fit: {ranks} needs {gib(self._needed(memory))} and may use {gib(self.usable)} {where}",
+            f"  weights      {gib(memory.weights)}",
+            f"  activations  {gib(memory.activations)} at most, in a step of {limits.max_prefill_tokens} prompt tokens"
+            f" and {counted(limits.max_batch_size, 'sequence')}",
+            f"  left         {gib(left)} for the KV cache, which needs {gib(self.blocks * memory.kv_block)}"
+            f" (blocks of {limits.block_size} tokens: {self.blocks})",
+            f"  one request  {gib(memory.kv_block)} up to {limits.block_size} tokens, {gib(longest)} for"
+            f" {limits.max_seq_len}",
+            "what would make it fit:",
+        ]
+        remedies = islice(self.remedies(), NUM_REMEDIES)
+        return "\n".join([*lines, *(f"  {number}. {remedy}" for number, remedy in enumerate(remedies, 1))])
+
+    def remedies(self) -> Iterator[str]:
+        """Changes that have been tried and fit, the mildest first; the last three are always there."""
+        yield from self._half_precision()
+        yield from self._other_ranks()
+        yield from self._smaller_steps()
+        yield from self._fewer_blocks()
+        yield from self._fewer_layers()
+        yield from self._more_memory()
+
+    def _more_memory(self) -> Iterator[str]:
+        """For this run, for its smallest form, and for a full batch."""
+        whom = f"for each of {self.deployment.size} ranks" if self.deployment.size > 1 else "for the process"
+        needed, limits = self._needed(self.memory), self.deployment.limits
+        yield f"{gib(needed)} of memory {whom}, {gib(needed - self.usable)} more than now"
+        smallest = replace(limits, max_batch_size=1, max_prefill_tokens=LEAST_PREFILL_TOKENS)
+        size = 1 if self.shares_host else self.deployment.size
+        least = self._needed(replace(self.deployment, size=size, limits=smallest).memory())
+        yield f"{gib(least)} with --tp {size} --max_prefill_tokens {LEAST_PREFILL_TOKENS} --max_batch_size 1, the least"
+        full = needed + (limits.full_batch_blocks - self.blocks) * self.memory.kv_block
+        yield f"{gib(full)} {whom} hold {counted(limits.max_batch_size, 'sequence')} of {limits.max_seq_len} tokens"
+
+    def _needed(self, memory: RankMemory) -> int:
+        return memory.weights + memory.activations + self.blocks * memory.kv_block
+
+    def _try(self, remedy: str, deployment: Deployment) -> list[str]:
+        """`remedy` with what a rank needs then, if that fits."""
+        ratio = self.deployment.size / deployment.size if self.shares_host else 1.0
+        needed = self._needed(deployment.memory())
+        return [f"{remedy}: a rank needs {gib(needed)}"] if needed <= self.usable * ratio else []
+
+    def _half_precision(self) -> list[str]:
+        if self.deployment.dtype != torch.float32:
+            return []
+        return self._try("--dtype fp16", replace(self.deployment, dtype=torch.float16))
+
+    def _other_ranks(self) -> list[str]:
+        """The fewest ranks that fit."""
+        for size in range(1, MOST_RANKS + 1):
+            if size != self.deployment.size and _can_share(self.deployment.model, size):
+                if found := self._try(f"--tp {size}", replace(self.deployment, size=size)):
+                    return found
+        return []
+
+    def _smaller_steps(self) -> list[str]:
+        """One sequence, and half the prompt tokens of a step again and again."""
+        tokens = self.deployment.limits.max_prefill_tokens // 2
+        while tokens >= LEAST_PREFILL_TOKENS:
+            limits = replace(self.deployment.limits, max_prefill_tokens=tokens, max_batch_size=1)
+            remedy = f"--max_prefill_tokens {tokens} --max_batch_size 1"
+            if found := self._try(remedy, replace(self.deployment, limits=limits)):
+                return found
+            tokens //= 2
+        return []
+
+    def _fewer_blocks(self) -> list[str]:
+        fitting = self.memory.kv_blocks(self.usable)
+        if not fitting:
+            return []
+        needed = self._needed(self.memory) - (self.blocks - fitting) * self.memory.kv_block
+        return [f"--kv_blocks {fitting}: a rank needs {gib(needed)}"]
+
+    def _fewer_layers(self) -> list[str]:
+        """The most layers that fit: not the model any more, but a trial of it."""
+        model, best = self.deployment.model, list[str]()
+        low, high = 0, model.num_hidden_layers - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            shorter = replace(model, num_hidden_layers=middle, moe_layers=model.moe_layers[:middle])
+            overrides = json.dumps({"num_hidden_layers": middle})
+            found = self._try(
+                f"as a trial {middle} of its {model.num_hidden_layers} layers, --config_overrides '{overrides}'",
+                replace(self.deployment, model=shorter),
+            )
+            low, high, best = (middle, high, found) if found else (low, middle - 1, best)
+        return best
+
+
+def _can_share(model: ModelConfig, size: int) -> bool:
+    try:
+        kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, size)
+    except ConfigError:
+        return False
+    return True
+
+
+def gib(size: int) -> str:
+    """As GiB with two digits; MiB below a tenth of one."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.1f} MiB"
+
+
+def counted(number: int, noun: str) -> str:
+    """As "1 sequence", "2 sequences"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,101 @@
+"""The memory of a rank, known before a weight is read: weights, activations at their peak, KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.models.config import ModelConfig
+from atb_models.models.decoder import Decoder
+
+# Bytes for each logit while tokens are sampled with every option: the logits, their copies and sorting keys.
+SAMPLING_BYTES = 36
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a step: sequences, prompt tokens, length of a sequence; tokens of a KV block."""
+
+    max_batch_size: int
+    max_prefill_tokens: int
+    max_seq_len: int
+    block_size: int
+
+    @property
+    def full_batch_blocks(self) -> int:
+        """KV blocks that hold all sequences at their full length."""
+        return self.max_batch_size * -(-self.max_seq_len // self.block_size)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank. The largest shard: ranks differ by nothing but padding."""
+
+    weights: int
+    activations: int  # at the peak of the largest step, workspaces included
+    kv_per_token: int
+    block_size: int
+
+    @property
+    def kv_block(self) -> int:
+        return self.kv_per_token * self.block_size
+
+    def kv_blocks(self, usable: int) -> int:
+        """Whole KV blocks that fit into `usable` bytes beside the weights and activations; 0 where not one does."""
+        return max(0, usable - self.weights - self.activations) // self.kv_block
+
+
+def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> RankMemory:
+    """What one of `size` ranks needs; raises ConfigError when they cannot share the model.
+
+    The operations' workspaces are those of the backend that is bound.
+    """
+    model = meta_model(config, dtype, size)
+    return RankMemory(
+        weights=weight_bytes(model),
+        activations=peak_activations(config, dtype, size, limits),
+        kv_per_token=kv_bytes_per_token(model),
+        block_size=limits.block_size,
+    )
+
+
+def weight_bytes(model: Decoder) -> int:
+    """Bytes of a shard's parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def kv_bytes_per_token(model: Decoder) -> int:
+    """Bytes of K and V of a token in all layers of a shard."""
+    return sum(2 * layer.attn.kv_heads * layer.attn.head_dim * layer.build.dtype.itemsize for layer in model.layers)
+
+
+def peak_activations(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> int:
+    """The peak of the largest step that the limits allow, from the recorded graph.
+
+    Layers follow one another and free what they used, so one layer of each kind has the peak of all.
+    """
+    model = meta_model(one_of_each_layer(config), dtype, size)
+    query_lens, kv_lens = largest_step(limits)
+    blocks = sum(-(-length // limits.block_size) for length in kv_lens)
+    step = meta_step(query_lens, kv_lens, limits.block_size)
+    graph = OpGraph.trace(model, step, meta_caches(model, blocks, limits.block_size))
+    return max(graph.peak_activation_bytes, limits.max_batch_size * config.vocab_size * SAMPLING_BYTES)
+
+
+def one_of_each_layer(config: ModelConfig) -> ModelConfig:
+    """The same model with one dense and one mixture-of-experts layer, or the one kind that it has."""
+    kinds = tuple(sorted(set(config.moe_layers)))
+    return replace(config, num_hidden_layers=len(kinds), moe_layers=kinds)
+
+
+def largest_step(limits: Limits) -> tuple[list[int], list[int]]:
+    """Query and KV lengths of a step with a full prompt budget and, for the other places, sequences that generate."""
+    longest, budget = limits.max_seq_len, limits.max_prefill_tokens
+    chunks: list[int] = []
+    while budget and len(chunks) < limits.max_batch_size:
+        chunks.append(min(budget, longest))
+        budget -= chunks[-1]
+    batch = limits.max_batch_size
+    return chunks + [1] * (batch - len(chunks)), [longest] * batch

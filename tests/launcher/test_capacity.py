@@ -1,0 +1,85 @@
+"""The launcher where memory is short: under ulimit and in a control group, from outside."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from atb_models.engine.cgroup import ROOT, cgroup_folders
+from tests.wide import write_config
+
+LIMIT = 2 << 30
+
+
+def limit_address_space() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+
+
+def writable_cgroup() -> Path | None:
+    """This process's memory group, if groups can be made in it (v2 must also hand the controller down)."""
+    for folder in cgroup_folders("memory"):
+        v2 = (folder / "cgroup.subtree_control").exists()
+        if os.access(folder, os.W_OK) and (not v2 or "memory" in (folder / "cgroup.subtree_control").read_text()):
+            return folder
+    return None
+
+
+@pytest.fixture
+def enter_cgroup() -> Iterator[Callable[[], None]]:
+    """What puts a process into a group of 2 GiB."""
+    parent = writable_cgroup()
+    if parent is None:
+        pytest.skip(f"no group can be made below {ROOT}, which takes root and a memory controller that is handed down")
+    group = parent / f"atb_models_test_{os.getpid()}"
+    group.mkdir()
+    name = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"
+    (group / name).write_text(str(LIMIT))
+    yield lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
+    end = time.monotonic() + 10
+    while (group / "cgroup.procs").read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    group.rmdir()
+
+
+@pytest.fixture(params=["ulimit", "cgroup"])
+def limited(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """What limits a program to 2 GiB before it starts."""
+    return limit_address_space if request.param == "ulimit" else request.getfixturevalue("enter_cgroup")
+
+
+def launch(limited: Callable[[], None], folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "atb_models.launch", "--tp", "4", "--device", "cpu", *flags]
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(root)}, preexec_fn=limited,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_quick_start_runs_in_2_gib(limited: Callable[[], None], tmp_path: Path) -> None:
+    done = launch(limited, tmp_path, "--input_texts", "Who is the CEO of Google?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Answer[0]: Sundar Pichai")
+    assert "memory of a rank: " in done.stderr
+
+
+def test_what_cannot_fit_is_refused_before_a_weight_is_read(limited: Callable[[], None], tmp_path: Path) -> None:
+    flags = ("--model_path", str(write_config(tmp_path)), "--load_format", "dummy", "--input_ids", "1,2")
+    done = launch(limited, tmp_path, *flags)
+    assert done.returncode == 1 and not done.stdout
+    assert "loading weights" not in done.stderr
+    message = done.stderr[done.stderr.index("atb-models: error: ") :].splitlines()
+    assert message[0].startswith(
+        "atb-models: error: the model does not fit: each of 4 ranks needs 8.14 GiB and may use"
+    )
+    assert [line.split()[0] for line in message[1:]] == [
+        "weights", "activations", "left", "one", "what", "1.", "2.", "3.",
+    ]  # fmt: skip
+    assert message[1].split() == ["weights", "7.93", "GiB"] and "left         0.0 MiB" in message[3]

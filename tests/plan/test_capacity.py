@@ -1,0 +1,101 @@
+"""What is said of a model that does not fit: every figure of it, and that the remedies do fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from atb_models import ops
+from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.plan.capacity import GIB, Deployment, Shortage, gib
+from atb_models.plan.memory import Limits
+
+LIMITS = Limits(max_batch_size=8, max_prefill_tokens=2048, max_seq_len=512, block_size=128)
+
+
+@pytest.fixture
+def wide(demo: Path) -> ModelConfig:
+    """A model of 2.7 GiB in fp16 with 24 layers."""
+    ops.bind("cpu")
+    return replace(
+        load_model_config(demo),
+        hidden_size=1024,
+        head_dim=128,
+        moe_intermediate_size=1024,
+        shared_intermediate_size=2048,
+        num_hidden_layers=24,
+        moe_layers=(False, *[True] * 23),
+    )
+
+
+def shortage(deployment: Deployment, usable: int, *, blocks: int = 1, shares_host: bool = True) -> Shortage:
+    return Shortage(deployment, deployment.memory(), usable, blocks, shares_host)
+
+
+def size_in(text: str) -> float:
+    """The last size in a line, bytes."""
+    number, unit = re.findall(r"([\d.]+) (GiB|MiB)", text)[-1]
+    return float(number) * (GIB if unit == "GiB" else 1 << 20)
+
+
+def test_breakdown(wide: ModelConfig) -> None:
+    deployment = Deployment(wide, torch.float16, 2, LIMITS)
+    memory = deployment.memory()
+    lines = shortage(deployment, GIB // 2).message().splitlines()
+    needed = memory.weights + memory.activations + memory.kv_block
+    assert lines[0] == (
+        f"the model does not fit: each of 2 ranks needs {gib(needed)} and may use 0.50 GiB of this host's memory"
+    )
+    assert lines[1].split() == ["weights", *gib(memory.weights).split()]
+    assert gib(memory.activations) in lines[2] and "2048 prompt tokens and 8 sequences" in lines[2]
+    assert "left         0.0 MiB" in lines[3] and gib(memory.kv_block) in lines[3]
+    assert gib(4 * memory.kv_block) in lines[4] and "for 512" in lines[4]
+    assert [line[:5] for line in lines[6:]] == ["  1. ", "  2. ", "  3. "]
+    assert "-" not in re.sub(r"--\w+", "", "\n".join(lines[:5]))  # no negative figure
+
+
+def test_less_precision_is_the_first_remedy(wide: ModelConfig) -> None:
+    found = shortage(Deployment(wide, torch.float32, 1, LIMITS), 4 * GIB)
+    assert next(found.remedies()).startswith("--dtype fp16: a rank needs 2.")
+
+
+def test_more_ranks_help_where_each_has_its_own_device(wide: ModelConfig) -> None:
+    deployment = Deployment(wide, torch.float16, 1, LIMITS)
+    usable = 2 * GIB
+    remedy = next(shortage(deployment, usable, shares_host=False).remedies())
+    assert remedy.startswith("--tp 2: a rank needs ") and size_in(remedy) <= usable
+    assert not any(remedy.startswith("--tp") for remedy in shortage(deployment, usable, shares_host=True).remedies())
+
+
+def test_fewer_ranks_help_where_they_share_a_host(wide: ModelConfig) -> None:
+    one = Deployment(wide, torch.float16, 1, LIMITS).memory()
+    usable = one.weights + one.activations + one.kv_block  # enough for one rank, an eighth of it for each of eight
+    remedies = list(shortage(Deployment(wide, torch.float16, 8, LIMITS), usable // 8 + 1).remedies())
+    assert remedies[0].startswith("--tp 1: ")
+
+
+def test_smaller_steps_fewer_blocks_and_layers(wide: ModelConfig) -> None:
+    deployment = Deployment(wide, torch.float16, 1, LIMITS)
+    memory = deployment.memory()
+    usable = memory.weights + memory.activations + 2 * memory.kv_block
+    steps, blocks, layers, *_ = shortage(deployment, usable, blocks=3).remedies()
+    tokens = int(re.findall(r"--max_prefill_tokens (\d+)", steps)[0])
+    limits = replace(LIMITS, max_prefill_tokens=tokens, max_batch_size=1)
+    smaller = replace(deployment, limits=limits).memory()
+    assert smaller.weights + smaller.activations + 3 * smaller.kv_block <= usable
+    assert blocks.startswith("--kv_blocks 2: ")
+    overrides = re.findall(r"'(.*)'", layers)[0]
+    assert json.loads(overrides) == {"num_hidden_layers": 23} and size_in(layers) <= usable
+
+
+def test_memory_is_named_where_nothing_else_helps(wide: ModelConfig) -> None:
+    remedies = list(shortage(Deployment(wide, torch.float16, 1, LIMITS), 0).remedies())
+    now, least, full = (float(remedy.split()[0]) for remedy in remedies)
+    assert least <= now < full and f"{now:.2f} GiB more than now" in remedies[0]
+    assert "--tp 1 --max_prefill_tokens 64 --max_batch_size 1" in remedies[1]
+    assert "8 sequences of 512 tokens" in remedies[2]

@@ -1,0 +1,62 @@
+"""The memory of a rank against counts by hand and against what a run takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from atb_models import ops
+from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.plan.memory import Limits, RankMemory, largest_step, one_of_each_layer, rank_memory
+
+LIMITS = Limits(max_batch_size=4, max_prefill_tokens=64, max_seq_len=100, block_size=16)
+
+
+@pytest.fixture
+def config(demo: Path) -> ModelConfig:
+    ops.bind("cpu")
+    return load_model_config(demo)
+
+
+def test_weights_and_kv_by_hand(config: ModelConfig) -> None:
+    vocab, hidden, experts, width = 2496, 128, 16, config.moe_intermediate_size
+    dense = 3 * hidden * config.intermediate_size
+    moe = 3 * hidden * (experts * width + config.shared_intermediate_size)
+    layer = 4 * hidden * hidden + 2 * hidden
+    halves = 2 * vocab * hidden + hidden + 4 * layer + dense + 3 * moe
+    memory = rank_memory(config, torch.float16, 1, LIMITS)
+    assert memory.weights == 2 * halves + 4 * 3 * experts * hidden  # the router is float32
+    assert memory.kv_per_token == 4 * 2 * hidden * 2 and memory.kv_block == 16 * memory.kv_per_token
+    assert rank_memory(config, torch.float32, 4, LIMITS).kv_per_token == 4 * 2 * 32 * 4
+
+
+def test_one_layer_of_each_kind_has_the_peak_of_all(config: ModelConfig) -> None:
+    assert one_of_each_layer(config).moe_layers == (False, True)
+    query_lens, kv_lens = largest_step(LIMITS)
+    step = meta_step(query_lens, kv_lens, 16)
+    whole = meta_model(config, torch.float16, 2)
+    peak = OpGraph.trace(whole, step, meta_caches(whole, 32, 16)).peak_activation_bytes
+    limits = replace(LIMITS, max_batch_size=4)
+    assert rank_memory(config, torch.float16, 2, limits).activations in (peak, 4 * config.vocab_size * 36)
+
+
+@pytest.mark.parametrize(
+    ("limits", "query_lens", "kv_lens"),
+    [
+        (LIMITS, [64, 1, 1, 1], [100] * 4),
+        (replace(LIMITS, max_prefill_tokens=250), [100, 100, 50, 1], [100] * 4),
+        (replace(LIMITS, max_prefill_tokens=1000), [100] * 4, [100] * 4),
+        (replace(LIMITS, max_batch_size=1), [64], [100]),
+    ],
+)
+def test_the_largest_step(limits: Limits, query_lens: list[int], kv_lens: list[int]) -> None:
+    assert largest_step(limits) == (query_lens, kv_lens)
+
+
+def test_blocks_that_fit() -> None:
+    memory = RankMemory(weights=1000, activations=200, kv_per_token=2, block_size=16)
+    assert [memory.kv_blocks(usable) for usable in (0, 1199, 1231, 1232, 1300)] == [0, 0, 0, 1, 3]
