@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import reduce
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 class Value:
     """A tensor as an operation sees it."""
 
-    name: str  # of a parameter, a cache, an input of the step; else %<node>, %<node>.<i> of several results
+    name: str  # of a parameter, a cache, an input of the step; else %<node>, %<node>.<i> of several; ? stray
     argument: str  # as the operation's definition calls it; "" for a result
     shape: tuple[int, ...]
     dtype: torch.dtype
-    node: int | None  # the node that wrote it last, through whatever views; None: it was there before the step
+    node: int | None  # the node that wrote it last, through whatever views; None: no node did
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Node:
 class OpGraph:
     """What one step does on one rank.
 
-    `stray`: torch functions that did more than a view outside any operation; a graph without them is complete.
+    `stray`: torch functions that did more than a view outside any operation, and where; a graph without is complete.
     """
 
     nodes: tuple[Node, ...]
@@ -101,20 +100,10 @@ class OpGraph:
         }
 
     def to_dot(self) -> str:
-        """As Graphviz reads it: a box for each node, an edge for each tensor that one node writes and another reads."""
-        lines = ["digraph step {", "  node [shape=box, fontname=monospace];"]
-        for node in self.nodes:
-            shapes = ", ".join(f"{_name(value.dtype)}{list(value.shape)}" for value in node.outputs)
-            label = "\\n".join(filter(None, (f"{node.index} {node.op}", node.module, shapes)))
-            lines.append(f"  n{node.index} [label={json.dumps(label).replace(chr(92) * 2, chr(92))}];")
-        for node in self.nodes:
-            lines += [f"  n{source} -> n{node.index};" for source in sources(node)]
-        return "\n".join([*lines, "}"]) + "\n"
+        """As Graphviz reads it: a box for each node, an edge where one reads what another wrote."""
+        from atb_models.graph.dot import dot
 
-
-def sources(node: Node) -> list[int]:
-    """The nodes whose results it reads, ascending."""
-    return sorted({value.node for value in node.inputs if value.node is not None})
+        return dot({"step": self}, "model", all_layers=True)
 
 
 def _name(dtype: torch.dtype) -> str:

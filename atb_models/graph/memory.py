@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,8 @@ class StorageMode(TorchDispatchMode):
     """Follows every storage that torch's functions return while it is active.
 
     `live`: bytes of those that have not been freed; `peak`: the most there was of it since it was last set.
-    `written`: keys of the storages that were written since it was last cleared. `on_work(function)` is called for each
-    torch function that does more than make a view.
+    `written`: identities of the storages that were written since it was last cleared. `on_work(function)` is called
+    for each torch function that does more than make a view: writes, makes new memory or reads values on the host.
     """
 
     def __init__(self, known: list[Tensor], on_work: Callable[[str], None]) -> None:
@@ -27,19 +28,30 @@ class StorageMode(TorchDispatchMode):
         self.live = self.peak = 0
         self.written: set[int] = set()
         self._on_work = on_work
-        self._known = known  # keeps them alive, and so their keys unique
-        self._seen = {storage_key(tensor) for tensor in known}
+        self._known = known  # keeps them alive
+        self._numbers = itertools.count()
+        # by key, of those that live: an allocator gives the key of a dead storage again
+        self._identities: dict[int, int] = {}
+        for tensor in known:
+            self._identities.setdefault(storage_key(tensor), next(self._numbers))
+
+    def identity(self, tensor: Tensor) -> int:
+        """The same for all views of the same memory, and never used for other memory."""
+        key = storage_key(tensor)
+        if key not in self._identities:
+            self._follow(tensor, key)
+        return self._identities[key]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        written = {storage_key(x) for x in self._written_by(func, args, kwargs or {})}
-        inputs = {storage_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        if written or not {storage_key(x) for x in outputs} <= inputs:
+        written = {self.identity(x) for x in self._written_by(func, args, kwargs or {})}
+        born = any(storage_key(x) not in self._identities for x in outputs)
+        if written or born or not outputs:
             self._on_work(str(func))
         self.written |= written
         for tensor in outputs:
-            self._follow(tensor)
+            self.identity(tensor)
         return result
 
     @staticmethod
@@ -52,16 +64,14 @@ class StorageMode(TorchDispatchMode):
                 written += [x for x in tree_leaves(value) if isinstance(x, Tensor)]
         return written
 
-    def _follow(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), storage_key(tensor)
-        if key in self._seen:
-            return
+    def _follow(self, tensor: Tensor, key: int) -> None:
+        storage = tensor.untyped_storage()
         size = storage.nbytes()
-        self._seen.add(key)
+        self._identities[key] = next(self._numbers)
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._free, key, size).atexit = False
 
     def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
+        del self._identities[key]
         self.live -= size

@@ -42,7 +42,7 @@ class ModulePaths:
         for arg in args:
             if isinstance(arg, Tensor):
                 owner = self._owners.get(storage_key(arg), "")
-                if owner.startswith(path) and len(owner) > len(path):
+                if owner and (not path or owner.startswith(f"{path}.")):
                     return owner
         return path
 

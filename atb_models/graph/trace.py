@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from functools import cache
 from typing import Any
@@ -13,25 +12,28 @@ from torch import Tensor
 from atb_models.graph.graph import Node, OpGraph, Value
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.meta import meta_caches
-from atb_models.graph.paths import ModulePaths, storage_key
+from atb_models.graph.paths import ModulePaths
 from atb_models.layers.attention import LayerCache
 from atb_models.layers.step import StepInput
 from atb_models.models.decoder import Decoder
 from atb_models.ops.table import Body, Op, recorded
 
 BLOCK_SIZE = 128
+# Name of a tensor that was made outside any operation.
+STRAY = "?"
 
 
 def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = None) -> OpGraph:
     """See OpGraph.trace."""
     if not (model.inv_freq_D.is_meta and step.token_ids_T.is_meta):
         raise ValueError("a trace needs a model and a step on the meta device; graph/meta.py makes them")
-    if caches is None:
-        caches = meta_caches(model, sum(-(-length // BLOCK_SIZE) for length in step.kv_lens), BLOCK_SIZE)
-    recorder = _Recorder(model, step, caches)
     # not inference mode: there torch hides the parts of its composite functions, and with them their workspace
-    with torch.no_grad(), recorder.paths, recorder.memory, recorded(recorder.call):
-        model(step, caches)
+    with torch.inference_mode(False), torch.no_grad():
+        if caches is None:
+            caches = meta_caches(model, sum(-(-length // BLOCK_SIZE) for length in step.kv_lens), BLOCK_SIZE)
+        recorder = _Recorder(model, step, caches)
+        with recorder.paths, recorder.memory, recorded(recorder.call):
+            model(step, caches)
     build = model.layers[0].build
     return OpGraph(
         nodes=tuple(recorder.nodes),
@@ -51,9 +53,9 @@ class _Recorder:
         self.nodes: list[Node] = []
         self.stray: list[str] = []
         self.paths = ModulePaths(model)
-        named = _named_tensors(model, step, caches)
+        named = named_tensors(model, step, caches)
         self.memory = StorageMode(list(named.values()), self._work)
-        self._names = {storage_key(tensor): name for name, tensor in reversed(named.items())}
+        self._names = {self.memory.identity(tensor): name for name, tensor in reversed(named.items())}
         self._writers: dict[int, int] = {}
         self._inside = False
 
@@ -70,9 +72,9 @@ class _Recorder:
             result = (op.shape or run)(*args)
         finally:
             self._inside = False
-        written = {storage_key(tensor): value.name for tensor, value in zip(inputs.values(), seen, strict=True)}
-        writes = tuple(name for key, name in written.items() if key in self.memory.written)
-        self._writers.update((key, index) for key in written if key in self.memory.written)
+        given = {self.memory.identity(tensor): value.name for tensor, value in zip(inputs.values(), seen, strict=True)}
+        written = {identity: name for identity, name in given.items() if identity in self.memory.written}
+        self._writers.update(dict.fromkeys(written, index))
         self.nodes.append(
             Node(
                 index=index,
@@ -80,7 +82,7 @@ class _Recorder:
                 module=self.paths.current(args),
                 inputs=seen,
                 outputs=self._results(index, result),
-                writes=writes,
+                writes=tuple(written.values()),
                 options={n: a for n, a in zip(_parameters(op), args, strict=False) if _is_plain(a)},
                 cost=op.cost(result, *args),
                 backend=op.backend,
@@ -94,22 +96,25 @@ class _Recorder:
             self.stray.append(f"{function} in {self.paths.current(()) or 'the decoder'}")
 
     def _value(self, tensor: Tensor, argument: str) -> Value:
-        key = storage_key(tensor)
-        return Value(self._names[key], argument, tuple(tensor.shape), tensor.dtype, self._writers.get(key))
+        identity = self.memory.identity(tensor)
+        name, writer = self._names.get(identity, STRAY), self._writers.get(identity)
+        return Value(name, argument, tuple(tensor.shape), tensor.dtype, writer)
 
     def _results(self, index: int, result: Any) -> tuple[Value, ...]:
         """Name what came out. A result in an input's memory is that input written again, and a value of its own."""
         results = result if isinstance(result, tuple) else () if result is None else (result,)
         for place, tensor in enumerate(results):
-            key = storage_key(tensor)
-            self._names[key] = f"%{index}" if len(results) == 1 else f"%{index}.{place}"
-            self._writers[key] = index
-        return tuple(dataclasses.replace(self._value(tensor, ""), node=index) for tensor in results)
+            identity = self.memory.identity(tensor)
+            self._names[identity] = f"%{index}" if len(results) == 1 else f"%{index}.{place}"
+            self._writers[identity] = index
+        return tuple(self._value(tensor, "") for tensor in results)
 
 
-def _named_tensors(model: Decoder, step: StepInput, caches: list[LayerCache]) -> dict[str, Tensor]:
-    """Everything that is there before the step runs."""
+def named_tensors(model: Decoder, step: StepInput, caches: list[LayerCache]) -> dict[str, Tensor]:
+    """Everything that is there before the step runs, a model's plain attributes (the expert counters) included."""
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for path, module in model.named_modules():
+        named |= {f"{path}.{name}": value for name, value in vars(module).items() if isinstance(value, Tensor)}
     named |= {name: value for name, value in vars(step).items() if isinstance(value, Tensor)}
     for layer, cache_of_layer in enumerate(caches):
         named |= {f"layers.{layer}.{name}": tensor for name, tensor in cache_of_layer._asdict().items()}

@@ -22,8 +22,7 @@ GATHER_ELEMENTS = 1 << 24
 
 
 def _rope_tables_cost(out: tuple[Tensor, Tensor], positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> Cost:
-    flops = positions_T.numel() + 3 * out[0].numel()  # divide; multiply, cos and sin
-    return cost(flops, (positions_T, inv_freq_D), out)
+    return cost(3 * out[0].numel(), (positions_T, inv_freq_D), out)  # multiply, cos and sin
 
 
 @op("RopeTables", cost=_rope_tables_cost)
@@ -63,8 +62,10 @@ def reshape_and_cache(
     k_TMD: Tensor, v_TMD: Tensor, k_cache_PSMD: Tensor, v_cache_PSMD: Tensor, slots_T: Tensor
 ) -> None:
     """Write this step's keys and values to their slots."""
-    k_cache_PSMD.view(-1, *k_TMD.shape[1:])[slots_T] = k_TMD
-    v_cache_PSMD.view(-1, *v_TMD.shape[1:])[slots_T] = v_TMD
+    for x_TMD, cache_PSMD in ((k_TMD, k_cache_PSMD), (v_TMD, v_cache_PSMD)):
+        if x_TMD.shape[1:] != cache_PSMD.shape[2:]:
+            raise ValueError(f"{tuple(x_TMD.shape)} does not go into a cache of {tuple(cache_PSMD.shape)}")
+        cache_PSMD.view(-1, *x_TMD.shape[1:])[slots_T] = x_TMD
 
 
 def _attention_cost(
@@ -80,9 +81,10 @@ def _attention_cost(
     """By real lengths: two products for each pair of a query and a key that it sees, each sequence's K and V once."""
     heads, head_dim = q_TND.shape[1:]
     pairs = sum(q * kv - q * (q - 1) // 2 for q, kv in zip(query_lens, kv_lens, strict=True))
-    _, _, kv_heads, width = k_cache_PSMD.shape
+    _, block_size, kv_heads, width = k_cache_PSMD.shape
     cached = 2 * sum(kv_lens) * kv_heads * width * k_cache_PSMD.element_size()
-    return Cost(4 * heads * head_dim * pairs, nbytes(q_TND, block_table_BC) + cached, nbytes(out_TND))
+    blocks = sum(-(-kv // block_size) for kv in kv_lens) * block_table_BC.element_size()
+    return Cost(4 * heads * head_dim * pairs, nbytes(q_TND) + cached + blocks, nbytes(out_TND))
 
 
 @op("PagedAttention", cost=_attention_cost)
@@ -198,5 +200,22 @@ def _attend_chunk(
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    if q.is_meta:
+        return _fused_shape(q, k, v, mask)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def _fused_shape(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The result and workspace of torch's fused kernels: a wide mask and a sum for each query, never the scores.
+
+    Torch's own rule for meta tensors is that of its unfused body, which holds all scores and copies of q, k and v.
+    """
+    if q.shape[-1] != k.shape[-1] or k.shape != v.shape or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"queries {tuple(q.shape)} do not go with keys {tuple(k.shape)} and values {tuple(v.shape)}:"
+            " [rows, heads, tokens, head dimension]"
+        )
+    _bias = None if mask is None else mask.to(q.dtype)  # there until the end, as the sums are
+    out, _sums = torch.empty_like(q), q.new_empty(q.shape[:-1])
+    return out

@@ -1,8 +1,9 @@
 """What a call of an operation must do at least: arithmetic, memory traffic, traffic between ranks.
 
 FLOPs: each addition, multiplication, division and elementary function of the definition counts one, so a product of
-[T, I] and [I, O] has 2 T I O. Comparisons, copies, index arithmetic and the softmax inside attention (1 / D of its
-products) count nothing. Bytes: every operand that is needed is read once, every result is written once.
+[T, I] and [I, O] has 2 T I O. Comparisons, copies, index arithmetic, what is done once a row (the root of a norm) and
+the softmax inside attention (1 / D of its products) count nothing. Bytes: every operand that is needed is read once,
+every result is written once.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from atb_models.ops import basic, moe
+from atb_models.ops.table import Body
 
 # From this many rows on, widening the weight beats torch's float16 product.
 WIDEN_ROWS = 8
@@ -67,4 +68,4 @@ def _multiply_widened(x_TI: Tensor, weight_OI: Tensor, out_TO: Tensor) -> None:
         out_TO[:, start : start + band] = torch.mm(x_TI, weight_OI[start : start + band].float().t())
 
 
-OPS = {"Linear": linear, "GroupedMatmul": grouped_matmul}
+OPS: dict[str, Body] = {"Linear": linear, "GroupedMatmul": grouped_matmul}

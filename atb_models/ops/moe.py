@@ -9,7 +9,7 @@ from torch import Tensor
 from atb_models.ops.cost import Cost, cost, nbytes
 from atb_models.ops.table import op
 
-# Tokens whose K expert rows are widened to float32 at a time; bounds the workspace to 512 * K * H * 4 bytes.
+# Tokens whose K expert rows are widened to float32 at a time; bounds the workspace to 512 * K * H * 6 bytes.
 FINALIZE_TILE = 512
 
 
@@ -25,7 +25,7 @@ def router(x_TH: Tensor, weight_EH: Tensor) -> Tensor:
 
 def _gating_cost(out: tuple[Tensor, Tensor], scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> Cost:
     softmax = 4 * scores_TE.numel()  # subtract the maximum, exp, add, divide
-    renormalize = 0 if renormalize_eps is None else 2 * out[0].numel() + scores_TE.shape[0]
+    renormalize = 0 if renormalize_eps is None else 2 * out[0].numel()  # add, divide
     return cost(softmax + renormalize, (scores_TE,), out)
 
 
@@ -86,6 +86,8 @@ def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, to
             f"rows {tuple(x_RI.shape)}, {top_k} a token, do not go with experts {tuple(weight_EOI.shape)}"
             f" and counts {tuple(counts_E.shape)}"
         )
+    if x_RI.dtype != weight_EOI.dtype:
+        raise ValueError(f"rows of {x_RI.dtype} do not go with experts of {weight_EOI.dtype}")
     return x_RI.new_empty(x_RI.shape[0], outputs)
 
 
@@ -124,6 +126,7 @@ def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> T
         tile = slice(start, min(start + FINALIZE_TILE, num_tokens))
         picked_TKH = y_RH.index_select(0, rows_TK[tile].flatten()).view(-1, top_k, hidden).float()
         out_TH[tile] = torch.bmm(weights_TK[tile].unsqueeze(1), picked_TKH).squeeze(1)
+        del picked_TKH  # or it would live on while the next is made
     return out_TH
 
 

@@ -20,7 +20,6 @@ def _barriers(size: int, spins: int = 0) -> list[Barrier]:
     return [Barrier(memory, 0, size, spins=spins, patience=0.1) for _ in range(size)]
 
 
-
 @pytest.mark.parametrize("size, spins", [(1, 0), (2, 0), (5, 0), (3, 20)])
 @pytest.mark.parametrize("ordered", [True, False], ids=["x86", "other machines"])
 def test_nobody_is_ahead(size: int, spins: int, ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:

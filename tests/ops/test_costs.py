@@ -1,0 +1,153 @@
+"""Cost rules against counts made by hand and against torch's own FLOP counter."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from atb_models import ops
+from atb_models.graph.meta import MetaGroup
+from atb_models.ops.cost import Cost
+from atb_models.ops.table import TABLE
+
+HALF, SINGLE, INT, LONG = torch.float16, torch.float32, torch.int32, torch.int64
+
+
+def meta(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def priced(name: str, *args: Any) -> Cost:
+    """The cost of a call whose result the shape rule makes."""
+    op = TABLE[name]
+    return op.cost((op.shape or op.reference)(*args), *args)
+
+
+X, KV = meta(3, 4), meta(3, 1, 4)  # 24 bytes each
+X6 = torch.zeros(6, 4).half()  # with values: the experts that have rows are counted
+
+# Name, arguments, FLOPs, bytes read, bytes written: all worked out on paper.
+BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
+    ("Embedding", (meta(3, dtype=INT), meta(10, 4)), 0, 12 + 24, 24),
+    ("SelectRows", (meta(5, 4), meta(2, dtype=INT)), 0, 8 + 16, 16),
+    ("RmsNorm", (X, meta(4), 1e-6), 48, 24 + 8, 24),
+    ("AddRmsNorm", (X, X, meta(4), 1e-6), 60, 24 + 24 + 8, 24 + 24),
+    ("Linear", (X, meta(5, 4)), 120, 24 + 40, 30),
+    ("Linear", (X, meta(5, 4), meta(5)), 135, 24 + 40 + 10, 30),
+    ("SwiGlu", (meta(3, 8),), 60, 48, 24),
+    ("Add", (X, X), 12, 48, 24),
+    ("ToFloat", (X,), 0, 24, 48),
+    ("ToFloat", (meta(3, 6, dtype=SINGLE)[:, :4],), 0, 48, 48),
+    ("ToFloat", (meta(3, 4, dtype=SINGLE),), 0, 0, 0),
+    ("RopeTables", (meta(3, dtype=INT), meta(2, dtype=SINGLE), 1.0), 18, 12 + 8, 24 + 24),
+    ("Rope", (meta(3, 2, 4), KV, meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=SINGLE)), 108, 48 + 24 + 24 + 24, 48 + 24),
+    ("ReshapeAndCache", (KV, KV, meta(9, 4, 1, 4), meta(9, 4, 1, 4), meta(3, dtype=INT)), 0, 24 + 24 + 12, 24 + 24),
+    # pairs of a query and a key: 5 of the first sequence, 2 + 3 + 4 of the second, each 16 FLOPs in each of 2 heads;
+    # 9 cached tokens with 8 bytes of K and of V, in 2 blocks and 1 of 4 tokens, each a number of 4 bytes
+    (
+        "PagedAttention",
+        (meta(4, 2, 4), meta(9, 4, 1, 4), meta(9, 4, 1, 4), meta(2, 5, dtype=INT), [1, 3], [5, 4], 0.5),
+        14 * 16 * 2,
+        64 + 9 * 16 + 3 * 4,
+        64,
+    ),
+    ("Router", (X, meta(5, 4, dtype=SINGLE)), 120, 24 + 80, 60),
+    ("MoeGating", (meta(3, 5, dtype=SINGLE), 2, None), 60, 60, 24 + 48),
+    ("MoeGating", (meta(3, 5, dtype=SINGLE), 2, 1e-20), 72, 60, 24 + 48),
+    ("MoeInitRouting", (X, meta(3, 2, dtype=LONG), 5), 0, 24 + 48, 48 + 48 + 40),
+    # 3 tokens of 2 experts each: an expert of the 4 is missed with probability 1 / 8, so 3.5 of 40 bytes are read
+    ("GroupedMatmul", (meta(6, 4), meta(4, 5, 4), meta(4, dtype=LONG), 2), 240, 48 + 32 + 140, 60),
+    ("GroupedMatmul", (X6, torch.zeros(4, 5, 4).half(), torch.tensor([2, 0, 4, 0]), 2), 240, 48 + 32 + 80, 60),
+    ("MoeFinalizeRouting", (meta(6, 4), meta(3, 2, dtype=LONG), meta(3, 2, dtype=SINGLE)), 48, 48 + 48 + 24, 24),
+    ("CountExpertTokens", (meta(5, dtype=LONG), meta(5, dtype=LONG)), 5, 80, 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args", "flops", "read", "written"), BY_HAND)
+def test_counts_made_by_hand(name: str, args: tuple[Any, ...], flops: float, read: float, written: float) -> None:
+    assert priced(name, *args) == Cost(flops, read, written)
+
+
+@pytest.mark.parametrize(("size", "flops", "sent"), [(1, 0, 0), (2, 12, 48), (4, 18, 72), (8, 21, 84)])
+def test_ring_all_reduce(size: int, flops: float, sent: float) -> None:
+    """24 numbers of 2 bytes, in `size` parts: a rank adds and sends size - 1 of them, then sends as many sums."""
+    assert priced("AllReduce", meta(4, 6), MetaGroup(0, size)) == Cost(flops, 48, 48, sent)
+
+
+@pytest.mark.parametrize(("size", "written", "sent"), [(1, 48, 0), (2, 96, 48), (4, 192, 144), (8, 384, 336)])
+def test_ring_all_gather(size: int, written: float, sent: float) -> None:
+    assert priced("AllGather", meta(4, 6), MetaGroup(0, size)) == Cost(0, 48, written, sent)
+
+
+def test_every_operation_is_counted_by_hand() -> None:
+    assert {name for name, *_ in BY_HAND} | {"AllReduce", "AllGather"} == set(TABLE)
+
+
+def test_costs_add_up() -> None:
+    assert Cost(1, 2, 3, 4) + Cost(5, 6, 7, 8) * 2 == Cost(11, 14, 17, 20)
+    assert Cost(1, 2, 3, 4).moved == 5
+
+
+@pytest.mark.parametrize(("experts", "top_k", "tokens"), [(16, 4, 1), (16, 4, 5), (64, 6, 16), (60, 4, 40), (8, 8, 3)])
+def test_expected_experts_are_the_mean_of_real_routings(experts: int, top_k: int, tokens: int) -> None:
+    draw, op, rows = random.Random(0), TABLE["GroupedMatmul"], tokens * top_k
+    x, weight = torch.zeros(rows, 4), torch.zeros(experts, 6, 4)
+    fixed = x.nbytes + experts * 8
+    expected = op.cost(meta(rows, 6), x, weight, meta(experts, dtype=LONG), top_k).read - fixed
+    read = 0.0
+    for _ in range(1000):
+        chosen = [expert for _ in range(tokens) for expert in draw.sample(range(experts), top_k)]
+        counts = torch.bincount(torch.tensor(chosen), minlength=experts)
+        real = op.cost(meta(rows, 6), x, weight, counts, top_k).read - fixed
+        assert real == len(set(chosen)) * 6 * 4 * 4
+        read += real / 1000
+    assert read == pytest.approx(expected, rel=0.01)
+
+
+def counted(call: Callable[[], object]) -> int:
+    """FLOPs by torch's counter. Attention in its unfused form, of which the counter knows the products."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def test_products_have_the_flops_that_torch_counts() -> None:
+    x, weight, router = meta(7, 12), meta(20, 12), meta(9, 12, dtype=SINGLE)
+    assert counted(lambda: ops.linear.reference(x, weight)) == priced("Linear", x, weight).flops > 0
+    assert counted(lambda: ops.router.reference(x, router)) == priced("Router", x, router).flops > 0
+    experts = torch.zeros(8, 12), torch.zeros(5, 20, 12), torch.tensor([3, 0, 4, 1, 0]), 2
+    assert counted(lambda: ops.grouped_matmul.reference(*experts)) == priced("GroupedMatmul", *experts).flops > 0
+
+
+def attention(heads: int, kv_heads: int, query_lens: list[int], kv_lens: list[int]) -> tuple[Any, ...]:
+    """Arguments of PagedAttention with block size 16 and head dimension 8."""
+    columns = max(-(-n // 16) for n in kv_lens)
+    table = torch.arange(len(kv_lens) * columns, dtype=INT).view(len(kv_lens), columns)
+    cache = torch.zeros(table.numel(), 16, kv_heads, 8)
+    return torch.zeros(sum(query_lens), heads, 8), cache, cache, table, query_lens, kv_lens, 1.0
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+def test_attention_of_single_queries_has_the_flops_that_torch_counts(heads: int, kv_heads: int) -> None:
+    args = attention(heads, kv_heads, [1] * 5, [33] * 5)
+    assert counted(lambda: ops.paged_attention.reference(*args)) == priced("PagedAttention", *args).flops > 0
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "kv_lens"), [([7], [7]), ([7], [40]), ([300, 1, 5], [300, 20, 33]), ([1, 1], [3, 9])]
+)
+def test_attention_counts_only_pairs_that_see_each_other(query_lens: list[int], kv_lens: list[int]) -> None:
+    pairs = 0
+    for count, length in zip(query_lens, kv_lens, strict=True):
+        pairs += sum(key <= query for query in range(length - count, length) for key in range(length))
+    args = attention(4, 2, query_lens, kv_lens)
+    ours = priced("PagedAttention", *args).flops
+    assert ours == pairs * 4 * (2 * 8 + 2 * 8)
+    assert ours <= counted(lambda: ops.paged_attention.reference(*args))

@@ -1,0 +1,211 @@
+"""On random shapes the shape rule, the reference body and the CPU backend agree, and so do the costs by each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from atb_models.graph.meta import MetaGroup
+from atb_models.ops import cpu
+from atb_models.ops.table import TABLE, Op
+
+DRAWS = 10
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class EqualRanks:
+    """A group whose ranks all hold the same tensor."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x.mul_(self.size)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * self.size, dim=-1)
+
+
+class Draw:
+    """Random shapes and values. T tokens, H hidden size, D head dimension and so on are drawn once a case."""
+
+    def __init__(self, seed: str, dtype: torch.dtype) -> None:
+        self.random = random.Random(seed)
+        self.torch = torch.Generator().manual_seed(self.random.randrange(1 << 30))
+        self.dtype = dtype
+        self.T, self.H, self.V = self.to(1, 20), self.to(2, 24), self.to(2, 30)
+        self.E = self.to(2, 9)
+        self.K = self.to(1, self.E)
+        self.M, self.D, self.S = self.to(1, 3), 2 * self.to(2, 6), self.to(2, 16)
+        self.N = self.M * self.to(1, 3)
+
+    def to(self, low: int, high: int) -> int:
+        return self.random.randint(low, high)
+
+    def floats(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(shape, generator=self.torch).to(dtype or self.dtype)
+
+    def single(self, *shape: int) -> Tensor:
+        return self.floats(*shape, dtype=torch.float32)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=self.torch, dtype=torch.int32)
+
+    def choices(self) -> Tensor:
+        """[T, K] different experts for each token."""
+        return self.single(self.T, self.E).topk(self.K).indices
+
+    def group(self) -> EqualRanks:
+        return EqualRanks(0, self.random.choice((1, 2, 4, 8)))
+
+    def cache(self, blocks: int) -> list[Tensor]:
+        return [self.floats(blocks, self.S, self.M, self.D) for _ in range(2)]
+
+
+def cached(d: Draw) -> tuple[Any, ...]:
+    slots = torch.randperm(d.T + 30, generator=d.torch)[: d.T].int()
+    blocks = -(-(d.T + 30) // d.S)
+    return d.floats(d.T, d.M, d.D), d.floats(d.T, d.M, d.D), *d.cache(blocks), slots
+
+
+def attention(d: Draw) -> tuple[Any, ...]:
+    kv_lens = [d.to(1, 40) for _ in range(d.to(1, 5))]
+    query_lens = [d.random.choice((1, d.to(1, n))) for n in kv_lens]
+    table = d.integers(30, len(kv_lens), -(-max(kv_lens) // d.S) + d.to(0, 2))
+    return d.floats(sum(query_lens), d.N, d.D), *d.cache(30), table, query_lens, kv_lens, d.D**-0.5
+
+
+def grouped(d: Draw) -> tuple[Any, ...]:
+    counts = torch.bincount(d.choices().flatten(), minlength=d.E)
+    return d.floats(d.T * d.K, d.H), d.floats(d.E, d.V, d.H), counts, d.K
+
+
+def finalize(d: Draw) -> tuple[Any, ...]:
+    rows = torch.randperm(d.T * d.K, generator=d.torch).view(d.T, d.K)
+    return d.floats(d.T * d.K, d.H), rows, d.single(d.T, d.K)
+
+
+CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
+    "Embedding": lambda d: (d.integers(d.V, d.T), d.floats(d.V, d.H)),
+    "RmsNorm": lambda d: (d.floats(d.T, d.H), d.floats(d.H), 1e-6),
+    "AddRmsNorm": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H), d.floats(d.H), 1e-6),
+    "Linear": lambda d: (d.floats(d.T, d.H), d.floats(d.V, d.H), d.random.choice((None, d.floats(d.V)))),
+    "SwiGlu": lambda d: (d.floats(d.T, 2 * d.H),),
+    "Add": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H)),
+    "SelectRows": lambda d: (d.floats(d.T, d.H), d.integers(d.T, d.to(1, 5))),
+    "ToFloat": lambda d: (d.floats(d.T, d.V)[:, : d.to(1, d.V)],),
+    "RopeTables": lambda d: (d.integers(5000, d.T), d.single(d.D // 2), 1.5),
+    "Rope": lambda d: (
+        d.floats(d.T, d.N, d.D), d.floats(d.T, d.M, d.D), d.single(d.T, d.D // 2), d.single(d.T, d.D // 2)
+    ),
+    "ReshapeAndCache": cached,
+    "PagedAttention": attention,
+    "Router": lambda d: (d.floats(d.T, d.H), d.single(d.E, d.H)),
+    "MoeGating": lambda d: (d.single(d.T, d.E), d.K, d.random.choice((None, 1e-20))),
+    "MoeInitRouting": lambda d: (d.floats(d.T, d.H), d.choices(), d.E),
+    "GroupedMatmul": grouped,
+    "MoeFinalizeRouting": finalize,
+    "CountExpertTokens": lambda d: (d.integers(90, d.E).long(), d.integers(9, d.E).long()),
+    "AllReduce": lambda d: (d.floats(d.T, d.H), d.group()),
+    "AllGather": lambda d: (d.floats(d.T, d.H), d.group()),
+}  # fmt: skip
+
+# A case with one inner dimension that does not go with the others: which argument, and what it becomes.
+BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
+    "RmsNorm": (1, lambda d: d.floats(d.H + 1)),
+    "AddRmsNorm": (1, lambda d: d.floats(d.T, d.H + 1)),
+    "Linear": (1, lambda d: d.floats(d.V, d.H + 1)),
+    "SwiGlu": (0, lambda d: d.floats(d.T, 2 * d.H + 1)),
+    "Add": (1, lambda d: d.floats(d.T, d.H + 1)),
+    "Rope": (2, lambda d: d.single(d.T, d.D // 2 + 1)),
+    "ReshapeAndCache": (1, lambda d: d.floats(d.T, 2 * d.M, d.D)),
+    "PagedAttention": (2, lambda d: d.floats(30, d.S, d.M, d.D + 2)),
+    "Router": (1, lambda d: d.single(d.E, d.H + 1)),
+    "MoeGating": (1, lambda d: d.E + 1),
+    "GroupedMatmul": (1, lambda d: d.floats(d.E, d.V, d.H + 1)),
+    "MoeFinalizeRouting": (2, lambda d: d.single(d.T, d.K + 1)),
+    "CountExpertTokens": (1, lambda d: d.integers(9, d.E + 1).long()),
+}
+WITHOUT_INNER_DIMENSION = {
+    "Embedding", "SelectRows", "ToFloat", "RopeTables", "MoeInitRouting", "AllReduce", "AllGather"
+}  # fmt: skip
+
+
+def on_meta(arg: Any) -> Any:
+    if isinstance(arg, EqualRanks):
+        return MetaGroup(arg.rank, arg.size)
+    if isinstance(arg, Tensor):
+        return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta")
+    return arg
+
+
+def run(body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """A call that leaves the arguments as they are."""
+    return body(*tree_map(lambda arg: arg.clone() if isinstance(arg, Tensor) else arg, args))
+
+
+def looks(result: Any) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(x.shape, x.dtype) for x in tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def cases(op: Op, dtype: torch.dtype) -> Iterator[tuple[Draw, tuple[Any, ...]]]:
+    for number in range(DRAWS):
+        draw = Draw(f"{op.name} {dtype} {number}", dtype)
+        yield draw, CASES[op.name](draw)
+
+
+def bodies(op: Op) -> dict[str, Callable[..., Any]]:
+    return {"reference": op.reference, "cpu": cpu.OPS.get(op.name, op.reference)}
+
+
+def test_every_operation_has_a_case() -> None:
+    assert CASES.keys() == TABLE.keys()
+    assert BROKEN.keys() | WITHOUT_INNER_DIMENSION == TABLE.keys()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", TABLE.values(), ids=TABLE.keys())
+def test_shape_rule_bodies_and_costs_agree(op: Op, dtype: torch.dtype) -> None:
+    for _, args in cases(op, dtype):
+        meta = tuple(map(on_meta, args))
+        by_rule = (op.shape or op.reference)(*meta)
+        assert all(x.is_meta for x in tree_leaves(by_rule) if isinstance(x, Tensor))
+        for who, body in bodies(op).items():
+            result = run(body, args)
+            assert looks(by_rule) == looks(result), (who, looks(args))
+            if op.name != "GroupedMatmul":  # the rule has the expected experts, the result those that were counted
+                assert op.cost(by_rule, *meta) == op.cost(result, *args), (who, looks(args))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BROKEN)
+def test_dimensions_that_do_not_go_together_are_refused_by_the_rule_as_by_the_bodies(
+    name: str, dtype: torch.dtype
+) -> None:
+    op, (place, wrong) = TABLE[name], BROKEN[name]
+    for draw, args in cases(op, dtype):
+        broken = (*args[:place], wrong(draw), *args[place + 1 :])
+        meta = tuple(map(on_meta, broken))
+        with pytest.raises((RuntimeError, ValueError)):
+            (op.shape or op.reference)(*meta)
+        for body in bodies(op).values():
+            with pytest.raises((RuntimeError, ValueError)):
+                run(body, broken)
+
+
+def test_experts_of_another_dtype_are_refused_by_the_rule_as_by_the_body() -> None:
+    x, weight, counts, top_k = CASES["GroupedMatmul"](Draw("", torch.float16))
+    op = TABLE["GroupedMatmul"]
+    with pytest.raises(RuntimeError):
+        op.reference(x, weight.float(), counts, top_k)
+    assert op.shape
+    with pytest.raises(ValueError, match="float16 do not go with experts of torch.float32"):
+        op.shape(*map(on_meta, (x, weight.float(), counts, top_k)))
