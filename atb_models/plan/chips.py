@@ -1,0 +1,125 @@
+"""The table of chips: what a device holds, reads and computes, each figure with its source; a user's file adds more."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atb_models.errors import ConfigError
+
+TABLE = Path(__file__).with_name("chips.json")
+THIS_CPU = "this CPU"  # is measured, see this_cpu.py
+TEXTS = ("name", "device")
+PEAKS = {torch.float16: "fp16_tflops", torch.bfloat16: "bf16_tflops", torch.float32: "fp32_tflops"}
+FIGURES = ("memory_gb", "bandwidth_gb_s", *PEAKS.values(), "link_gb_s", "latency_us")
+FORM = '[{"name": "...", "device": "...", "memory_gb": {"value": 64, "source": "..."}, ...}]'
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device as a rank uses it. GB: 10^9 bytes, but of `memory_gb`, which vendors mean as 2^30."""
+
+    name: str
+    device: str  # what one device is: a card, a chip of a card
+    memory_gb: float
+    bandwidth_gb_s: float  # of its memory
+    fp16_tflops: float | None  # of dense matrix products; None: unknown, or not supported
+    bf16_tflops: float | None
+    fp32_tflops: float | None
+    link_gb_s: float  # that a device sends to the others
+    latency_us: float  # of a collective, however small
+    sources: Mapping[str, str] = field(compare=False)  # by figure
+    shared: bool = False  # the ranks of a run share one device: each has its part of every figure
+
+    def peak(self, dtype: torch.dtype) -> float:
+        """FLOP/s in this dtype; where the table has no figure, the fastest that it has, which bounds it."""
+        known: float | None = getattr(self, PEAKS[dtype])
+        return 1e12 * (known or max(value for name in PEAKS.values() if (value := getattr(self, name))))
+
+
+def load_chips(file: str | None = None) -> dict[str, Chip]:
+    """The table by name, extended by a user's JSON `file`, where the same name replaces.
+
+    Raises ConfigError, which names the file, the chip and the field.
+    """
+    chips, own = _read(TABLE), _read(Path(file)) if file else {}
+    names = {name.casefold() for name in own}
+    return {name: chip for name, chip in chips.items() if name.casefold() not in names} | own
+
+
+def find_chip(name: str, chips: Mapping[str, Chip]) -> Chip:
+    """The chip of that name, capitals or not. Raises ConfigError, which lists the names."""
+    for chip in chips.values():
+        if chip.name.casefold() == name.casefold():
+            return chip
+    names = ", ".join(dict.fromkeys([*chips, THIS_CPU]))
+    raise ConfigError(f"there is no chip {name!r} in the table; it has {names}; --chips_file adds others")
+
+
+def _read(path: Path) -> dict[str, Chip]:
+    try:
+        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"chips file {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"chips file {path} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"chips file {path} must hold a list of chips, as {FORM}")
+    chips: dict[str, Chip] = {}
+    for number, entry in enumerate(entries):
+        chip = _chip(entry, f"chips file {path}: chip {number}")
+        if chip.name.casefold() in (name.casefold() for name in (*chips, THIS_CPU)):
+            raise ConfigError(f"chips file {path}: the name {chip.name!r} is taken; give chip {number} another")
+        chips[chip.name] = chip
+    return chips
+
+
+def _chip(entry: Any, where: str) -> Chip:
+    """`where` names the file and the place in it, for messages; from then on the chip has a name."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where} must be an object with name, device and figures, as {FORM}, not {entry!r}")
+    values: dict[str, Any] = {name: _text(entry.get(name), where, name) for name in TEXTS}
+    where = f"{where} {values['name']!r}"
+    known = {item.name for item in fields(Chip)} - {"sources"}
+    for name in entry.keys() - known:
+        raise ConfigError(f"{where}: unknown field {name!r}; the fields are {', '.join((*TEXTS, *FIGURES, 'shared'))}")
+    sources: dict[str, str] = {}
+    for name in FIGURES:
+        values[name], sources[name] = _figure(entry, where, name)
+    if not any(values[name] for name in PEAKS.values()):
+        raise ConfigError(f"{where}: one of {', '.join(PEAKS.values())} must have a value")
+    values["shared"] = entry.get("shared", False)
+    if not isinstance(values["shared"], bool):
+        raise ConfigError(f"{where}: shared must be true or false, not {values['shared']!r}")
+    return Chip(**values, sources=sources)
+
+
+def _text(value: Any, where: str, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{where}: {name} must be a text, not {value!r}")
+    return value
+
+
+def _figure(entry: dict[str, Any], where: str, name: str) -> tuple[float | None, str]:
+    """Value and source. Only a peak may be null, only a latency may be 0."""
+    figure = entry.get(name)
+    form = '{"value": number, "source": text}'
+    if figure is None:
+        raise ConfigError(f"{where}: {name} is missing; give it as {form}")
+    if not isinstance(figure, dict) or figure.keys() - {"value", "source"}:
+        raise ConfigError(f"{where}: {name} must be {form}, not {figure!r}")
+    source = _text(figure.get("source"), where, f"the source of {name}")
+    value = figure.get("value")
+    if value is None and name in PEAKS.values() and "value" in figure:
+        return None, source
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{where}: the value of {name} must be a number, not {value!r}")
+    if value < 0 or (value == 0 and name != "latency_us"):
+        raise ConfigError(f"{where}: the value of {name} must be more than 0, not {value!r}")
+    return float(value), source

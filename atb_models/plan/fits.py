@@ -1,0 +1,55 @@
+"""What fits where: the memory of 1, 2, 4 and 8 cards of common sizes beside what the model needs on each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from atb_models import env
+from atb_models.errors import ConfigError
+from atb_models.plan.capacity import GIB, Deployment
+from atb_models.plan.memory import RankMemory
+
+CARDS = (1, 2, 4, 8)
+CARD_GIB = (24, 32, 64)
+# Transformers deployment guides plan 2 bytes a parameter and a fifth more for the rest, on any number of cards.
+RULE_BYTES = 2 * 1.2
+RULE = "2 x 1.2 bytes a parameter, split evenly"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The model on so many cards, a rank each. `refusal`: why that many ranks cannot share it."""
+
+    cards: int
+    memory: RankMemory | None
+    refusal: str
+    rule_bytes: float  # of a card, by the rule of thumb
+
+    def missing(self, card_gib: int) -> int:
+        """Bytes that such a card lacks for the model and one KV block; 0: it fits."""
+        assert self.memory is not None, self.refusal
+        return max(0, self.memory.weights + self.memory.activations + self.memory.kv_block - usable(card_gib))
+
+    def kv_tokens(self, card_gib: int) -> int:
+        """Tokens of KV that fit beside the model, in whole blocks."""
+        assert self.memory is not None, self.refusal
+        return self.memory.kv_blocks(usable(card_gib)) * self.memory.block_size
+
+
+def usable(card_gib: float) -> int:
+    """Bytes of a card that an engine takes: its share less the reserve that the environment asks for."""
+    share, reserved = float(env.get("NPU_MEMORY_FRACTION")), int(env.get("RESERVED_MEMORY_GB"))
+    return max(0, int(card_gib * share * GIB) - reserved * GIB)
+
+
+def fits(deployment: Deployment, memory: RankMemory, parameters: int) -> list[Fit]:
+    """A row for each number of cards; `memory` is that of the deployment, whose own number may be among them."""
+    known = {deployment.size: memory}
+    return [_fit(deployment, cards, known.get(cards), RULE_BYTES * parameters / cards) for cards in CARDS]
+
+
+def _fit(deployment: Deployment, cards: int, memory: RankMemory | None, rule_bytes: float) -> Fit:
+    try:
+        return Fit(cards, memory or replace(deployment, size=cards).memory(), "", rule_bytes)
+    except ConfigError as error:
+        return Fit(cards, None, str(error), rule_bytes)

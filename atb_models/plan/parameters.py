@@ -1,0 +1,36 @@
+"""How many numbers a model learned, counted from the tensors that its checkpoint must hold."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from atb_models.graph import meta_model
+from atb_models.layers.parameter import parts_of
+from atb_models.models.config import ModelConfig
+from atb_models.models.weight_map import weight_names
+
+ROUTED_EXPERTS = ".mlp.experts."
+
+
+class Parameters(NamedTuple):
+    """Embedding and head included. `active`: those that take part in a token, `num_experts_per_tok` experts a layer."""
+
+    total: int
+    active: int
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Of the whole model, without the padding of shards."""
+    parameters = dict(meta_model(config, torch.float16).named_parameters())
+    whole = routed = 0
+    for weight in weight_names(config):
+        elements = math.prod(parts_of(parameters[weight.parameter])[weight.role].shape)
+        if ROUTED_EXPERTS in weight.parameter:
+            routed += elements
+        else:
+            whole += elements
+    active = routed * config.num_experts_per_tok // config.num_experts if routed else 0
+    return Parameters(whole + routed, whole + active)

@@ -1,0 +1,123 @@
+"""A plan: what a model needs on a number of ranks and how fast it can be, all from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from atb_models.plan.capacity import GIB, Deployment
+from atb_models.plan.chips import FIGURES, Chip
+from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
+from atb_models.plan.memory import RankMemory
+from atb_models.plan.parameters import Parameters, count_parameters
+from atb_models.plan.times import PAIRS, Cell, pairs_within, roofline_cells
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`here`: bytes that each rank may use on this machine, None where that is not known."""
+
+    folder: str
+    dtype: str
+    deployment: Deployment
+    parameters: Parameters
+    memory: RankMemory  # of a rank
+    here: int | None
+    fits: list[Fit]
+    chips: Mapping[str, Chip]
+    cells: Mapping[str, list[Cell]]  # by chip
+
+    @property
+    def left_out(self) -> list[tuple[int, int]]:
+        """The pairs that the model has no positions for."""
+        within = pairs_within(self.deployment.model.max_position_embeddings)
+        return [pair for pair in PAIRS if pair not in within]
+
+    @property
+    def kv_tokens_here(self) -> int | None:
+        """Tokens of KV that fit beside the model on this machine."""
+        return None if self.here is None else self.memory.kv_blocks(self.here) * self.memory.block_size
+
+    def holds(self, chip: Chip, cell: Cell) -> bool:
+        """Whether the ranks' chips have room for the whole batch of a cell at its full length."""
+        size = self.deployment.size
+        room = int(chip.memory_gb * GIB) // size if chip.shared else usable(chip.memory_gb)
+        blocks = cell.batch * -(-(cell.prompt + cell.answer) // self.memory.block_size)
+        return self.memory.kv_blocks(room) >= blocks
+
+
+def make_plan(folder: str, dtype: str, deployment: Deployment, here: int | None, chips: Mapping[str, Chip]) -> Plan:
+    """Raises ConfigError when the ranks cannot share the model."""
+    parameters, memory = count_parameters(deployment.model), deployment.memory()
+    budget = deployment.limits.max_prefill_tokens
+    return Plan(
+        folder=folder,
+        dtype=dtype,
+        deployment=deployment,
+        parameters=parameters,
+        memory=memory,
+        here=here,
+        fits=fits(deployment, memory, parameters.total),
+        chips=chips,
+        cells=roofline_cells(deployment.model, deployment.dtype, deployment.size, budget, list(chips.values())),
+    )
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """As JSON values: bytes, seconds, and the figures of chips in the units of their names."""
+    deployment, model, memory = plan.deployment, plan.deployment.model, plan.memory
+    rank = {name: getattr(memory, name) for name in ("weights", "activations", "kv_per_token")}
+    return {
+        "model": {
+            "folder": plan.folder,
+            "family": model.model_type,
+            "layers": model.num_hidden_layers,
+            "dtype": plan.dtype,
+            "parameters": plan.parameters._asdict(),
+        },
+        "ranks": deployment.size,
+        "limits": asdict(deployment.limits),
+        "memory": {
+            "rank": rank,
+            "all": {name: deployment.size * value for name, value in rank.items()},
+            "rank_may_use_here": plan.here,
+            "kv_tokens_here": plan.kv_tokens_here,
+        },
+        "cards": [_fit(fit) for fit in plan.fits],
+        "pairs_left_out": [list(pair) for pair in plan.left_out],
+        "chips": {name: _chip(plan, chip) for name, chip in plan.chips.items()},
+    }
+
+
+def _fit(fit: Fit) -> dict[str, Any]:
+    row: dict[str, Any] = {"cards": fit.cards, "rule_of_thumb": fit.rule_bytes}
+    if fit.memory is None:
+        return row | {"refusal": fit.refusal}
+    return row | {
+        "weights": fit.memory.weights,
+        "activations": fit.memory.activations,
+        "kv_per_token": fit.memory.kv_per_token,
+        "kv_tokens": {f"{size} GiB": fit.kv_tokens(size) for size in CARD_GIB},
+        "missing": {f"{size} GiB": fit.missing(size) for size in CARD_GIB},
+    }
+
+
+def _chip(plan: Plan, chip: Chip) -> dict[str, Any]:
+    return {
+        "device": chip.device,
+        "shared": chip.shared,
+        "figures": {name: {"value": getattr(chip, name), "source": chip.sources[name]} for name in FIGURES},
+        "times": [_cell(cell) | {"fits": plan.holds(chip, cell)} for cell in plan.cells[chip.name]],
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    return {
+        "prompt": cell.prompt,
+        "answer": cell.answer,
+        "batch": cell.batch,
+        "first_token_s": asdict(cell.first_token),
+        "per_token_s": asdict(cell.per_token),
+        "tokens_per_second": cell.tokens_per_second,
+    }

@@ -1,0 +1,156 @@
+"""How fast a model can be: the roofline times of prefill and decode at fixed prompts, answers and batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atb_models import ops
+from atb_models.graph import OpGraph, meta_model, meta_step
+from atb_models.graph.graph import Node
+from atb_models.models.config import ModelConfig
+from atb_models.ops.cost import Cost
+from atb_models.plan.chips import Chip
+from atb_models.plan.memory import one_of_each_layer
+from atb_models.plan.roofline import Times, operation_times, work_dtype
+
+PAIRS = ((2048, 2048), (1024, 1024), (512, 512), (256, 256))  # tokens of prompt and answer
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BLOCK_SIZE = 128
+
+
+class Step(NamedTuple):
+    """New and cached tokens of each sequence, the new ones among the cached; how many sequences want logits."""
+
+    query_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    logits: int
+
+
+class Work(NamedTuple):
+    """Calls of an operation that cost the same."""
+
+    cost: Cost
+    dtype: torch.dtype
+    calls: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The times of a batch. `first_token`: the steps of all its prompts; `per_token`: a step amid its answers."""
+
+    prompt: int
+    answer: int
+    batch: int
+    first_token: Times
+    per_token: Times
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of the whole batch while it decodes."""
+        return self.batch / self.per_token.total
+
+
+def roofline_cells(
+    config: ModelConfig, dtype: torch.dtype, ranks: int, max_prefill_tokens: int, chips: Iterable[Chip]
+) -> dict[str, list[Cell]]:
+    """By chip, the cells of all pairs that the model has positions for; raises ConfigError as StepCosts does."""
+    costs, cells = StepCosts(config, dtype, ranks), {chip.name: list[Cell]() for chip in chips}
+    for prompt, answer in pairs_within(config.max_position_embeddings):
+        for batch in BATCHES:
+            prefill = [(costs.works(step), n) for step, n in prefill_steps(prompt, batch, max_prefill_tokens).items()]
+            decode = costs.works(Step((1,) * batch, (prompt + answer // 2,) * batch, batch))
+            for chip in chips:
+                first = sum((price(works, chip, ranks) * n for works, n in prefill), Times())
+                cells[chip.name].append(Cell(prompt, answer, batch, first, price(decode, chip, ranks)))
+    return cells
+
+
+def pairs_within(positions: int) -> list[tuple[int, int]]:
+    """The pairs that fit into so many positions."""
+    return [pair for pair in PAIRS if sum(pair) <= positions]
+
+
+def prefill_steps(prompt: int, batch: int, budget: int) -> Counter[Step]:
+    """The steps that read `batch` prompts, first come first served, `budget` tokens each; and how often each comes."""
+    steps: Counter[Step] = Counter()
+    left = [prompt] * batch
+    while left:
+        queries, kv, room = list[int](), list[int](), budget
+        while left and room:
+            queries.append(min(left[0], room))
+            kv.append(prompt - left[0] + queries[-1])
+            room -= queries[-1]
+            left[0] -= queries[-1]
+            if not left[0]:
+                left.pop(0)
+        steps[Step(tuple(queries), tuple(kv), kv.count(prompt))] += 1
+    return steps
+
+
+def price(works: Iterable[Work], chip: Chip, ranks: int) -> Times:
+    """The operations one after another, with nothing between them."""
+    return sum((operation_times(work.cost, work.dtype, chip, ranks) * work.calls for work in works), Times())
+
+
+class StepCosts:
+    """What steps cost on one of `ranks` ranks. Steps of as many tokens and sequences share a trace."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: int) -> None:
+        """Raises ConfigError when the ranks cannot share the model."""
+        kinds = one_of_each_layer(config)
+        self._model = meta_model(kinds, dtype, ranks)
+        self._layers = [config.moe_layers.count(kind) for kind in kinds.moe_layers]
+        self._traces: dict[tuple[int, int, int], tuple[Node, ...]] = {}
+
+    def works(self, step: Step) -> list[Work]:
+        """All operations of a step of the whole model."""
+        return [
+            Work(_cost(node, step), work_dtype(value.dtype for value in node.inputs), self._calls(node))
+            for node in self._trace(sum(step.query_lens), len(step.query_lens), step.logits)
+        ]
+
+    def _trace(self, tokens: int, batch: int, logits: int) -> tuple[Node, ...]:
+        """Whatever their lengths; without the operations on no logits at all."""
+        key = tokens, batch, logits
+        if key not in self._traces:
+            lengths = [tokens - batch + 1] + [1] * (batch - 1)
+            traced = meta_step(lengths, lengths, BLOCK_SIZE)
+            traced = replace(traced, logits_rows_L=traced.logits_rows_L[:logits])
+            nodes = OpGraph.trace(self._model, traced).nodes
+            self._traces[key] = tuple(node for node in nodes if all(0 not in value.shape for value in node.outputs))
+        return self._traces[key]
+
+    def _calls(self, node: Node) -> int:
+        """How often the whole model does it: the add and norm that end a layer are the following norm's."""
+        top, _, rest = node.module.partition(".")
+        if top == "norm":
+            return self._layers[-1]
+        if top != "layers":
+            return 1
+        layer, _, name = rest.partition(".")
+        if name != "input_norm":
+            return self._layers[int(layer)]
+        return self._layers[int(layer) - 1] if int(layer) else 1
+
+
+def _cost(node: Node, step: Step) -> Cost:
+    """As traced; of attention, which alone depends on lengths, at those of `step`."""
+    if node.op != ops.paged_attention.name:
+        return node.cost
+    tensors = {value.argument: _meta(value.shape, value.dtype) for value in node.inputs}
+    blocks = -(-max(step.kv_lens) // BLOCK_SIZE)
+    tensors["block_table_BC"] = _meta((len(step.kv_lens), blocks), tensors["block_table_BC"].dtype)
+    lengths = {"query_lens": list(step.query_lens), "kv_lens": list(step.kv_lens)}
+    return ops.paged_attention.cost(
+        _meta(node.outputs[0].shape, node.outputs[0].dtype), **tensors, **node.options | lengths
+    )
+
+
+def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,0 +1,41 @@
+"""Parameters are counted as the checkpoint has them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+from atb_models.models.config import load_model_config
+from atb_models.plan.parameters import count_parameters
+
+
+def test_the_real_model(shared: Path) -> None:
+    config = load_model_config(shared / "headers" / "deepseek-moe-16b-base", log=False)
+    assert count_parameters(config) == (16_375_728_128, 2_828_650_496)
+
+
+def test_the_embedded_checkpoint_against_its_files(demo: Path) -> None:
+    total = routed = 0
+    for file in demo.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                total += prod(tensor["shape"])
+                routed += prod(tensor["shape"]) if ".mlp.experts." in name else 0
+    config = load_model_config(demo, log=False)
+    assert config.num_experts_per_tok / config.num_experts == 1 / 4
+    assert count_parameters(config) == (total, total - routed * 3 // 4)
+
+
+def test_without_experts_all_are_active_and_a_tied_head_counts_once(demo: Path) -> None:
+    config = load_model_config(demo, log=False)
+    dense = replace(config, moe_layers=(False,) * config.num_hidden_layers)
+    counts = count_parameters(dense)
+    assert counts.total == counts.active
+    tied = count_parameters(replace(dense, tie_word_embeddings=True))
+    head = config.vocab_size * config.hidden_size
+    assert tied.total == counts.total - (0 if config.tie_word_embeddings else head)
