@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 
@@ -51,6 +52,34 @@ def _launch(words: list[str]) -> int:
     return launch(words)
 
 
+def _plan(words: list[str]) -> int:
+    """what a model needs and how fast it can be; the flags of run_pa.py, which is not run"""
+    return _look("plan", "--plan", words)
+
+
+def _graph(words: list[str]) -> int:
+    """the operations of a prefill and a decode step; the flags of run_pa.py, which is not run"""
+    return _look("graph", "--print_graph", words)
+
+
+def _look(name: str, flag: str, words: list[str]) -> int:
+    """run_pa.py with `flag`, which the command's name stands for."""
+    from atb_models.launcher.args import build_parser as run_parser
+
+    if {"-h", "--help"} & set(words):
+        parser = run_parser()
+        parser.prog, parser.description = f"atb-models {name}", COMMANDS[name].__doc__
+        for action in parser._actions:
+            if action.dest in LOOKS:
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        return 0
+    for word in words:
+        if word in {f"--{other}" for other in LOOKS} - {flag}:
+            raise ConfigError(f"`atb-models {name}` is {flag} and takes no {word}")
+    return _run([flag, *words])
+
+
 def _env(words: list[str]) -> int:
     """versions, and the environment variables with their values"""
     from atb_models.env_report import print_report
@@ -79,9 +108,12 @@ def _no_more(name: str, words: list[str]) -> None:
         raise ConfigError(f"unexpected word {more[0]!r}")
 
 
+LOOKS = ("plan", "print_graph", "profile")  # flags of run_pa.py of which there is one at most
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "launch": _launch,
+    "plan": _plan,
+    "graph": _graph,
     "env": _env,
     "demo_path": _demo_path,
 }

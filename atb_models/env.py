@@ -185,6 +185,8 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("ATB_LLM_TOKEN_IDS_SAVE_FOLDER", ".", PATH, READ, "folder of the above"),
     ("MINDIE_ENABLE_EXPERT_HOTPOT_GATHER", "0", SWITCH, READ, "1 counts the tokens of each expert"),
     ("MINDIE_EXPERT_HOTPOT_DUMP_PATH", None, PATH, READ, "folder of these counts"),
+    ("ATB_PROFILING_ENABLE", "0", SWITCH, READ, "1 times each operation of the run, as --profile does"),
+    ("PROFILING_FILEPATH", "./profiling", PATH, READ, "folder of the profile's profile.json and trace.json"),
     # log
     ("MINDIE_LOG_LEVEL", "INFO", Kind(f"one of {', '.join(LEVELS)}", _level), READ, "least level that is logged"),
     ("MINDIE_LOG_TO_STDOUT", "1", LOG_SWITCH, READ, "log to the console, which is stderr"),
@@ -215,6 +217,7 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("ATB_WORKSPACE_MEM_ALLOC_ALG_TYPE", None, TEXT, NPU, "workspace allocation, 3 is advised"),
     ("ATB_WORKSPACE_MEM_ALLOC_GLOBAL", None, TEXT, NPU, "workspace allocation"),
     ("PYTORCH_NPU_ALLOC_CONF", None, TEXT, NPU, "torch_npu's allocator, expandable_segments:True is advised"),
+    ("TORCHINDUCTOR_CACHE_DIR", None, TEXT, PASSED, "cache of torch's compiler, which nothing here uses"),
     ("PYTORCH_CUDA_ALLOC_CONF", None, TEXT, PASSED, "torch's CUDA allocator"),
     ("ATB_HOME_PATH", None, TEXT, NPU, "set by the vendor's set_env.sh"),
     ("ATB_SPEED_HOME_PATH", None, TEXT, NPU, "set by the vendor's set_env.sh; not needed here"),
@@ -241,9 +244,7 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("ATB_LLM_HCCL_ENABLE", None, TEXT, NPU, "HCCL rather than LCCL"),
     ("ATB_LLM_LCOC_ENABLE", None, TEXT, NPU, "overlap of communication and computation"),
     # MindIE's, without effect here
-    ("ATB_PROFILING_ENABLE", None, TEXT, LATER, "profiler"),
-    ("PROFILING_LEVEL", None, TEXT, LATER, "profiler"),
-    ("PROFILING_FILEPATH", None, TEXT, LATER, "profiler"),
+    ("PROFILING_LEVEL", None, TEXT, LATER, "of the vendor's profiler; ours has one level"),
     ("MODELTEST_DATASET_SPECIFIED", None, TEXT, LATER, "modeltest's data set; saving logits does not need it here"),
     ("MODELTEST_PD_SPLIT_ENABLE", None, TEXT, LATER, "sizes a warm-up that is not needed here"),
     ("MODELTEST_LOG_LEVEL", None, TEXT, LATER, "modeltest's log"),

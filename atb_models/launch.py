@@ -22,6 +22,7 @@ from atb_models.launcher.devices import choose_devices, existing_devices, export
 from atb_models.launcher.exit_status import run_guarded
 from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import Job, prepare
+from atb_models.launcher.look import look
 from atb_models.launcher.port import choose_address, choose_port
 from atb_models.launcher.torchrun import PortTaken, run_ranks
 from atb_models.layers.heads import kv_heads_per_rank
@@ -41,7 +42,8 @@ def launch(argv: Sequence[str]) -> int:
     log.setup()
     args = parse_args(argv)
     os.environ.pop("ATB_LAUNCHER_MODEL_PATH", None)
-    job = _check(args)
+    looking = args.plan or args.print_graph
+    job = None if looking else _check(args)
     wanted_port, listed = env.get("MASTER_PORT"), env.get("ASCEND_RT_VISIBLE_DEVICES")
     address = choose_address()
     if wanted_port is not None:
@@ -50,6 +52,9 @@ def launch(argv: Sequence[str]) -> int:
         kind, existing = existing_devices(args.device)
         importlib.import_module("torch.distributed.run")  # for run_ranks
     devices = choose_devices(listed, existing, None if args.tp == AUTO else args.tp)
+    if job is None:
+        look(args, len(devices))
+        return 0
     kv_heads_per_rank(job.model.num_attention_heads, job.model.num_key_value_heads, len(devices))
     rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
     os.environ.update(export_devices(kind, devices, os.environ))

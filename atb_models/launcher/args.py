@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from atb_models import env
 from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
 
@@ -16,6 +17,7 @@ DEFAULT_QUESTION = "What's deep learning?"
 DEFAULT_MAX_INPUT_LENGTH = 1024
 MAX_BLOCK_SIZE = 576
 AUTO = -1
+FORMATS = ("text", "json", "dot")
 
 # Flags of the original that are refused whatever their value, with the reason.
 REFUSED = {
@@ -65,6 +67,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--load_tokenizer False leaves no way to read text; give token ids with --input_ids, not a chat")
     if args.do_sample and args.temperature == 0:
         parser.error("--do_sample asks for sampling, --temperature 0 for greedy decoding")
+    _check_look(args, parser)
     _check_overrides(args)
     if args.max_position_embeddings is not None:
         check_lengths(args, args.max_position_embeddings, "--max_position_embeddings")
@@ -110,6 +113,7 @@ def build_parser() -> Parser:
     _input_flags(parser.add_argument_group("input"))
     _size_flags(parser.add_argument_group("sizes"))
     _sampling_flags(parser.add_argument_group("decoding (greedy unless one of these asks otherwise)"))
+    _look_flags(parser.add_argument_group("looking at the model instead of running it, or while it runs"))
     _refused_flags(parser.add_argument_group("flags of MindIE's run_pa that are refused, with the reason"))
     return parser
 
@@ -176,6 +180,20 @@ def _sampling_flags(group: Group) -> None:
     add("--stop_token_ids", nargs="+", type=int, metavar="ID", help="tokens that end an answer")
     add("--ignore_eos", action="store_true", help="go on after the end-of-sentence token")
     add("--logprobs", type=int, help="print the log probabilities of the chosen and the n likeliest tokens")
+
+
+def _look_flags(group: Group) -> None:
+    add = group.add_argument
+    add("--plan", action="store_true", help="print what the model needs and how fast it can be, from config.json alone")
+    add("--print_graph", action="store_true", help="print the operations of a prefill and of a decode step of a rank")
+    add("--profile", action="store_true", help="time each operation of the run: a table on stderr, files in"
+        " PROFILING_FILEPATH")  # fmt: skip
+    add("--format", choices=FORMATS, default=FORMATS[0], help="of --plan and --print_graph; dot: of --print_graph only")
+    add("--svg", metavar="FILE", help="with --print_graph: draw the graphs, folded by layer, to this file")
+    add("--all_layers", action="store_true", help="with --print_graph: every layer, equal ones too")
+    add("--chip", metavar="NAME", help="with --plan: the chip to price in full, or all; with --profile: the chip whose"
+        " roofline is compared")  # fmt: skip
+    add("--chips_file", metavar="JSON", help="more chips for --chip; see the README")
 
 
 def _refused_flags(group: Group) -> None:
@@ -258,6 +276,26 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f'must be a JSON object, as {{"num_hidden_layers": 4}}, not {text!r}')
     return value
+
+
+def _check_look(args: argparse.Namespace, parser: Parser) -> None:
+    """The flags of looking go with one another only as their help says."""
+    chosen = [name for name in ("plan", "print_graph", "profile") if getattr(args, name)]
+    if len(chosen) > 1:
+        parser.error(f"--{chosen[0]} and --{chosen[1]} are two different things; give one of them")
+    args.profile = args.profile or (not chosen and env.get("ATB_PROFILING_ENABLE"))
+    goes_with = {
+        "format": ("plan", "print_graph"),
+        "svg": ("print_graph",),
+        "all_layers": ("print_graph",),
+        "chip": ("plan", "profile"),
+        "chips_file": ("plan", "profile"),
+    }
+    for flag, wanted in goes_with.items():
+        if getattr(args, flag) != parser.get_default(flag) and not any(getattr(args, name) for name in wanted):
+            parser.error(f"--{flag} goes with {' or '.join(f'--{name}' for name in wanted)} only")
+    if args.plan and args.format == "dot":
+        parser.error("--format dot is of --print_graph; a plan is text or json")
 
 
 def _check_overrides(args: argparse.Namespace) -> None:

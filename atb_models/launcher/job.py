@@ -36,14 +36,14 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises ConfigError or CheckpointError.
     """
     inputs, params = read_inputs(args), sampling_params(args)
-    check_results()
+    check_results(profile=args.profile)
     llm = llm_arguments(args) | {"model_path": find_checkpoint(args.model_path, fetch=args.download)}
     config = EngineConfig(model_path=llm["model_path"], config_overrides=llm["config_overrides"])
     model = config.load_model_config()
     limit = model.max_position_embeddings
     check_lengths(args, limit, f"{config.folder / 'config.json'}")
     length = input_length(args, limit)
-    return Job(llm | {"max_prefill_tokens": _prefill_tokens(args, length)}, model, inputs, params, length)
+    return Job(llm | {"max_prefill_tokens": prefill_tokens(args, length)}, model, inputs, params, length)
 
 
 def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
@@ -63,7 +63,7 @@ def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
     return str(model_folder(path))
 
 
-def _prefill_tokens(args: argparse.Namespace, length: int) -> int | None:
+def prefill_tokens(args: argparse.Namespace, length: int) -> int | None:
     """--max_prefill_tokens; automatic: by --max_prefill_batch_size as in MindIE, else the engine's own."""
     if args.max_prefill_tokens > 0:
         return int(args.max_prefill_tokens)

@@ -15,9 +15,12 @@ from atb_models import env, log
 from atb_models.launcher.affinity import bind_cores
 from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
 from atb_models.launcher.benchmark import WARM_UP_TOKENS, Timings, write_benchmark
+from atb_models.launcher.engine_args import ranks
 from atb_models.launcher.exit_status import run_guarded
 from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import Job, prepare
+from atb_models.launcher.look import look
+from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
@@ -41,15 +44,19 @@ def run(argv: Sequence[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end the run
     args = parse_args(argv)
+    if args.plan or args.print_graph:
+        look(args, ranks(args))
+        return
     job = prepare(args)
     with interrupt_ends_at_once():
         from atb_models import LLM
         from atb_models.engine.device import choose_device
     device = choose_device(args.device)
+    profiling = Profiling(args, device)
     bind_cores(device)
     _say_before(job, device)
     with LLM(**job.llm) as llm:
-        outputs = _infer(llm, job, args)
+        outputs = _infer(llm, job, args, profiling)
     _warn_of_lengths(outputs, args)
     if env.get("ATB_LLM_TOKEN_IDS_SAVE_ENABLE"):
         save_token_ids(env.get("ATB_LLM_TOKEN_IDS_SAVE_FOLDER"), outputs)
@@ -67,8 +74,8 @@ def _say_before(job: Job, device: str) -> None:
         logger.info("[TRUST_REMOTE_CODE]: true")
 
 
-def _infer(llm: LLM, job: Job, args: argparse.Namespace) -> list[RequestOutput]:
-    """Run the requests, print each answer when it is there, write the benchmark's csv."""
+def _infer(llm: LLM, job: Job, args: argparse.Namespace, profiling: Profiling) -> list[RequestOutput]:
+    """Run the requests, print each answer when it is there, write the profile and the benchmark's csv."""
     benchmark = env.get("ATB_LLM_BENCHMARK_ENABLE")
     if benchmark:
         _warm_up(llm, job)
@@ -81,10 +88,11 @@ def _infer(llm: LLM, job: Job, args: argparse.Namespace) -> list[RequestOutput]:
     logger.info("------total req num: %d, infer start--------", len(job.inputs.items))
     printer = AnswerPrinter(sys.stdout, has_text=args.load_tokenizer and llm.tokenizer is not None)
     outputs = []
-    for output in _answers(llm, job, job.params, stream=args.stream):
-        printer.update(output)
-        if output.finish_reason is not None:
-            outputs.append(output)
+    with profiling.around(llm):
+        for output in _answers(llm, job, job.params, stream=args.stream):
+            printer.update(output)
+            if output.finish_reason is not None:
+                outputs.append(output)
     logger.info("---------------end inference---------------")
     outputs.sort(key=lambda output: output.index)
     if benchmark:

@@ -96,6 +96,14 @@ ACCEPTED = {
     "stop_token_ids": ("5 6", [5, 6]),
     "ignore_eos": ("", True),
     "logprobs": ("2", 2),
+    "plan": ("", True),
+    "print_graph": ("", True),
+    "profile": ("", True),
+    "format": ("json --plan", "json"),
+    "svg": ("g.svg --print_graph", "g.svg"),
+    "all_layers": ("--print_graph", True),
+    "chip": ("H200 --plan", "H200"),
+    "chips_file": ("c.json --profile", "c.json"),
 }
 
 
@@ -108,6 +116,24 @@ def test_flag_gives_its_value(flag):
 def test_every_flag_is_tested():
     flags = {action.dest for action in build_parser()._actions} - {"help", "weight_path"}
     assert flags == set(ACCEPTED) | set(REFUSED) | set(FIXED)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--plan --print_graph", "--plan and --print_graph are two different things"),
+        ("--profile --plan", "--plan and --profile are two different things"),
+        ("--format json", "--format goes with --plan or --print_graph only"),
+        ("--svg g.svg --plan", "--svg goes with --print_graph only"),
+        ("--all_layers", "--all_layers goes with --print_graph only"),
+        ("--chip H200", "--chip goes with --plan or --profile only"),
+        ("--chips_file c.json --print_graph", "--chips_file goes with --plan or --profile only"),
+        ("--plan --format dot", "--format dot is of --print_graph"),
+    ],
+)
+def test_flags_of_looking_that_do_not_go_together(line, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(line)
 
 
 @pytest.mark.parametrize("flag", REFUSED)

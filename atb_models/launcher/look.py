@@ -1,0 +1,70 @@
+"""--plan and --print_graph: what a run would be, from config.json alone."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from atb_models import env
+from atb_models.engine.config import EngineConfig
+from atb_models.launcher.args import check_lengths, input_length
+from atb_models.launcher.engine_args import llm_arguments
+from atb_models.launcher.interrupt import interrupt_ends_at_once
+from atb_models.launcher.job import find_checkpoint, prefill_tokens
+from atb_models.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from atb_models.plan.memory import Limits
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a model on `tp` ranks of a device type, within the limits of an engine."""
+
+    model: ModelConfig
+    folder: str
+    dtype: str  # fp16, bf16 or fp32
+    tp: int
+    device: str
+    limits: Limits
+    input_length: int  # tokens of a prompt
+
+
+def look(args: argparse.Namespace, tp: int) -> None:
+    """Print the plan or the graphs for `tp` ranks; under torchrun rank 0 does. May raise AtbError."""
+    if env.get("RANK"):
+        return
+    with interrupt_ends_at_once():
+        subject = _subject(args, tp)
+    if args.plan:
+        from atb_models.launcher.look_plan import print_plan
+
+        print_plan(subject, args)
+    else:
+        from atb_models.launcher.look_graph import print_graph
+
+        print_graph(subject, args)
+
+
+def _subject(args: argparse.Namespace, tp: int) -> Subject:
+    from atb_models import ops
+    from atb_models.engine.device import choose_device
+    from atb_models.engine.kv_pool import engine_limits
+
+    path = find_checkpoint(args.model_path, fetch=args.download)
+    config = EngineConfig(**llm_arguments(args) | {"model_path": path, "tp": tp})
+    model, device = config.load_model_config(), choose_device(args.device)
+    ops.bind(device)
+    check_lengths(args, model.max_position_embeddings, f"{config.folder / 'config.json'}")
+    length = input_length(args, model.max_position_embeddings)
+    config = replace(config, max_prefill_tokens=prefill_tokens(args, length))
+    return Subject(
+        model=model,
+        folder=str(config.folder),
+        dtype=model.run_dtype(config.dtype),
+        tp=tp,
+        device=device,
+        limits=engine_limits(config, model),
+        input_length=length,
+    )

@@ -1,0 +1,71 @@
+"""--print_graph: what a prefill step and a decode step of a rank do, as text, JSON, Graphviz or a drawing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atb_models.files import check_file, written_whole
+from atb_models.models.dtypes import torch_dtype
+
+if TYPE_CHECKING:
+    from atb_models.graph import OpGraph
+    from atb_models.launcher.look import Subject
+
+logger = logging.getLogger(__name__)
+
+
+def print_graph(subject: Subject, args: argparse.Namespace) -> None:
+    """Print both graphs of rank 0 in --format, and draw them to --svg.
+
+    Raises ConfigError for ranks that cannot share the model and a file that cannot be written.
+    """
+    from atb_models.graph.dot import dot
+    from atb_models.graph.svg import svg
+    from atb_models.graph.text import text
+
+    if args.svg is not None:
+        check_file(Path(args.svg), "--svg")
+    model = os.path.basename(os.path.abspath(subject.folder)) if args.model_path else "embedded checkpoint"
+    graphs = trace_steps(subject, args.max_output_length)
+    if args.format == "json":
+        print(json.dumps({"model": model} | {name: graph.to_json() for name, graph in graphs.items()}))
+    elif args.format == "dot":
+        print(dot(graphs, model, all_layers=args.all_layers), end="")
+    else:
+        print(text(graphs, model, all_layers=args.all_layers), end="")
+    if args.svg is not None:
+        with written_whole(Path(args.svg)) as file:
+            file.write_text(svg(graphs, model, all_layers=args.all_layers), encoding="utf-8")
+        logger.info("the graphs are drawn in %s", args.svg)
+
+
+def trace_steps(subject: Subject, output_length: int) -> dict[str, OpGraph]:
+    """Rank 0's graphs "prefill" and "decode"."""
+    from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+
+    model = meta_model(subject.model, torch_dtype(subject.dtype), subject.tp)
+    block_size = subject.limits.block_size
+    graphs = {}
+    for name, (query_lens, kv_lens) in step_lengths(subject, output_length).items():
+        blocks = sum(-(-length // block_size) for length in kv_lens)
+        step = meta_step(query_lens, kv_lens, block_size)
+        graphs[name] = OpGraph.trace(model, step, meta_caches(model, blocks, block_size))
+    return graphs
+
+
+def step_lengths(subject: Subject, output_length: int) -> dict[str, tuple[list[int], list[int]]]:
+    """Query and KV lengths: as many prompts as a step's budget holds, one being cut to it; a full batch that generates.
+
+    The latter is in the middle of its answers, or at the end of the positions where those are too few.
+    """
+    limits = subject.limits
+    prompt = min(subject.input_length, limits.max_prefill_tokens, limits.max_seq_len)
+    prompts = [prompt] * min(limits.max_batch_size, limits.max_prefill_tokens // prompt)
+    kept = min(subject.input_length + (output_length + 1) // 2, limits.max_seq_len)
+    batch = limits.max_batch_size
+    return {"prefill": (prompts, prompts), "decode": ([1] * batch, [kept] * batch)}

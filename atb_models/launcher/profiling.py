@@ -1,0 +1,124 @@
+"""--profile and ATB_PROFILING_ENABLE: where the run's time goes, as a table on stderr and in two files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from atb_models import env
+from atb_models.errors import AtbError
+from atb_models.files import written_whole
+from atb_models.launcher.affinity import rank_cores
+from atb_models.launcher.results import PROFILE_FILES
+
+if TYPE_CHECKING:
+    from atb_models import LLM
+    from atb_models.plan.chips import Chip
+    from atb_models.profiler import Profile
+    from atb_models.profiler.report import Run
+
+logger = logging.getLogger(__name__)
+
+
+class Profiling:
+    """Profiles rank 0's part of a run where the arguments ask for it; otherwise it does nothing."""
+
+    def __init__(self, args: argparse.Namespace, device: str) -> None:
+        """Raises ConfigError for a chip that is not known, before a model is loaded."""
+        self._on, self._device = args.profile, device
+        self._chip: Chip | None = None
+        self._measures = False  # the chip is this machine's processor
+        if self._on:
+            self._choose_chip(args.chip, args.chips_file)
+
+    @contextmanager
+    def around(self, llm: LLM) -> Iterator[None]:
+        """Profile what `llm` does within the block; after its good end show the table and write the files.
+
+        Raises AtbError when a file or stderr cannot be written.
+        """
+        if not self._on:
+            yield
+            return
+        from atb_models.profiler import Recorder
+
+        if env.get("ATB_LLM_BENCHMARK_ENABLE"):
+            logger.warning("the benchmark's times include the work of the profile's recorder")
+        run = self._run(llm)
+        with Recorder(llm._runner.model, run.price()) as recorder:
+            yield
+        sys.stdout.flush()  # the answers come first on a terminal
+        try:
+            _write(recorder.profile, run)
+        finally:
+            _show(recorder.profile, run)
+
+    def _choose_chip(self, name: str | None, file: str | None) -> None:
+        from atb_models.plan.chips import THIS_CPU, find_chip, load_chips
+
+        chips = load_chips(file)
+        self._measures = self._device == "cpu" if name is None else name.casefold() == THIS_CPU.casefold()
+        if name is None and self._device == "cuda":
+            import torch
+
+            here = torch.cuda.get_device_name().casefold()
+            self._chip = next((chip for chip in chips.values() if chip.name.casefold() in here), None)
+        elif name is not None and not self._measures:
+            self._chip = find_chip(name, chips)
+
+    def _run(self, llm: LLM) -> Run:
+        import torch
+
+        from atb_models.profiler.report import Run
+
+        build = llm._runner.model.layers[0].build
+        on_cpu = self._device == "cpu"
+        threads = torch.get_num_threads()
+        return Run(
+            model=str(llm.config.folder),
+            dtype=llm._runner.model_config.run_dtype(llm.config.dtype),
+            device=f"cpu, {threads} thread{'s' * (threads > 1)}" if on_cpu else torch.cuda.get_device_name(),
+            rank=build.rank,
+            ranks=build.size,
+            waits=not on_cpu,
+            chip=_this_cpu() if self._measures else self._chip,
+        )
+
+
+def _this_cpu() -> Chip:
+    """Measured; a rank that is bound to cores has them to itself."""
+    from atb_models.engine.cores import available_cores
+    from atb_models.plan.this_cpu import measure_cpu
+
+    chip = measure_cpu(available_cores())
+    bound = env.get("WORLD_SIZE") is not None and rank_cores(sorted(os.sched_getaffinity(0)), 0, 1, "cpu") is not None
+    return replace(chip, shared=False, device="the cores that rank 0 is bound to") if bound else chip
+
+
+def _write(profile: Profile, run: Run) -> None:
+    """profile.json, the tables, and trace.json, for chrome://tracing and Perfetto."""
+    from atb_models.profiler.chrome import trace_events
+    from atb_models.profiler.report import to_json
+
+    folder = env.get("PROFILING_FILEPATH")
+    trace = {"displayTimeUnit": "ms", "traceEvents": list(trace_events(profile, run.rank))}
+    for name, content in zip(PROFILE_FILES, (to_json(profile, run), trace), strict=True):
+        with written_whole(folder / name) as path, path.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+    logger.info("profile written to %s: %s", folder, " and ".join(PROFILE_FILES))
+
+
+def _show(profile: Profile, run: Run) -> None:
+    from atb_models.profiler.text import lines
+
+    try:
+        print(*lines(profile, run), sep="\n", file=sys.stderr, flush=True)
+    except OSError as error:
+        raise AtbError(f"the profile cannot be written to stderr: {error.strerror}") from error

@@ -1,0 +1,143 @@
+"""Recording real steps: the clock around each operation, its cost beside it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atb_models.graph.paths import ModulePaths
+from atb_models.layers.step import StepInput
+from atb_models.models.decoder import Decoder
+from atb_models.ops.cost import Cost
+from atb_models.ops.table import Body, Op, recorded
+from atb_models.plan.roofline import work_dtype
+from atb_models.profiler.profile import Call, Place, Profile, Step, Total
+
+Price = Callable[[Cost, torch.dtype], float]  # seconds of an operation at the roofline
+
+# Calls that are kept one by one; a trace of more is too large for its viewers.
+TRACED_CALLS = 50_000
+
+
+class Recorder:
+    """While it is open, every operation that `model` calls is timed; afterwards `profile` holds what was found.
+
+    On a device that works asynchronously each operation is waited for, before and after. Costs are worked out between
+    the measured intervals. Steps that end with an error are left out.
+    """
+
+    def __init__(self, model: Decoder, price: Price | None = None, traced_calls: int = TRACED_CALLS) -> None:
+        device = model.layers[0].build.device
+        self._model, self._price, self._room = model, price, traced_calls
+        self._synchronize: Callable[[], None] = getattr(torch, device.type).synchronize
+        self._paths = _TimedPaths(model)
+        self._open = ExitStack()
+        self._steps: list[Step] = []
+        self._totals: defaultdict[Place, Total] = defaultdict(Total)
+        self._calls: list[Call] = []
+        self._traced_steps = 0
+        self._new: list[Call] = []  # calls of the running step
+        self._began = self._step_began = self._own_ns = self._wall_ns = 0
+        self._inside = False  # an operation: what its body calls is part of it
+
+    def __enter__(self) -> Recorder:
+        with ExitStack() as stack:
+            stack.enter_context(self._paths)
+            hooks = (
+                self._model.register_forward_pre_hook(self._enter_step, prepend=True),
+                self._model.register_forward_hook(self._leave_step),
+            )
+            for hook in hooks:
+                stack.callback(hook.remove)
+            stack.enter_context(recorded(self._call))
+            self._open = stack.pop_all()
+        self._began = perf_counter_ns()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._wall_ns = perf_counter_ns() - self._began
+        self._open.close()
+
+    @property
+    def profile(self) -> Profile:
+        """Of the steps so far; its wall time ends where the recording was closed."""
+        return Profile(self._wall_ns, tuple(self._steps), dict(self._totals), tuple(self._calls), self._traced_steps)
+
+    def _enter_step(self, *_: object) -> None:
+        self._new.clear()
+        self._own_ns = self._paths.ns = 0
+        self._step_began = perf_counter_ns()
+
+    def _leave_step(self, _: object, args: tuple[Any, ...], result: object) -> None:
+        self._synchronize()
+        entered = perf_counter_ns()
+        step: StepInput = args[0]
+        kind = kind_of(step.query_lens)
+        for call in self._new:
+            place = Place(kind, call.op, call.module, call.backend)
+            self._totals[place].count(call)
+        operations_ns = sum(call.end - call.start for call in self._new)
+        if self._traced_steps == len(self._steps) and len(self._calls) + len(self._new) <= self._room:
+            self._calls += self._new
+            self._traced_steps += 1
+        tokens, sequences, longest = sum(step.query_lens), len(step.query_lens), max(step.kv_lens)
+        start, end = self._step_began - self._began, perf_counter_ns() - self._began
+        own_ns = self._own_ns + self._paths.ns + end + self._began - entered
+        self._steps.append(Step(kind, tokens, sequences, longest, start, end, operations_ns, own_ns))
+
+    def _call(self, op: Op, run: Body, args: tuple[Any, ...]) -> Any:
+        if self._inside or not self._paths.running:
+            return run(*args)
+        entered = perf_counter_ns()
+        module = self._paths.current(tuple(arg for arg in args if type(arg) is nn.Parameter))
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        self._inside = True
+        self._synchronize()
+        started = perf_counter_ns()
+        try:
+            result = run(*args)
+            self._synchronize()
+            ended = perf_counter_ns()
+        finally:
+            self._inside = False
+        cost = op.cost(result, *args)
+        price = None if self._price is None else self._price(cost, work_dtype(x.dtype for x in tensors))
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        times = started - self._began, ended - self._began
+        self._new.append(Call(op.name, module, op.backend, *times, cost, price, shapes))
+        self._own_ns += started - entered + perf_counter_ns() - ended
+        return result
+
+
+class _TimedPaths(ModulePaths):
+    """Knows how long its hooks took: `ns` since it was last set."""
+
+    ns = 0
+
+    def _entering(self, name: str) -> Any:
+        return self._timed(super()._entering(name))
+
+    def _leave(self, *args: object) -> None:
+        self._timed(super()._leave)(*args)
+
+    def _timed(self, hook: Callable[..., object]) -> Callable[..., None]:
+        def timed(*args: object) -> None:
+            started = perf_counter_ns()
+            hook(*args)
+            self.ns += perf_counter_ns() - started
+
+        return timed
+
+
+def kind_of(query_lens: list[int]) -> str:
+    """By its rows; a prompt's chunk of a single token looks like one that generates."""
+    if max(query_lens) == 1:
+        return "decode"
+    return "mixed" if min(query_lens) == 1 else "prefill"

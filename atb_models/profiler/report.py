@@ -1,0 +1,90 @@
+"""A profile as JSON values, and what has to be known of the run to read it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from atb_models.ops.cost import Cost
+from atb_models.plan.chips import Chip
+from atb_models.plan.roofline import roofline_seconds
+from atb_models.profiler.profile import Profile, Step, Total
+from atb_models.profiler.table import Row, by_module, by_operation
+
+KINDS = ("prefill", "mixed", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What was profiled."""
+
+    model: str
+    dtype: str  # fp16, bf16 or fp32
+    device: str
+    rank: int
+    ranks: int
+    waits: bool  # each operation was waited for, which the device does not do by itself
+    chip: Chip | None  # whose roofline the times are compared with
+
+    def price(self) -> Callable[[Cost, torch.dtype], float] | None:
+        """The roofline's seconds of an operation, where there is a chip."""
+        return None if self.chip is None else partial(roofline_seconds, chip=self.chip, ranks=self.ranks)
+
+    def figures(self) -> Iterator[tuple[str, float | None, str, str]]:
+        """Label, value, unit and field of the chip's figures that take part in a roofline of this run."""
+        chip = self.chip
+        if chip is None:
+            return
+        yield "memory", chip.bandwidth_gb_s, "GB/s", "bandwidth_gb_s"
+        for dtype in dict.fromkeys((self.dtype, "fp32")):
+            peak = getattr(chip, f"{dtype}_tflops")
+            yield dtype, None if peak is None else 1e3 * peak, "GFLOP/s", f"{dtype}_tflops"
+        if self.ranks > 1:
+            yield "to other ranks", chip.link_gb_s, "GB/s", "link_gb_s"
+            yield "a collective", chip.latency_us, "us", "latency_us"
+
+
+def to_json(profile: Profile, run: Run) -> dict[str, Any]:
+    """Everything but the single calls; times in seconds. `calls`: sums by step kind, operation, module and backend."""
+    chip = run.chip
+    described = dataclasses.asdict(dataclasses.replace(run, chip=None))
+    return described | {
+        "chip": None if chip is None else dataclasses.asdict(chip),
+        "wall_s": profile.wall_s,
+        "split_s": profile.split(),
+        "steps": [_step(step) for step in profile.steps],
+        "traced_steps": profile.traced_steps,
+        "operations": [_row(row) for row in by_operation(profile)],
+        "modules": [_row(row) for row in by_module(profile)],
+        "calls": [place._asdict() | _total(total) for place, total in profile.totals.items()],
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    times = {"start_s": step.start, "time_s": step.end - step.start}
+    times |= {"operations_s": step.operations_ns, "recorder_s": step.recorder_ns}
+    sizes = {"tokens": step.tokens, "sequences": step.sequences, "longest_kv": step.longest_kv}
+    return {"kind": step.kind, **sizes, **{name: 1e-9 * ns for name, ns in times.items()}}
+
+
+def _row(row: Row) -> dict[str, Any]:
+    rates = {"flops_per_s": row.flops_per_s, "bytes_per_s": row.bytes_per_s, "roofline_share": row.roofline_share}
+    return {"name": row.name, "backend": row.backend, **_total(row.total), **rates}
+
+
+def _total(total: Total) -> dict[str, Any]:
+    cost = total.cost
+    return {
+        "calls": total.calls,
+        "time_s": total.seconds,
+        "flops": cost.flops,
+        "bytes_read": cost.read,
+        "bytes_written": cost.written,
+        "bytes_sent": cost.sent,
+        "roofline_s": total.roofline_s,
+        "lost_s": total.lost_s,
+    }

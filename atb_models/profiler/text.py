@@ -1,0 +1,102 @@
+"""A profile as lines of text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from atb_models.profiler.profile import Profile, Total
+from atb_models.profiler.report import KINDS, Run
+from atb_models.profiler.table import Row, by_module, by_operation, rest
+
+MODULES = 15  # rows of the modules' table
+COLUMNS = ("calls", "time ms", "wall %", "GFLOP/s", "GB/s", "roofline %", "lost ms")
+NOTHING = "-"
+
+
+def lines(profile: Profile, run: Run) -> Iterator[str]:
+    """The header, a table of the operations, a table of the modules, and what needs to be said of the figures."""
+    yield f"profile of rank {run.rank} of {run.ranks}: {run.model}, {run.dtype} on {run.device}"
+    yield from _chip(run)
+    yield from _steps(profile)
+    yield from _split(profile)
+    operations, modules = by_operation(profile), by_module(profile)
+    shown, others = (modules[:MODULES], modules[MODULES:]) if len(modules) > MODULES + 1 else (modules, [])
+    yield ""
+    yield from _table("operation", operations, profile)
+    yield ""
+    yield from _table("module", [*shown, *([rest(others)] if others else [])], profile)
+    yield ""
+    yield from _notes(profile, run, [*operations, *modules])
+
+
+def _chip(run: Run) -> Iterator[str]:
+    chip = run.chip
+    if chip is None:
+        yield "  roofline   none: this device is not in the table of chips; choose one with --chip NAME"
+        return
+    yield f"  roofline   {chip.name}" + (f", shared by {run.ranks} ranks" if chip.shared and run.ranks > 1 else "")
+    for label, value, unit, name in run.figures():
+        yield f"    {label:<20}{NOTHING if value is None else f'{value:.1f}':>12} {unit:<8} {chip.sources[name]}"
+
+
+def _steps(profile: Profile) -> Iterator[str]:
+    for kind in KINDS:
+        steps = profile.of_kind(kind)
+        if steps:
+            tokens = sum(step.tokens for step in steps)
+            took = sum(step.end - step.start - step.recorder_ns for step in steps) / 1e6
+            count = f"{len(steps)} step{'s' * (len(steps) > 1)}, {tokens} tokens"
+            yield f"  {kind:<10} {count}: {took:.2f} ms, {took / len(steps):.2f} ms a step (without the recorder)"
+
+
+def _split(profile: Profile) -> Iterator[str]:
+    yield f"  wall time  {1e3 * profile.wall_s:.2f} ms"
+    for name, seconds in profile.split().items():
+        yield f"    {name:<20}{1e3 * seconds:>12.2f} ms {_percent(seconds, profile.wall_s):>6} %"
+
+
+def _table(name: str, rows: list[Row], profile: Profile) -> Iterator[str]:
+    """The rows below their heading, above their sum."""
+    whole = Row("all", "", Total.of(row.total for row in rows))
+    cells = [(row.name, *_figures(row, profile.wall_s), row.backend) for row in (*rows, whole)]
+    table = [(name, *COLUMNS, "backend"), *cells]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for first, *figures, last in table:
+        middle = "  ".join(f"{figure:>{width}}" for figure, width in zip(figures, widths[1:], strict=False))
+        yield f"{first:<{widths[0]}}  {middle}  {last}".rstrip()
+
+
+def _figures(row: Row, wall_s: float) -> tuple[str, ...]:
+    total = row.total
+    return (
+        str(total.calls),
+        f"{1e3 * total.seconds:.2f}",
+        _percent(total.seconds, wall_s),
+        _scaled(row.flops_per_s, 1e-9),
+        _scaled(row.bytes_per_s, 1e-9),
+        _scaled(row.roofline_share, 100),
+        _scaled(total.lost_s, 1e3),
+    )
+
+
+def _notes(profile: Profile, run: Run, rows: Iterable[Row]) -> Iterator[str]:
+    """What the columns mean in this run."""
+    if run.waits:
+        yield "time ms: each operation was waited for, before and after; without a profile they overlap"
+    yield "GFLOP/s, GB/s: what an operation must at least compute and move, divided by its time"
+    if run.ranks > 1:
+        yield "AllReduce, AllGather: GB/s is what the rank sends; the time includes the wait for the slowest rank"
+    if run.chip is not None:
+        yield "roofline %: the least time on the chip above, divided by the time; lost ms: what is beyond it"
+        if any((row.roofline_share or 0) > 1 for row in rows):
+            yield "  above 100 %: the data lay in a cache, or the chip is faster than its figures say"
+    if profile.traced_steps < len(profile.steps):
+        yield f"the trace holds the first {profile.traced_steps} of {len(profile.steps)} steps, the tables all"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f}" if whole else NOTHING
+
+
+def _scaled(value: float | None, factor: float) -> str:
+    return NOTHING if value is None else f"{value * factor:.2f}"

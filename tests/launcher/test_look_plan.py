@@ -1,0 +1,93 @@
+"""--plan from outside: what it prints, within what time and memory, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plan.test_chips import entry
+
+# Runs run_pa.py with the arguments and ends with a line of its processor time in s and its largest memory in KiB.
+MEASURED = """
+import resource, subprocess, sys
+status = subprocess.run([sys.executable, "run_pa.py", *sys.argv[1:]]).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def plan(root: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", MEASURED, "--plan", "--device", "cpu", *arguments]
+    return subprocess.run(
+        command, cwd=root, env={**os.environ, **environ}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def json_plan(root: Path, *arguments: str) -> tuple[dict[str, Any], float, int]:
+    """The plan, and the seconds of processor time and the MiB that it took."""
+    done = plan(root, "--format", "json", *arguments)
+    assert done.returncode == 0, done.stderr
+    seconds, memory = done.stderr.splitlines()[-1].split()
+    return json.loads(done.stdout), float(seconds), int(memory) // 1024
+
+
+def test_the_real_model_within_seconds_and_a_gibibyte(root: Path, shared: Path) -> None:
+    folder = shared / "headers" / "deepseek-moe-16b-base"
+    found, seconds, mebibytes = json_plan(root, "--model_path", str(folder), "--tp", "8")
+    assert seconds < 15 and mebibytes < 1024
+    assert found["model"]["parameters"] == {"total": 16_375_728_128, "active": 2_828_650_496}
+    assert found["ranks"] == 8 and len(found["chips"]) == 6
+    assert found["memory"]["all"]["weights"] == 8 * found["memory"]["rank"]["weights"]
+    assert 2 * 16_375_728_128 < found["memory"]["all"]["weights"] < 2.2 * 16_375_728_128  # routers and norms are copies
+    assert found["memory"]["all"]["kv_per_token"] == 28 * 2 * 2048 * 2
+    for chip in found["chips"].values():
+        assert len(chip["times"]) == 28 and all(figure["source"] for figure in chip["figures"].values())
+    slow, fast = (found["chips"][name]["times"][0]["per_token_s"] for name in ("Atlas 800I A2 32 GB", "H200"))
+    assert slow["memory"] == pytest.approx(6 * fast["memory"])  # 800 and 4,800 GB/s
+    assert slow["communication"] > 57 * 390e-6
+
+
+def test_the_text_of_the_embedded_model(root: Path) -> None:
+    done = plan(root, "--tp", "2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 80 and max(map(len, lines[1:])) <= 100 and done.stdout.isascii()
+    assert "deepseek, 4 layers, 3 with 16 routed experts, 4 a token" in lines[1]
+    for title in ("memory ", "what fits", "roofline times in ms on 2 ranks", "this CPU (", "figures and their sources"):
+        assert sum(line.startswith(title) for line in lines) == 1, title
+    assert sum(line.startswith("  H200 ") for line in lines) == 2
+    assert any("measured now" in line for line in lines)
+
+
+def test_a_chip_of_ones_own_and_pairs_that_are_left_out(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chips.json"
+    file.write_text(json.dumps([entry(memory_gb={"value": 3.1, "source": "a test"})]))
+    limits = ["--max_position_embeddings", "1024", "--max_input_length", "100"]
+    done = plan(root, "--chips_file", str(file), "--chip", "mine", "--dtype", "bf16", *limits)
+    assert done.returncode == 0, done.stderr
+    assert "Mine (one chip), 1 rank" in done.stdout and "this CPU (" not in done.stdout
+    assert "no figure for bf16: priced at the chip's fastest" in done.stdout
+    assert "1024, 1024 is left out: the model has 1024 positions" in done.stdout
+    assert "  bandwidth_gb_s 100: a test" in done.stdout.splitlines()
+    rows = [line for line in done.stdout.splitlines() if line.startswith("     512    512")]
+    assert len(rows) == 7 and rows[-1].endswith("*") and not rows[0].endswith("*")  # 3 of its 3.1 GiB are kept free
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chip", "TPU"], "there is no chip 'TPU' in the table; it has Atlas 800I A2 32 GB"),
+        (["--tp", "3"], "3 ranks cannot share 8 attention heads"),
+        (["--format", "dot"], "--format dot is of --print_graph"),
+    ],
+)
+def test_mistakes_end_with_status_2(root: Path, arguments: list[str], message: str) -> None:
+    done = plan(root, *arguments)
+    assert done.returncode == 2 and message in done.stderr and not done.stdout
