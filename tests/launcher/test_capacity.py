@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -76,9 +77,8 @@ def test_what_cannot_fit_is_refused_before_a_weight_is_read(limited: Callable[[]
     assert done.returncode == 1 and not done.stdout
     assert "loading weights" not in done.stderr
     message = done.stderr[done.stderr.index("atb-models: error: ") :].splitlines()
-    assert message[0].startswith(
-        "atb-models: error: the model does not fit: each of 4 ranks needs 8.14 GiB and may use"
-    )
+    needs = r"atb-models: error: the model does not fit: each of 4 ranks needs 8\.\d\d GiB and may use [01]\.\d\d GiB"
+    assert re.match(needs, message[0])
     assert [line.split()[0] for line in message[1:]] == [
         "weights", "activations", "left", "one", "what", "1.", "2.", "3.",
     ]  # fmt: skip
