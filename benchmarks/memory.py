@@ -10,26 +10,21 @@ what torch's libraries take at run time. Exit status 1 if a plan is off by more 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 
-import numpy as np
+from ranks import BLOCK_SIZE, few_layers, message, run_ranks
 
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.memory import RUNTIME_BYTES
-from atb_models.engine.message import Int32
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.engine.ranks import RankGroup
-from atb_models.engine.spawn import spawn
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.memory import kv_bytes_per_token, weight_bytes
 
-BLOCK_SIZE, PROMPT, BATCH, CONTEXT = 128, 1024, 16, 100
+PROMPT, BATCH, CONTEXT = 1024, 16, 100
 STEPS = {"decode of 16 rows": ([1] * BATCH, [CONTEXT + 1] * BATCH), "prefill of 1024": ([PROMPT], [PROMPT])}
 TOLERANCE = 0.1
 
@@ -41,17 +36,10 @@ def main() -> int:
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
     args = parser.parse_args()
-    config = EngineConfig(
-        args.model_path,
-        dtype=args.dtype,
-        tp=args.tp,
-        load_format="dummy",
-        kv_blocks=BATCH + PROMPT // BLOCK_SIZE,
-        config_overrides={"num_hidden_layers": args.layers},
-    )
+    config = few_layers(args.model_path, args.layers, args.tp, args.dtype, kv_blocks=BATCH + PROMPT // BLOCK_SIZE)
     planned = plan(config)
     off = False
-    for rank, measured in enumerate(measure(config)):
+    for rank, measured in enumerate(run_ranks(config, __file__)):
         for (name, plan_bytes), bytes_ in zip(planned.items(), measured, strict=True):
             ratio = bytes_ / plan_bytes
             off |= abs(ratio - 1) > TOLERANCE
@@ -74,22 +62,8 @@ def plan(config: EngineConfig) -> dict[str, int]:
     return planned
 
 
-def measure(config: EngineConfig) -> list[list[int]]:
-    """Bytes of each rank, for each step."""
-    with tempfile.TemporaryDirectory() as reports:
-        # The ranks find this file's run_rank by the module's name; spawn adds the project's root.
-        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
-        payload = json.dumps([reports, config.to_json()])
-        with spawn(config.tp, "cpu", payload, f"{Path(__file__).stem}:run_rank") as group:
-            run_rank(payload, group)
-            group.barrier("measuring")
-        return [json.loads(path.read_text()) for path in sorted(Path(reports).iterdir())]
-
-
-def run_rank(payload: str, group: RankGroup) -> None:
-    """What every rank runs: the model, the context of the decode batch, then each step, measured by itself."""
-    reports, text = json.loads(payload)
-    config = EngineConfig.from_json(text)
+def run_rank(config: EngineConfig, group: RankGroup) -> list[int]:
+    """The model, the context of the decode batch, then each step -> its peak beyond what was there before."""
     before = resident("VmRSS")
     runner = ModelRunner(config, config.load_model_config(), group, config.kv_blocks or 0)
     for row in range(BATCH):
@@ -99,18 +73,7 @@ def run_rank(payload: str, group: RankGroup) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         runner.execute(message(*STEPS[name], first_block=first_block))
         peaks.append(resident("VmHWM") - before)
-    Path(reports, f"{group.rank:03d}").write_text(json.dumps(peaks))
-    if group.rank != 0:
-        group.barrier("measuring")
-
-
-def message(query_lens: list[int], kv_lens: list[int], first_block: int) -> Int32:
-    """A step of random tokens whose sequences have their blocks one after the other (see engine/message.py)."""
-    batch, columns = len(query_lens), max(-(-length // BLOCK_SIZE) for length in kv_lens)
-    table = first_block + np.arange(batch * columns)
-    tokens = np.random.default_rng(0).integers(0, 1000, sum(query_lens))
-    header = [batch, columns, sum(query_lens), *query_lens, *kv_lens, *[1] * batch]
-    return np.concatenate([header, table, tokens]).astype(np.int32)
+    return peaks
 
 
 def resident(field: str) -> int:

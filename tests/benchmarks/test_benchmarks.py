@@ -1,4 +1,4 @@
-"""Each benchmark runs and prints its figures. Times are not judged here; memory is: it does not depend on the load."""
+"""Each benchmark runs and prints its figures. Memory is judged, and of times the bound from below."""
 
 from __future__ import annotations
 
@@ -50,3 +50,11 @@ def test_the_planned_peak_is_within_a_tenth_of_the_measured(root: Path, tmp_path
     printed = run(root, "memory.py", "--model_path", str(write_config(tmp_path)), "--tp", str(tp))
     ratios = re.findall(r"rank \d, (?:decode of 16 rows|prefill of 1024): planned .* ratio (\d\.\d+)\n", printed)
     assert len(ratios) == 2 * tp and all(0.9 <= float(ratio) <= 1.1 for ratio in ratios)
+
+
+@pytest.mark.parametrize("tp", [1, pytest.param(4, marks=pytest.mark.full)])
+def test_predicted_times_bound_the_measured_from_below(root: Path, tmp_path: Path, tp: int) -> None:
+    printed = run(root, "bound.py", "--model_path", str(write_config(tmp_path)), "--tp", str(tp))
+    steps = re.findall(r"(.*), tp \d: at least (\d+\.\d) ms, measured (\d+\.\d) ms", printed)
+    assert [name for name, _, _ in steps] == ["prefill of 256", "decode of 1 row", "decode of 16 rows"]
+    assert all(0 < float(bound) <= float(measured) for _, bound, measured in steps)

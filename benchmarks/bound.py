@@ -1,0 +1,76 @@
+"""The times that the plan predicts for this CPU against measured ones, at a real model's width with few layers.
+
+    python benchmarks/bound.py --model_path <folder with the model's config.json> [--layers 4] [--tp 1] [--dtype fp16]
+
+Random weights. Each step runs several times on all ranks; the fastest counts. The prediction is a bound from below, so
+exit status 1 if a measured time is shorter. The processor is measured before and after the steps; the faster counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from ranks import BLOCK_SIZE, few_layers, message, run_ranks
+
+from atb_models import ops
+from atb_models.engine.config import EngineConfig
+from atb_models.engine.cores import available_cores
+from atb_models.engine.model_runner import ModelRunner
+from atb_models.engine.ranks import RankGroup
+from atb_models.models.dtypes import torch_dtype
+from atb_models.plan.this_cpu import measure_cpu
+from atb_models.plan.times import Step, StepCosts, price
+
+CONTEXT = 128
+STEPS = {
+    "prefill of 256": Step((256,), (256,), 1),
+    "decode of 1 row": Step((1,), (CONTEXT,), 1),
+    "decode of 16 rows": Step((1,) * 16, (CONTEXT,) * 16, 16),
+}
+RUNS = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", required=True)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
+    args = parser.parse_args()
+    config = few_layers(args.model_path, args.layers, args.tp, args.dtype, kv_blocks=16)
+    before = measure_cpu(available_cores())
+    measured = [max(seconds) for seconds in zip(*run_ranks(config, __file__), strict=True)]
+    chips = before, measure_cpu(available_cores())
+    ops.bind("cpu")
+    costs = StepCosts(config.load_model_config(), torch_dtype(config.dtype), config.tp)
+    below = False
+    for (name, step), seconds in zip(STEPS.items(), measured, strict=True):
+        bound = min(price(costs.works(step), chip, config.tp).total for chip in chips)
+        below |= seconds < bound
+        print(
+            f"{name}, tp {config.tp}: at least {bound * 1e3:.1f} ms, measured {seconds * 1e3:.1f} ms,"
+            f" {bound / seconds:.0%} of the roofline"
+        )
+    return int(below)
+
+
+def run_rank(config: EngineConfig, group: RankGroup) -> list[float]:
+    """The fastest of the runs of each step, seconds."""
+    runner = ModelRunner(config, config.load_model_config(), group, config.kv_blocks or 0)
+    fastest = []
+    for step in STEPS.values():
+        assert max(step.kv_lens) * len(step.kv_lens) <= 16 * BLOCK_SIZE
+        sent, seconds = message(list(step.query_lens), list(step.kv_lens)), []
+        for _ in range(RUNS):
+            group.barrier("measuring")
+            started = time.perf_counter()
+            runner.execute(sent)
+            seconds.append(time.perf_counter() - started)
+        fastest.append(min(seconds))
+    return fastest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

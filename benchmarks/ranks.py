@@ -1,0 +1,60 @@
+"""What the benchmarks of single steps share: ranks that hold a model of random weights and run steps by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from atb_models.engine.config import EngineConfig
+from atb_models.engine.message import Int32
+from atb_models.engine.ranks import RankGroup
+from atb_models.engine.spawn import spawn
+
+BLOCK_SIZE = 128
+
+
+def few_layers(model_path: str, layers: int, tp: int, dtype: str, kv_blocks: int) -> EngineConfig:
+    """Random weights of a model's width on `tp` ranks of the CPU."""
+    return EngineConfig(
+        model_path,
+        dtype=dtype,
+        tp=tp,
+        load_format="dummy",
+        kv_blocks=kv_blocks,
+        config_overrides={"num_hidden_layers": layers},
+    )
+
+
+def run_ranks(config: EngineConfig, script: str) -> list[list[float]]:
+    """Each rank runs `run_rank(config, group)` of this script -> what it returned, by rank."""
+    module = Path(script).stem
+    with tempfile.TemporaryDirectory() as reports:
+        # The ranks find the script by the module's name; spawn adds the project's root.
+        os.environ["PYTHONPATH"] = str(Path(script).resolve().parent)
+        payload = json.dumps([reports, module, config.to_json()])
+        with spawn(config.tp, "cpu", payload, f"{Path(__file__).stem}:report") as group:
+            report(payload, group)
+            group.barrier("measuring")
+        return [json.loads(path.read_text()) for path in sorted(Path(reports).iterdir())]
+
+
+def report(payload: str, group: RankGroup) -> None:
+    """What every rank runs."""
+    reports, module, config = json.loads(payload)
+    figures = __import__(module).run_rank(EngineConfig.from_json(config), group)
+    Path(reports, f"{group.rank:03d}").write_text(json.dumps(figures))
+    if group.rank != 0:
+        group.barrier("measuring")
+
+
+def message(query_lens: list[int], kv_lens: list[int], first_block: int = 0) -> Int32:
+    """A step of random tokens whose sequences have their blocks one after the other (see engine/message.py)."""
+    batch, columns = len(query_lens), max(-(-length // BLOCK_SIZE) for length in kv_lens)
+    table = first_block + np.arange(batch * columns)
+    tokens = np.random.default_rng(0).integers(0, 1000, sum(query_lens))
+    header = [batch, columns, sum(query_lens), *query_lens, *kv_lens, *[1] * batch]
+    return np.concatenate([header, table, tokens]).astype(np.int32)
