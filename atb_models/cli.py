@@ -69,9 +69,13 @@ def _look(name: str, flag: str, words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         parser = run_parser()
         parser.prog, parser.description = f"atb-models {name}", COMMANDS[name].__doc__
-        for action in parser._actions:
-            if action.dest in LOOKS:
-                action.help = argparse.SUPPRESS
+        hidden = {*LOOKS, *OTHERS_FLAGS[name]}
+        for group in parser._action_groups:
+            apart = (group.title or "").startswith(NOT_OF_LOOKS)
+            for action in group._group_actions:
+                if apart or action.dest in hidden:
+                    action.help = argparse.SUPPRESS
+            group.title = None if apart else group.title
         parser.print_help()
         return 0
     for word in words:
@@ -108,6 +112,8 @@ def _no_more(name: str, words: list[str]) -> None:
         raise ConfigError(f"unexpected word {more[0]!r}")
 
 
+NOT_OF_LOOKS = ("input", "decoding", "flags of MindIE's run_pa that are refused")  # groups of flags, by title
+OTHERS_FLAGS = {"plan": ("svg", "all_layers"), "graph": ("chip", "chips_file")}
 LOOKS = ("plan", "print_graph", "profile")  # flags of run_pa.py of which there is one at most
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,

@@ -42,19 +42,16 @@ def launch(argv: Sequence[str]) -> int:
     log.setup()
     args = parse_args(argv)
     os.environ.pop("ATB_LAUNCHER_MODEL_PATH", None)
-    looking = args.plan or args.print_graph
-    job = None if looking else _check(args)
-    wanted_port, listed = env.get("MASTER_PORT"), env.get("ASCEND_RT_VISIBLE_DEVICES")
-    address = choose_address()
+    if args.plan or args.print_graph:
+        look(args, len(_devices(args)[1]))
+        return 0
+    job = _check(args)
+    wanted_port, address = env.get("MASTER_PORT"), choose_address()
     if wanted_port is not None:
         choose_port(wanted_port)  # only looks; one of ours is chosen when the ranks start
+    kind, devices = _devices(args)
     with interrupt_ends_at_once():
-        kind, existing = existing_devices(args.device)
         importlib.import_module("torch.distributed.run")  # for run_ranks
-    devices = choose_devices(listed, existing, None if args.tp == AUTO else args.tp)
-    if job is None:
-        look(args, len(devices))
-        return 0
     kv_heads_per_rank(job.model.num_attention_heads, job.model.num_key_value_heads, len(devices))
     rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
     os.environ.update(export_devices(kind, devices, os.environ))
@@ -62,6 +59,14 @@ def launch(argv: Sequence[str]) -> int:
         os.environ["ATB_LAUNCHER_MODEL_PATH"] = job.llm["model_path"]
     os.environ["OMP_NUM_THREADS"] = str(rank_threads(len(devices)))
     return _run(len(devices), address, wanted_port, argv)
+
+
+def _devices(args: argparse.Namespace) -> tuple[str, Sequence[int]]:
+    """The kind of device and the numbers of those that the ranks take, one each."""
+    listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
+    with interrupt_ends_at_once():
+        kind, existing = existing_devices(args.device)
+    return kind, choose_devices(listed, existing, None if args.tp == AUTO else args.tp)
 
 
 def _check(args: argparse.Namespace) -> Job:

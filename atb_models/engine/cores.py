@@ -17,6 +17,15 @@ def available_cores() -> int:
     return max(1, math.floor(min(float(len(os.sched_getaffinity(0))), _cgroup_cores())))
 
 
+def used_cores(ranks_here: int) -> int:
+    """Cores that so many ranks of this host compute on, where the user may have chosen their threads."""
+    if not _user_chose_threads():
+        return available_cores()
+    import torch
+
+    return min(available_cores(), torch.get_num_threads() * ranks_here)
+
+
 def set_threads(ranks_here: int) -> None:
     """Share the cores among the ranks of this host, unless the user chose a number of threads, which torch follows."""
     if not _user_chose_threads():

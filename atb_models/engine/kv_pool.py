@@ -8,13 +8,13 @@ import numpy as np
 
 from atb_models import ops
 from atb_models.engine.config import PREFILL_TOKENS, EngineConfig
-from atb_models.engine.memory import free_memory
+from atb_models.engine.memory import Free, agreed_memory
 from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError, ConfigError
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.capacity import Deployment, Shortage, gib
-from atb_models.plan.memory import Limits, RankMemory, rank_memory
+from atb_models.plan.memory import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -26,42 +26,55 @@ def agree_on_kv_blocks(config: EngineConfig, model: ModelConfig, group: RankGrou
     the least memory.
     """
     ops.bind(group.device.type)
-    memory = _rank_memory(config, model, group.size) if group.rank == 0 else None
-    group.barrier("their start")  # what the others take for themselves is taken by now
+    deployment = Deployment(model, torch_dtype(model.run_dtype(config.dtype)), group.size, engine_limits(config, model))
+    if group.rank == 0:
+        with group.doing("planning memory"):
+            deployment.memory()  # what tracing takes for itself is taken before anybody looks, as what the others take
+    group.barrier("their start")
     with group.doing("looking for memory"):
-        usable = group.minimum(free_memory(group.device, group.ranks_here))
-    if memory is None:
+        free = agreed_memory(group)
+    if group.rank != 0:
         decision = group.receive_step()
         return None if decision is None else int(decision[0])
-    blocks = choose_kv_blocks(config, model, memory, group.size, usable, shares_host=group.device.type == "cpu")
+    blocks = choose_kv_blocks(config, deployment, free, group.ranks_here)
     with group.doing("sharing out memory"):
         group.send_step(np.array([blocks], dtype=np.int32))
     return blocks
 
 
-def choose_kv_blocks(
-    config: EngineConfig, model: ModelConfig, memory: RankMemory, size: int, usable: int, *, shares_host: bool
-) -> int:
+def choose_kv_blocks(config: EngineConfig, deployment: Deployment, free: Free, ranks_here: int) -> int:
     """`kv_blocks`, or else blocks for `max_batch_size` sequences of `max_seq_len` tokens, or as many as fit.
 
-    usable: bytes that each of `size` ranks may take; shares_host: the ranks share one memory. Raises CapacityError when
-    not one block fits, or not the number asked for; a request that is too long for the pool is refused on its own.
+    Raises CapacityError when not one block fits, or not the number asked for; a request that is too long for the pool
+    is refused on its own.
     """
-    limits, fitting, needed = engine_limits(config, model), memory.kv_blocks(usable), config.kv_blocks or 1
-    if fitting < needed:
-        deployment = Deployment(model, torch_dtype(model.run_dtype(config.dtype)), size, limits)
-        raise CapacityError(Shortage(deployment, memory, usable, blocks=needed, shares_host=shares_host).message())
-    blocks = min(needed if config.kv_blocks else limits.full_batch_blocks, fitting)
+    usable = free.of_rank(ranks_here)
+    memory, blocks = deployment.start(usable, config.kv_blocks)
+    if not blocks:
+        raise CapacityError(
+            Shortage(
+                deployment,
+                memory,
+                usable,
+                blocks=config.kv_blocks or 1,
+                usable_by=lambda ranks: _usable_by(free, ranks, deployment.size // ranks_here),
+                where=free.where(ranks_here),
+                overrides=config.config_overrides or {},
+            ).message()
+        )
     logger.info(
         "memory of a rank: %s usable, weights %s, activations at most %s, KV cache %s (%d tokens)",
         gib(usable), gib(memory.weights), gib(memory.activations), gib(blocks * memory.kv_block),
-        blocks * limits.block_size,
+        blocks * memory.block_size,
     )  # fmt: skip
     return blocks
 
 
-def _rank_memory(config: EngineConfig, model: ModelConfig, size: int) -> RankMemory:
-    return rank_memory(model, torch_dtype(model.run_dtype(config.dtype)), size, engine_limits(config, model))
+def _usable_by(free: Free, ranks: int, hosts: int) -> int | None:
+    """What each of so many ranks might use; None where there cannot be so many."""
+    if ranks % hosts or (free.most_ranks is not None and ranks // hosts > free.most_ranks):
+        return None
+    return free.of_rank(ranks // hosts)
 
 
 def engine_limits(config: EngineConfig, model: ModelConfig) -> Limits:

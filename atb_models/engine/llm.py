@@ -92,7 +92,8 @@ class LLM:
                 serve(config, model_config, self._group)
                 self._group.close()
                 raise SystemExit(0)
-            self._tokenizer = load_tokenizer(config.folder, chat_template, trust_remote_code)
+            with self._group.doing("reading the tokenizer"):
+                self._tokenizer = load_tokenizer(config.folder, chat_template, trust_remote_code)
             kv_blocks = agree_on_kv_blocks(config, model_config, self._group)
             assert kv_blocks is not None, "rank 0 refuses a model by an exception"
             self._runner = ModelRunner(config, model_config, self._group, kv_blocks)

@@ -3,23 +3,64 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from atb_models import env
 from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
+from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError
 
 GIB = 1 << 30
 UNLIMITED = 1 << 62
-# What torch's libraries and the allocator take of a CPU rank's memory once it runs: kernels made at first use, buffers
-# of threads, freed blocks that are kept. Measured with benchmarks/memory.py.
+# What torch's libraries take of a CPU rank's memory once it runs: kernels made at first use, buffers of threads.
+# Measured with benchmarks/memory.py.
 RUNTIME_BYTES = 64 << 20
+# Kept aside beyond that: what the allocator holds after steps of different sizes, of which up to 61 MiB were seen.
+MARGIN_BYTES = 128 << 20
+# Kept aside of an address space, where stacks and arenas of threads count although nobody uses most of them.
+ADDRESS_SPACE_BYTES = 512 << 20
 
 
-def free_memory(device: torch.device, ranks_here: int) -> int:
-    """Bytes for this rank's weights, activations and KV cache, never negative.
+@dataclass(frozen=True)
+class Free:
+    """Memory for weights, activations and KV cache, bytes.
+
+    `own`: for this rank alone, of its device or within the limits of its process; `shared`: for all ranks of the host
+    together, None on devices, which nobody shares. `most_ranks`: as many as there are devices, None without a bound.
+    """
+
+    own: int
+    shared: int | None = None
+    most_ranks: int | None = None
+
+    def of_rank(self, ranks_here: int) -> int:
+        """What each of so many ranks may use; negative where even what is kept aside is not there."""
+        return self.own if self.shared is None else min(self.own, _share(self.shared, ranks_here))
+
+    def where(self, ranks_here: int) -> str:
+        """Whose memory it is that bounds a rank."""
+        if self.shared is None:
+            return "of its device (less RESERVED_MEMORY_GB and what NPU_MEMORY_FRACTION leaves)"
+        bound_by_host = _share(self.shared, ranks_here) <= self.own
+        return "of the memory of this host or its control group" if bound_by_host else "of its address space (ulimit)"
+
+
+def _share(shared: int, ranks_here: int) -> int:
+    return shared // ranks_here - RUNTIME_BYTES - MARGIN_BYTES
+
+
+def agreed_memory(group: RankGroup) -> Free:
+    """The least that any rank of the group finds free."""
+    free = free_memory(group.device)
+    own = group.minimum(free.own)
+    return Free(own, None if free.shared is None else group.minimum(free.shared), free.most_ranks)
+
+
+def free_memory(device: torch.device) -> Free:
+    """What may be taken now.
 
     On a CPU the ranks of a host share what is left of its memory within the cgroup's limit, and each stays within the
     limits of its own process. On a device, NPU_MEMORY_FRACTION and RESERVED_MEMORY_GB are taken off.
@@ -27,9 +68,9 @@ def free_memory(device: torch.device, ranks_here: int) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         reserved = int(env.get("RESERVED_MEMORY_GB")) * GIB
-        return max(0, int(free - (1 - float(env.get("NPU_MEMORY_FRACTION"))) * total) - reserved)
-    shared = min(_host_available(), _cgroup_available()) // ranks_here
-    return max(0, min(shared, _process_available()) - RUNTIME_BYTES)
+        own = int(free - (1 - float(env.get("NPU_MEMORY_FRACTION"))) * total) - reserved
+        return Free(own, most_ranks=torch.cuda.device_count())
+    return Free(_process_available() - ADDRESS_SPACE_BYTES, shared=min(_host_available(), _cgroup_available()))
 
 
 def _process_available(statm: Path = Path("/proc/self/statm")) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -42,8 +43,10 @@ def run_guarded(program: Callable[[], int | None]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None and not _stdout_works():
             _silence(sys.stdout)
-            return report(f"the answers cannot be written to stdout: {error.strerror}")
-        return report(_missing_package(error) or "internal error\n" + traceback.format_exc().rstrip())
+            return report(f"stdout cannot be written: {error.strerror}")
+        return report(
+            _shortage(error) or _missing_package(error) or "internal error\n" + traceback.format_exc().rstrip()
+        )
 
 
 def report(message: str, status: int = 1, *, is_consequence: bool = False) -> int:
@@ -65,8 +68,21 @@ def report(message: str, status: int = 1, *, is_consequence: bool = False) -> in
     return status
 
 
+def _shortage(error: Exception) -> str | None:
+    """What to say where an allocation failed, Python's or torch's (which on a CPU has no exception of its own)."""
+    if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+        return None
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        "out of memory: something else took what was free at the start, or the run went beyond its plan;"
+        f" lower --max_batch_size, --max_prefill_tokens or --kv_blocks ({cause})"
+    )
+
+
 def _missing_package(error: Exception) -> str | None:
-    """What to say of an interpreter without torch, say; None for any other error."""
+    """What to say of an interpreter without torch, say, or without room for it; None for any other error."""
+    if isinstance(error, ImportError) and re.search("map segment|allocate memory", str(error)):
+        return f"torch cannot be loaded, there is too little memory or address space (ulimit -v): {error}"
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if name is None or name.split(".")[0] == "atb_models":
         return None

@@ -12,6 +12,7 @@ from atb_models.launcher.args import check_lengths, input_length
 from atb_models.launcher.engine_args import llm_arguments
 from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import find_checkpoint, prefill_tokens
+from atb_models.launcher.limits import LOOK_BYTES, check_address_space
 from atb_models.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class Subject:
     device: str
     limits: Limits
     input_length: int  # tokens of a prompt
+    kv_blocks: int | None = None  # asked for
 
 
 def look(args: argparse.Namespace, tp: int) -> None:
     """Print the plan or the graphs for `tp` ranks; under torchrun rank 0 does. May raise AtbError."""
     if env.get("RANK"):
         return
+    check_address_space(LOOK_BYTES, "--plan" if args.plan else "--print_graph")
     with interrupt_ends_at_once():
         subject = _subject(args, tp)
     if args.plan:
@@ -67,4 +70,5 @@ def _subject(args: argparse.Namespace, tp: int) -> Subject:
         device=device,
         limits=engine_limits(config, model),
         input_length=length,
+        kv_blocks=config.kv_blocks,
     )

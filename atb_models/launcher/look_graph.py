@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atb_models.files import check_file, written_whole
 from atb_models.models.dtypes import torch_dtype
+from atb_models.models.label import model_label
 
 if TYPE_CHECKING:
     from atb_models.graph import OpGraph
@@ -30,7 +30,7 @@ def print_graph(subject: Subject, args: argparse.Namespace) -> None:
 
     if args.svg is not None:
         check_file(Path(args.svg), "--svg")
-    model = os.path.basename(os.path.abspath(subject.folder)) if args.model_path else "embedded checkpoint"
+    model = model_label(subject.folder)
     graphs = trace_steps(subject, args.max_output_length)
     if args.format == "json":
         print(json.dumps({"model": model} | {name: graph.to_json() for name, graph in graphs.items()}))

@@ -6,50 +6,52 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 
-from atb_models.engine.cores import available_cores
+from atb_models.engine.cores import used_cores
 from atb_models.engine.memory import free_memory
 from atb_models.launcher.look import Subject
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.capacity import Deployment
-from atb_models.plan.chips import THIS_CPU, Chip, find_chip, load_chips
+from atb_models.plan.chips import ALL_CHIPS, THIS_CPU, Chip, chip_named_in, find_chip, load_chips
 from atb_models.plan.plan import make_plan, to_json
 from atb_models.plan.report import to_text
 from atb_models.plan.this_cpu import measure_cpu
 
-ALL = "all"
-
 
 def print_plan(subject: Subject, args: argparse.Namespace) -> None:
-    """On stdout, as text or JSON. Raises ConfigError for an unknown chip, a bad chips file or too many ranks."""
+    """On stdout, as text or JSON; without "this CPU" where memory is too short to measure it.
+
+    Raises ConfigError for an unknown chip, a bad chips file or too many ranks."""
     chips = load_chips(args.chips_file)
     in_full = _shown_in_full(args.chip, subject.device, chips)
     kv_heads_per_rank(subject.model.num_attention_heads, subject.model.num_key_value_heads, subject.tp)
     deployment = Deployment(subject.model, torch_dtype(subject.dtype), subject.tp, subject.limits)
-    chips[THIS_CPU] = measure_cpu(available_cores())
-    plan = make_plan(subject.folder, subject.dtype, deployment, _free_here(subject), chips)
+    with suppress(MemoryError):
+        chips[THIS_CPU] = measure_cpu(used_cores(subject.tp), free_memory(torch.device("cpu")).of_rank(1))
+    plan = make_plan(subject.folder, subject.dtype, deployment, _free_here(subject), chips, subject.kv_blocks)
     if args.format == "json":
         sys.stdout.write(json.dumps(to_json(plan), indent=2) + "\n")
     else:
-        sys.stdout.write(to_text(plan, in_full))
+        sys.stdout.write(to_text(plan, [name for name in in_full if name in chips]))
     sys.stdout.flush()
 
 
 def _shown_in_full(name: str | None, device: str, chips: Mapping[str, Chip]) -> list[str]:
     """Names of chips: those asked for, else the machine's own if the table has it."""
-    if name is None:
-        here = THIS_CPU if device == "cpu" else torch.cuda.get_device_name()
-        return [chip for chip in (*chips, THIS_CPU) if chip.casefold() in here.casefold()]
-    if name.casefold() == ALL:
-        return [*chips, THIS_CPU]
-    return [THIS_CPU if name.casefold() == THIS_CPU.casefold() else find_chip(name, chips).name]
+    if name is None and device != "cpu":
+        here = chip_named_in(torch.cuda.get_device_name(), chips)
+        return [here.name] if here else []
+    if name is None or name.casefold() == THIS_CPU.casefold():
+        return [THIS_CPU]
+    return [*chips, THIS_CPU] if name.casefold() == ALL_CHIPS else [find_chip(name, chips).name]
 
 
 def _free_here(subject: Subject) -> int | None:
     """Bytes that each rank may use; None: there are fewer devices than ranks."""
     if subject.device != "cpu" and torch.cuda.device_count() < subject.tp:
         return None
-    return free_memory(torch.device(subject.device), subject.tp)
+    return free_memory(torch.device(subject.device)).of_rank(subject.tp)

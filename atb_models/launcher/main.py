@@ -19,6 +19,7 @@ from atb_models.launcher.engine_args import ranks
 from atb_models.launcher.exit_status import run_guarded
 from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import Job, prepare
+from atb_models.launcher.limits import check_address_space
 from atb_models.launcher.look import look
 from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
@@ -44,6 +45,7 @@ def run(argv: Sequence[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end the run
     args = parse_args(argv)
+    check_address_space()
     if args.plan or args.print_graph:
         look(args, ranks(args))
         return
@@ -52,8 +54,8 @@ def run(argv: Sequence[str]) -> None:
         from atb_models import LLM
         from atb_models.engine.device import choose_device
     device = choose_device(args.device)
-    profiling = Profiling(args, device)
     bind_cores(device)
+    profiling = Profiling(args, device)
     _say_before(job, device)
     with LLM(**job.llm) as llm:
         outputs = _infer(llm, job, args, profiling)

@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from atb_models import env
-from atb_models.errors import AtbError
+from atb_models.errors import AtbError, ConfigError
 from atb_models.files import written_whole
 from atb_models.launcher.affinity import rank_cores
+from atb_models.launcher.engine_args import ranks
 from atb_models.launcher.results import PROFILE_FILES
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ class Profiling:
     """Profiles rank 0's part of a run where the arguments ask for it; otherwise it does nothing."""
 
     def __init__(self, args: argparse.Namespace, device: str) -> None:
-        """Raises ConfigError for a chip that is not known, before a model is loaded."""
+        """Rank 0 measures its CPU here, where that is the chip: before a model takes the memory.
+
+        Raises ConfigError for a chip that is not known.
+        """
         self._on, self._device = args.profile, device
         self._chip: Chip | None = None
-        self._measures = False  # the chip is this machine's processor
+        self._no_chip: str | None = None  # why there is none
         if self._on:
-            self._choose_chip(args.chip, args.chips_file)
+            self._choose_chip(args.chip, args.chips_file, ranks(args))
 
     @contextmanager
     def around(self, llm: LLM) -> Iterator[None]:
@@ -52,7 +56,7 @@ class Profiling:
         if env.get("ATB_LLM_BENCHMARK_ENABLE"):
             logger.warning("the benchmark's times include the work of the profile's recorder")
         run = self._run(llm)
-        with Recorder(llm._runner.model, run.price()) as recorder:
+        with Recorder(llm._runner, run.price()) as recorder:
             yield
         sys.stdout.flush()  # the answers come first on a terminal
         try:
@@ -60,45 +64,56 @@ class Profiling:
         finally:
             _show(recorder.profile, run)
 
-    def _choose_chip(self, name: str | None, file: str | None) -> None:
-        from atb_models.plan.chips import THIS_CPU, find_chip, load_chips
+    def _choose_chip(self, name: str | None, file: str | None, ranks: int) -> None:
+        from atb_models.plan.chips import ALL_CHIPS, THIS_CPU, chip_named_in, find_chip, load_chips
 
         chips = load_chips(file)
-        self._measures = self._device == "cpu" if name is None else name.casefold() == THIS_CPU.casefold()
+        if name is not None and name.casefold() == ALL_CHIPS:
+            raise ConfigError("--chip all is of --plan only; --profile compares with one chip, name it")
         if name is None and self._device == "cuda":
             import torch
 
-            here = torch.cuda.get_device_name().casefold()
-            self._chip = next((chip for chip in chips.values() if chip.name.casefold() in here), None)
-        elif name is not None and not self._measures:
+            self._chip = chip_named_in(torch.cuda.get_device_name(), chips)
+            self._no_chip = None if self._chip else "this device is not in the table of chips"
+        elif name is not None and name.casefold() != THIS_CPU.casefold():
             self._chip = find_chip(name, chips)
+        elif not env.get("RANK"):
+            try:
+                self._chip = _this_cpu(ranks)
+            except MemoryError:
+                self._no_chip = "there is too little memory to measure this CPU"
 
     def _run(self, llm: LLM) -> Run:
         import torch
 
+        from atb_models.models.label import model_label
         from atb_models.profiler.report import Run
 
         build = llm._runner.model.layers[0].build
         on_cpu = self._device == "cpu"
         threads = torch.get_num_threads()
         return Run(
-            model=str(llm.config.folder),
+            model=model_label(llm.config.folder),
             dtype=llm._runner.model_config.run_dtype(llm.config.dtype),
             device=f"cpu, {threads} thread{'s' * (threads > 1)}" if on_cpu else torch.cuda.get_device_name(),
             rank=build.rank,
             ranks=build.size,
             waits=not on_cpu,
-            chip=_this_cpu() if self._measures else self._chip,
+            chip=self._chip,
+            no_chip=self._no_chip,
         )
 
 
-def _this_cpu() -> Chip:
-    """Measured; a rank that is bound to cores has them to itself."""
-    from atb_models.engine.cores import available_cores
+def _this_cpu(ranks: int) -> Chip:
+    """Measured; a rank that is bound to cores has them to itself. Raises MemoryError where that needs too much."""
+    import torch
+
+    from atb_models.engine.cores import used_cores
+    from atb_models.engine.memory import free_memory
     from atb_models.plan.this_cpu import measure_cpu
 
-    chip = measure_cpu(available_cores())
     bound = env.get("WORLD_SIZE") is not None and rank_cores(sorted(os.sched_getaffinity(0)), 0, 1, "cpu") is not None
+    chip = measure_cpu(used_cores(1 if bound else ranks), free_memory(torch.device("cpu")).of_rank(1))
     return replace(chip, shared=False, device="the cores that rank 0 is bound to") if bound else chip
 
 

@@ -17,6 +17,9 @@ from atb_models.models.config import ModelConfig
 from atb_models.models.dummy import DummyWeights
 from atb_models.models.weight_map import Weight, weight_names
 
+# No thread that watches the bar: its stack and arena are address space that a limited process may not have.
+tqdm.monitor_interval = 0
+
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 

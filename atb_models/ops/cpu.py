@@ -36,6 +36,16 @@ def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: in
     return y_RO
 
 
+def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+    """The definition's, with the workspace of the widened product where one expert gets every token."""
+    rule = moe.grouped_matmul.reference_shape
+    assert rule is not None
+    y_RO = rule(x_RI, weight_EOI, counts_E, top_k)
+    tokens = slice(0, x_RI.shape[0] // top_k)
+    _multiply(x_RI[tokens], weight_EOI[0], y_RO[tokens])
+    return y_RO
+
+
 def _has_better(x_TI: Tensor) -> bool:
     rows = x_TI.shape[0]
     return (x_TI.dtype == torch.float16 and rows >= WIDEN_ROWS) or (x_TI.dtype == torch.bfloat16 and rows == 1)
@@ -69,3 +79,4 @@ def _multiply_widened(x_TI: Tensor, weight_OI: Tensor, out_TO: Tensor) -> None:
 
 
 OPS: dict[str, Body] = {"Linear": linear, "GroupedMatmul": grouped_matmul}
+SHAPES: dict[str, Body] = {"GroupedMatmul": _grouped_matmul_shape}

@@ -17,16 +17,16 @@ Wrap = Callable[["Op", Body, tuple[Any, ...]], Any]
 class Op:
     """A named operation. `reference` is its body in torch; `run` is what a call executes on the bound backend.
 
-    `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape; `shape` stands in
-    for it where the body must read values.
+    `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape and the workspace;
+    `shape` stands in for it where the body must read values.
     """
 
     def __init__(self, name: str, reference: Body, cost: Callable[..., Cost], shape: Body | None) -> None:
         self.name = name
         self.reference = reference
+        self.reference_shape = shape
         self.cost = cost
-        self.shape = shape
-        self.run = reference
+        self.run, self.shape = reference, shape
         self.backend = "reference"
         self.__doc__ = reference.__doc__
 
@@ -57,15 +57,18 @@ def op(name: str, *, cost: Callable[..., Cost], shape: Body | None = None) -> Ca
 def bind(backend: str) -> None:
     """Let `backend` (a device type, or "reference") serve the operations it has; the reference serves the rest.
 
-    A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature.
+    A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature, and
+    `SHAPES`, a dict of the shape rules that differ from the definition's in their workspace.
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
     module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
     native: dict[str, Body] = module.OPS if module else {}
+    shapes: dict[str, Body] = module.SHAPES if module else {}
     unknown = native.keys() - TABLE.keys()
     assert not unknown, f"backend {backend} serves operations that are not in the table: {sorted(unknown)}"
     for operation in TABLE.values():
         operation.run = native.get(operation.name, operation.reference)
+        operation.shape = shapes.get(operation.name, operation.reference_shape)
         operation.backend = backend if operation.name in native else "reference"
 
 

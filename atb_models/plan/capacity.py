@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -33,29 +34,49 @@ class Deployment:
         """What each of its ranks needs."""
         return rank_memory(self.model, self.dtype, self.size, self.limits)
 
+    def memory_within(self, usable: int, blocks: int | None = None) -> RankMemory:
+        """The same where a rank has `usable` bytes (and so many KV blocks): no sequence is longer than their KV."""
+        memory = self.memory()
+        fitting = max(0, usable - memory.weights) // memory.kv_block
+        longest = max(1, fitting if blocks is None else min(fitting, blocks)) * memory.block_size
+        if longest >= self.limits.max_seq_len:
+            return memory
+        return replace(self, limits=replace(self.limits, max_seq_len=longest)).memory()
+
+    def start(self, usable: int, wanted: int | None = None) -> tuple[RankMemory, int]:
+        """Memory and KV blocks of an engine whose ranks have `usable` bytes each: the `wanted` blocks, or those of a
+        full batch, or as many as fit of these. No blocks: it cannot start."""
+        memory = self.memory_within(usable, wanted)
+        fitting = memory.kv_blocks(usable)
+        blocks = wanted or min(self.limits.full_batch_blocks, fitting)
+        return memory, blocks if blocks <= fitting else 0
+
 
 @dataclass(frozen=True)
 class Shortage:
-    """A rank that needs `memory` may use `usable` bytes: too few for `blocks` KV blocks.
+    """A rank that needs `memory` may use `usable` bytes (less than none, perhaps): too few for `blocks` KV blocks.
 
-    shares_host: the ranks share one memory, so that fewer of them have more each.
+    usable_by: what each of another number of ranks might use, None where there cannot be so many. where: whose memory
+    that is. overrides: fields of config.json that are replaced already.
     """
 
     deployment: Deployment
     memory: RankMemory
     usable: int
     blocks: int
-    shares_host: bool
+    usable_by: Callable[[int], int | None]
+    where: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def message(self) -> str:
         """Several lines: total, weights, activations, left, needed for one request, three remedies."""
         deployment, memory, limits = self.deployment, self.memory, self.deployment.limits
         left = max(0, self.usable - memory.weights - memory.activations)
         longest = -(-limits.max_seq_len // limits.block_size) * memory.kv_block
+        what = f"--kv_blocks {self.blocks} does not fit" if memory.kv_blocks(self.usable) else "the model does not fit"
         ranks = f"each of {deployment.size} ranks" if deployment.size > 1 else "it"
-        where = "of this host's memory" if self.shares_host else "of its device's memory"
         lines = [
-            f"the model does not fit: {ranks} needs {gib(self._needed(memory))} and may use {gib(self.usable)} {where}",
+            f"{what}: {ranks} needs {gib(self._needed(memory))} and may use {gib(max(0, self.usable))} {self.where}",
             f"  weights      {gib(memory.weights)}",
             f"  activations  {gib(memory.activations)} at most, in a step of {limits.max_prefill_tokens} prompt tokens"
             f" and {counted(limits.max_batch_size, 'sequence')}",
@@ -69,11 +90,11 @@ class Shortage:
         return "\n".join([*lines, *(f"  {number}. {remedy}" for number, remedy in enumerate(remedies, 1))])
 
     def remedies(self) -> Iterator[str]:
-        """Changes that have been tried and fit, the mildest first; the last three are always there."""
-        yield from self._half_precision()
-        yield from self._other_ranks()
-        yield from self._smaller_steps()
+        """Changes that have been worked out and fit, the mildest first; the last three are always there."""
         yield from self._fewer_blocks()
+        yield from self._half_precision()
+        yield from self._smaller_steps()
+        yield from self._other_ranks()
         yield from self._fewer_layers()
         yield from self._more_memory()
 
@@ -83,20 +104,23 @@ class Shortage:
         needed, limits = self._needed(self.memory), self.deployment.limits
         yield f"{gib(needed)} of memory {whom}, {gib(needed - self.usable)} more than now"
         smallest = replace(limits, max_batch_size=1, max_prefill_tokens=LEAST_PREFILL_TOKENS)
-        size = 1 if self.shares_host else self.deployment.size
-        least = self._needed(replace(self.deployment, size=size, limits=smallest).memory())
-        yield f"{gib(least)} with --tp {size} --max_prefill_tokens {LEAST_PREFILL_TOKENS} --max_batch_size 1, the least"
-        full = needed + (limits.full_batch_blocks - self.blocks) * self.memory.kv_block
-        yield f"{gib(full)} {whom} hold {counted(limits.max_batch_size, 'sequence')} of {limits.max_seq_len} tokens"
+        small = replace(self.deployment, limits=smallest).memory_within(self.usable, 1)
+        least = small.weights + small.activations + small.kv_block
+        yield f"{gib(least)} {whom} with {_step_flags(smallest)} --kv_blocks 1, the least that it runs with"
+        full = self.deployment.memory()
+        enough = full.weights + full.activations + limits.full_batch_blocks * full.kv_block
+        yield f"{gib(enough)} {whom} hold {counted(limits.max_batch_size, 'sequence')} of {limits.max_seq_len} tokens"
 
     def _needed(self, memory: RankMemory) -> int:
         return memory.weights + memory.activations + self.blocks * memory.kv_block
 
     def _try(self, remedy: str, deployment: Deployment) -> list[str]:
         """`remedy` with what a rank needs then, if that fits."""
-        ratio = self.deployment.size / deployment.size if self.shares_host else 1.0
-        needed = self._needed(deployment.memory())
-        return [f"{remedy}: a rank needs {gib(needed)}"] if needed <= self.usable * ratio else []
+        usable = self.usable if deployment.size == self.deployment.size else self.usable_by(deployment.size)
+        if usable is None:
+            return []
+        needed = self._needed(deployment.memory_within(usable, self.blocks))
+        return [f"{remedy}: a rank needs {gib(needed)}"] if needed <= usable else []
 
     def _half_precision(self) -> list[str]:
         if self.deployment.dtype != torch.float32:
@@ -112,14 +136,16 @@ class Shortage:
         return []
 
     def _smaller_steps(self) -> list[str]:
-        """One sequence, and half the prompt tokens of a step again and again."""
-        tokens = self.deployment.limits.max_prefill_tokens // 2
-        while tokens >= LEAST_PREFILL_TOKENS:
-            limits = replace(self.deployment.limits, max_prefill_tokens=tokens, max_batch_size=1)
-            remedy = f"--max_prefill_tokens {tokens} --max_batch_size 1"
-            if found := self._try(remedy, replace(self.deployment, limits=limits)):
-                return found
-            tokens //= 2
+        """Half the prompt tokens of a step again and again, first with the batch as it is, then with one sequence."""
+        now = self.deployment.limits
+        for batch in dict.fromkeys((now.max_batch_size, 1)):
+            tokens = now.max_prefill_tokens
+            while tokens >= LEAST_PREFILL_TOKENS:
+                limits = replace(now, max_prefill_tokens=tokens, max_batch_size=batch)
+                if limits != now:
+                    if found := self._try(_step_flags(limits), replace(self.deployment, limits=limits)):
+                        return found
+                tokens //= 2
         return []
 
     def _fewer_blocks(self) -> list[str]:
@@ -136,13 +162,17 @@ class Shortage:
         while low < high:
             middle = (low + high + 1) // 2
             shorter = replace(model, num_hidden_layers=middle, moe_layers=model.moe_layers[:middle])
-            overrides = json.dumps({"num_hidden_layers": middle})
+            overrides = json.dumps({**self.overrides, "num_hidden_layers": middle})
             found = self._try(
                 f"as a trial {middle} of its {model.num_hidden_layers} layers, --config_overrides '{overrides}'",
                 replace(self.deployment, model=shorter),
             )
             low, high, best = (middle, high, found) if found else (low, middle - 1, best)
         return best
+
+
+def _step_flags(limits: Limits) -> str:
+    return f"--max_prefill_tokens {limits.max_prefill_tokens} --max_batch_size {limits.max_batch_size}"
 
 
 def _can_share(model: ModelConfig, size: int) -> bool:

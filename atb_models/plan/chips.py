@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,10 +14,13 @@ import torch
 from atb_models.errors import ConfigError
 
 TABLE = Path(__file__).with_name("chips.json")
+ALL_CHIPS = "all"  # what --chip takes for every chip
 THIS_CPU = "this CPU"  # is measured, see this_cpu.py
 TEXTS = ("name", "device")
 PEAKS = {torch.float16: "fp16_tflops", torch.bfloat16: "bf16_tflops", torch.float32: "fp32_tflops"}
 FIGURES = ("memory_gb", "bandwidth_gb_s", *PEAKS.values(), "link_gb_s", "latency_us")
+MOST_DIGITS = 24  # of a number that a message repeats
+LEAST, MOST = 1e-6, 1e9  # of a figure: beyond them is a slip, and times that nobody can read
 FORM = '[{"name": "...", "device": "...", "memory_gb": {"value": 64, "source": "..."}, ...}]'
 
 
@@ -48,6 +51,8 @@ def load_chips(file: str | None = None) -> dict[str, Chip]:
 
     Raises ConfigError, which names the file, the chip and the field.
     """
+    if file == "":
+        raise ConfigError("--chips_file is empty; leave it out for the table's own chips")
     chips, own = _read(TABLE), _read(Path(file)) if file else {}
     names = {name.casefold() for name in own}
     return {name: chip for name, chip in chips.items() if name.casefold() not in names} | own
@@ -62,19 +67,25 @@ def find_chip(name: str, chips: Mapping[str, Chip]) -> Chip:
     raise ConfigError(f"there is no chip {name!r} in the table; it has {names}; --chips_file adds others")
 
 
+def chip_named_in(device: str, chips: Mapping[str, Chip]) -> Chip | None:
+    """The chip whose name stands, as whole words, in a device's name: "NVIDIA H200" is the H200, "GH200" is not."""
+    found = [chip for chip in chips.values() if re.search(rf"(?<!\w){re.escape(chip.name)}(?!\w)", device, re.I)]
+    return found[0] if found and not re.search(rf"{re.escape(found[0].name)} (Ti|Super)\b", device, re.I) else None
+
+
 def _read(path: Path) -> dict[str, Chip]:
     try:
         entries = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"chips file {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of the encoding, the form, or a number of thousands of digits
         raise ConfigError(f"chips file {path} is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"chips file {path} must hold a list of chips, as {FORM}")
     chips: dict[str, Chip] = {}
     for number, entry in enumerate(entries):
         chip = _chip(entry, f"chips file {path}: chip {number}")
-        if chip.name.casefold() in (name.casefold() for name in (*chips, THIS_CPU)):
+        if chip.name.casefold() in (name.casefold() for name in (*chips, THIS_CPU, ALL_CHIPS)):
             raise ConfigError(f"chips file {path}: the name {chip.name!r} is taken; give chip {number} another")
         chips[chip.name] = chip
     return chips
@@ -103,6 +114,8 @@ def _chip(entry: Any, where: str) -> Chip:
 def _text(value: Any, where: str, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where}: {name} must be a text, not {value!r}")
+    if not value.isprintable():
+        raise ConfigError(f"{where}: {name} must be a text of printable characters, not {value!r}")
     return value
 
 
@@ -118,8 +131,10 @@ def _figure(entry: dict[str, Any], where: str, name: str) -> tuple[float | None,
     value = figure.get("value")
     if value is None and name in PEAKS.values() and "value" in figure:
         return None, source
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{where}: the value of {name} must be a number, not {value!r}")
-    if value < 0 or (value == 0 and name != "latency_us"):
-        raise ConfigError(f"{where}: the value of {name} must be more than 0, not {value!r}")
+    if not (LEAST <= value <= MOST or (value == 0 and name == "latency_us")):
+        found = repr(value)
+        found = found if len(found) <= MOST_DIGITS else f"a number of {len(found)} digits"
+        raise ConfigError(f"{where}: the value of {name} must be from {LEAST:g} to {MOST:g}, not {found}")
     return float(value), source

@@ -36,10 +36,18 @@ class Fit:
         return self.memory.kv_blocks(usable(card_gib)) * self.memory.block_size
 
 
+def kept_free(card_gib: float) -> float:
+    """GiB of a card that an engine leaves."""
+    return card_gib - usable(card_gib) / GIB
+
+
 def usable(card_gib: float) -> int:
-    """Bytes of a card that an engine takes: its share less the reserve that the environment asks for."""
+    """Bytes of a card that an engine takes: its share less the reserve that the environment asks for.
+
+    Negative where the reserve alone is more.
+    """
     share, reserved = float(env.get("NPU_MEMORY_FRACTION")), int(env.get("RESERVED_MEMORY_GB"))
-    return max(0, int(card_gib * share * GIB) - reserved * GIB)
+    return int(card_gib * share * GIB) - reserved * GIB
 
 
 def fits(deployment: Deployment, memory: RankMemory, parameters: int) -> list[Fit]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from atb_models.plan.capacity import GIB, Deployment
-from atb_models.plan.chips import FIGURES, Chip
+from atb_models.plan.chips import FIGURES, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
 from atb_models.plan.memory import RankMemory
 from atb_models.plan.parameters import Parameters, count_parameters
@@ -16,7 +17,10 @@ from atb_models.plan.times import PAIRS, Cell, pairs_within, roofline_cells
 
 @dataclass(frozen=True)
 class Plan:
-    """`here`: bytes that each rank may use on this machine, None where that is not known."""
+    """`here`: bytes that each rank may use on this machine, None where it has fewer devices than ranks.
+
+    kv_blocks: as many as a start is asked for, None: those of a full batch.
+    """
 
     folder: str
     dtype: str
@@ -27,6 +31,7 @@ class Plan:
     fits: list[Fit]
     chips: Mapping[str, Chip]
     cells: Mapping[str, list[Cell]]  # by chip
+    kv_blocks: int | None = None
 
     @property
     def left_out(self) -> list[tuple[int, int]]:
@@ -36,18 +41,39 @@ class Plan:
 
     @property
     def kv_tokens_here(self) -> int | None:
-        """Tokens of KV that fit beside the model on this machine."""
-        return None if self.here is None else self.memory.kv_blocks(self.here) * self.memory.block_size
+        """Tokens of KV that a start on this machine takes; 0: it cannot start."""
+        return None if self._start is None else self._start[1] * self.memory.block_size
+
+    @property
+    def missing_here(self) -> int:
+        """Bytes that a rank lacks on this machine; 0 where a start finds what it needs."""
+        if self.here is None or self._start is None:
+            return 0
+        memory = self._start[0]
+        return max(0, memory.weights + memory.activations + (self.kv_blocks or 1) * memory.kv_block - self.here)
+
+    @cached_property
+    def _start(self) -> tuple[RankMemory, int] | None:
+        return None if self.here is None else self.deployment.start(self.here, self.kv_blocks)
 
     def holds(self, chip: Chip, cell: Cell) -> bool:
         """Whether the ranks' chips have room for the whole batch of a cell at its full length."""
-        size = self.deployment.size
-        room = int(chip.memory_gb * GIB) // size if chip.shared else usable(chip.memory_gb)
+        if chip.name == THIS_CPU and self.here is not None:
+            room = self.here
+        else:
+            room = int(chip.memory_gb * GIB) // self.deployment.size if chip.shared else usable(chip.memory_gb)
         blocks = cell.batch * -(-(cell.prompt + cell.answer) // self.memory.block_size)
         return self.memory.kv_blocks(room) >= blocks
 
 
-def make_plan(folder: str, dtype: str, deployment: Deployment, here: int | None, chips: Mapping[str, Chip]) -> Plan:
+def make_plan(
+    folder: str,
+    dtype: str,
+    deployment: Deployment,
+    here: int | None,
+    chips: Mapping[str, Chip],
+    kv_blocks: int | None = None,
+) -> Plan:
     """Raises ConfigError when the ranks cannot share the model."""
     parameters, memory = count_parameters(deployment.model), deployment.memory()
     budget = deployment.limits.max_prefill_tokens
@@ -61,6 +87,7 @@ def make_plan(folder: str, dtype: str, deployment: Deployment, here: int | None,
         fits=fits(deployment, memory, parameters.total),
         chips=chips,
         cells=roofline_cells(deployment.model, deployment.dtype, deployment.size, budget, list(chips.values())),
+        kv_blocks=kv_blocks,
     )
 
 
@@ -83,6 +110,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "all": {name: deployment.size * value for name, value in rank.items()},
             "rank_may_use_here": plan.here,
             "kv_tokens_here": plan.kv_tokens_here,
+            "missing_here": plan.missing_here,
         },
         "cards": [_fit(fit) for fit in plan.fits],
         "pairs_left_out": [list(pair) for pair in plan.left_out],

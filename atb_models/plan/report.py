@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from atb_models.plan.capacity import GIB, counted, gib
-from atb_models.plan.chips import FIGURES, PEAKS, Chip
-from atb_models.plan.fits import CARD_GIB, RULE, Fit, usable
+from atb_models.models.label import model_label
+from atb_models.plan.capacity import counted, gib
+from atb_models.plan.chips import FIGURES, PEAKS, THIS_CPU, Chip
+from atb_models.plan.fits import CARD_GIB, RULE, Fit, kept_free
 from atb_models.plan.memory import largest_step
 from atb_models.plan.plan import Plan
 from atb_models.plan.roofline import Times
-from atb_models.plan.times import BATCHES, Cell
+from atb_models.plan.times import BATCHES, Cell, pairs_within
 
 WIDTH = 100
+MOST_NAME = 24  # of a chip in the table of all
+MOST_MS = 1e5  # beyond are seconds
 SUMMARY_BATCHES = (BATCHES[0], BATCHES[-1])
 
 
@@ -22,16 +25,14 @@ def to_text(plan: Plan, in_full: Sequence[str]) -> str:
     sections = [_model(plan), _memory(plan), _cards(plan), _summary(plan)]
     sections += [_chip_in_full(plan, plan.chips[name]) for name in in_full]
     if not in_full:
-        sections.append(
-            iter(["the table has no chip of this machine's name; --chip NAME lists the times of one in full"])
-        )
+        sections.append(iter(["no chip of the table is this machine's; --chip NAME lists the times of one in full"]))
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
 def _model(plan: Plan) -> Iterator[str]:
     model, limits = plan.deployment.model, plan.deployment.limits
     experts = sum(model.moe_layers)
-    yield f"plan of {plan.folder}"
+    yield f"plan of {model_label(plan.folder)}"
     yield f"  family      {model.model_type}, {counted(model.num_hidden_layers, 'layer')}" + (
         f", {experts} with {model.num_experts} routed experts, {model.num_experts_per_tok} a token" if experts else ""
     )
@@ -39,39 +40,44 @@ def _model(plan: Plan) -> Iterator[str]:
     yield f"  parameters  {total:,} in all, {active:,} active; embedding and head included"
     yield (
         f"  run         {plan.dtype}, {counted(plan.deployment.size, 'rank')};"
-        f" at most {limits.max_prefill_tokens} prompt tokens a step,"
-        f" {counted(limits.max_batch_size, 'sequence')} of {limits.max_seq_len} tokens"
+        f" at most {counted(limits.max_prefill_tokens, 'prompt token')} a step,"
+        f" {counted(limits.max_batch_size, 'sequence')} of {counted(limits.max_seq_len, 'token')}"
     )
 
 
 def _memory(plan: Plan) -> Iterator[str]:
     memory, size = plan.memory, plan.deployment.size
     queries, kv_lens = largest_step(plan.deployment.limits)
-    step = f"{sum(queries)} tokens in {counted(len(queries), 'sequence')}, KV of {max(kv_lens)}"
+    step = f"{counted(sum(queries), 'token')} in {counted(len(queries), 'sequence')}, KV of {max(kv_lens)}"
     yield f"memory           {'a rank':>12} {'in all':>12}   GiB = 2^30 bytes"
     for name, value, note in (
         ("weights", memory.weights, ""),
         ("activations", memory.activations, f"   largest step: {step}"),
-        ("KV of a token", memory.kv_per_token, f"   in blocks of {memory.block_size} tokens"),
+        ("KV of a token", memory.kv_per_token, f"   in blocks of {counted(memory.block_size, 'token')}"),
     ):
         yield f"  {name:14} {_bytes(value):>12} {_bytes(size * value):>12}{note}"
     yield f"  this machine   {_here(plan)}"
 
 
 def _here(plan: Plan) -> str:
-    tokens, memory = plan.kv_tokens_here, plan.memory
+    """What a start would say of the memory it finds."""
+    tokens, size, asked = plan.kv_tokens_here, plan.deployment.size, plan.kv_blocks
     if plan.here is None or tokens is None:
-        return f"has fewer devices than {plan.deployment.size} ranks need"
-    free = f"{gib(plan.here)} for each rank"
-    if tokens:
-        return f"{free}: {tokens:,} tokens of KV fit"
-    missing = memory.weights + memory.activations + memory.kv_block - plan.here
-    return f"{free}: the model does not fit, {gib(missing)} are missing"
+        return f"has fewer devices than {counted(size, 'rank')} {'needs' if size == 1 else 'need'}"
+    free = f"{gib(max(0, plan.here))} for {'each rank' if size > 1 else 'the process'}"
+    if not tokens:
+        what = f"--kv_blocks {asked} does" if asked else "the model does"
+        return f"{free}: {what} not fit, {gib(plan.missing_here)} are missing"
+    if asked:
+        return f"{free}: --kv_blocks {asked} fits, {counted(tokens, 'token')} of KV"
+    full = tokens == plan.deployment.limits.full_batch_blocks * plan.memory.block_size
+    return f"{free}: {tokens:,} tokens of KV, {'a full batch' if full else 'all that fits'}"
 
 
 def _cards(plan: Plan) -> Iterator[str]:
-    free = f"{CARD_GIB[0] - usable(CARD_GIB[0]) / GIB:.3g}"
-    yield f"what fits: tokens of KV beside the model, on cards of which {free} GiB at least are kept free"
+    free = kept_free(CARD_GIB[0])
+    kept = f", on cards of which {free:.3g} GiB at least are kept free" if free else ", on whole cards"
+    yield f"what fits: tokens of KV beside the model{kept}"
     columns = (*(f"{size} GiB" for size in CARD_GIB), "rule of thumb")
     yield "  cards  weights + activations" + "".join(f"{column:>16}" for column in columns)
     for fit in plan.fits:
@@ -87,35 +93,70 @@ def _card_row(fit: Fit) -> str:
 
 
 def _summary(plan: Plan) -> Iterator[str]:
-    size, budget = plan.deployment.size, plan.deployment.limits.max_prefill_tokens
-    pairs = list(dict.fromkeys((cell.prompt, cell.answer) for cells in plan.cells.values() for cell in cells))
-    yield f"roofline times in ms on {counted(size, 'rank')}: bounds from below, with nothing between operations"
-    yield f"  first: until all prompts of the batch are read, {budget} tokens a step; next: a step amid the answers"
-    yield f"  {'prompt, answer':25}" + "".join(f"{f'{prompt}, {answer}':>17}" for prompt, answer in pairs)
-    yield f"  {'chip':19} {'batch':5}" + f"{'first':>9}{'next':>8}" * len(pairs)
+    ranks = counted(plan.deployment.size, "rank")
+    cells = [cell for name in plan.chips for cell in plan.cells[name] if cell.batch in SUMMARY_BATCHES]
+    if cells:
+        yield f"roofline times in {_unit(cells)} on {ranks}: bounds from below, where tokens choose experts at random"
+        yield from _summary_table(plan)
+    else:
+        yield f"roofline times on {ranks}: none"
+    if THIS_CPU not in plan.chips:
+        yield f"  {THIS_CPU} is left out: there is too little memory to measure it"
+    for prompt, answer in plan.left_out:
+        positions = plan.deployment.model.max_position_embeddings
+        yield f"  {prompt}, {answer} is left out: the model has {counted(positions, 'position')}"
+
+
+def _summary_table(plan: Plan) -> Iterator[str]:
+    budget = counted(plan.deployment.limits.max_prefill_tokens, "token")
+    pairs = pairs_within(plan.deployment.model.max_position_embeddings)
+    names = {name: name if len(name) <= MOST_NAME else name[: MOST_NAME - 3] + "..." for name in plan.chips}
+    width = max(map(len, names.values()))
+    yield f"  first: until all prompts of the batch are read, {budget} a step; next: a step amid the answers"
+    yield f"  {'prompt, answer':{width + 6}}" + "".join(f"{f'{prompt}, {answer}':>17}" for prompt, answer in pairs)
+    yield f"  {'chip':{width}} batch" + f"{'first':>9}{'next':>8}" * len(pairs)
     for name, chip in plan.chips.items():
         for batch in SUMMARY_BATCHES:
             cells = [cell for cell in plan.cells[name] if cell.batch == batch]
-            yield f"  {name:19.19} {batch:5}" + "".join(
+            yield f"  {names[name]:{width}} {batch:5}" + "".join(
                 f"{_ms(cell.first_token.total):>9}{_ms(cell.per_token.total) + _mark(plan, chip, cell):>8}"
                 for cell in cells
             )
     yield "  *: the batch does not fit into the memory of so many of these chips at its full length"
-    for prompt, answer in plan.left_out:
-        positions = plan.deployment.model.max_position_embeddings
-        yield f"  {prompt}, {answer} is left out: the model has {positions} positions"
+    names_of: dict[str, list[str]] = {}
+    for name, chip in plan.chips.items():
+        if found := _assumed(chip):
+            names_of.setdefault(_listed(found), []).append(name)
+    assumed = [f"{', '.join(alike)}: {figures}" for figures, alike in names_of.items()]
+    if assumed:
+        yield from textwrap.wrap(
+            f"figures without a source - {'; '.join(assumed)}", WIDTH, initial_indent="  ", subsequent_indent="    "
+        )
+
+
+def _assumed(chip: Chip) -> list[str]:
+    """The figures, of those that are there, that nobody vouches for."""
+    return [name for name in FIGURES if chip.sources[name].startswith("none") and getattr(chip, name) is not None]
+
+
+def _listed(figures: list[str]) -> str:
+    """By the shorter of what is among them and what is not."""
+    others = [name for name in FIGURES if name not in figures]
+    return ", ".join(figures) if len(figures) <= len(others) else "all but " + ", ".join(others)
 
 
 def _chip_in_full(plan: Plan, chip: Chip) -> Iterator[str]:
-    yield f"{chip.name} ({chip.device}), {counted(plan.deployment.size, 'rank')}, times in ms"
+    cells, ranks = plan.cells[chip.name], counted(plan.deployment.size, "rank")
+    yield f"{chip.name} ({chip.device}), {ranks}, " + (f"times in {_unit(cells)}" if cells else "no times")
     parts = f"{'compute':>8}{'memory':>8}{'link':>7}"
-    yield f"  prompt answer batch{'first':>8}{parts}{'next':>8}{parts}{'tokens/s':>10}"
-    for cell in plan.cells[chip.name]:
+    if cells:
+        yield f"  prompt answer batch{'first':>8}{parts}{'next':>8}{parts}{'tokens/s':>10}"
+    for cell in cells:
         yield (
             f"  {cell.prompt:6} {cell.answer:6} {cell.batch:5}{_row(cell.first_token)}{_row(cell.per_token)}"
             f"{_rate(cell.tokens_per_second):>10}{_mark(plan, chip, cell)}"
         )
-    if getattr(chip, PEAKS[plan.deployment.dtype]) is None:
+    if cells and getattr(chip, PEAKS[plan.deployment.dtype]) is None:
         yield f"  no figure for {plan.dtype}: priced at the chip's fastest, which bounds it"
     yield "figures and their sources"
     for name in FIGURES:
@@ -128,6 +169,11 @@ def _row(times: Times) -> str:
     return f"{_ms(times.total):>8}{_ms(times.compute):>8}{_ms(times.memory):>8}{_ms(times.communication):>7}"
 
 
+def _unit(cells: Iterable[Cell]) -> str:
+    """That of the times of these cells, of which a step is the shorter."""
+    return "ms (s: seconds)" if any(cell.first_token.total * 1e3 >= MOST_MS for cell in cells) else "ms"
+
+
 def _mark(plan: Plan, chip: Chip, cell: Cell) -> str:
     return "" if plan.holds(chip, cell) else "*"
 
@@ -135,7 +181,7 @@ def _mark(plan: Plan, chip: Chip, cell: Cell) -> str:
 def _ms(seconds: float) -> str:
     """Milliseconds with about three digits; of more than a hundred seconds the seconds."""
     value = seconds * 1e3
-    if value >= 1e5:
+    if value >= MOST_MS:
         return f"{seconds:.0f}s"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
 

@@ -15,7 +15,9 @@ from atb_models.plan.chips import PEAKS, THIS_CPU, Chip
 
 NAME = THIS_CPU
 # Read in one piece: far beyond most last-level caches, and still cheap to have.
-BLOCK_BYTES = 192 << 20
+BLOCK_BYTES, LEAST_BLOCK_BYTES = 192 << 20, 64 << 20
+BLOCK_STEP = 8 << 20  # pieces of it are whole rows of a matrix
+MATRIX_BYTES = 64 << 20  # those of the largest product, and their result
 PIECES = 8
 WIDTH = 4096  # of the block as a matrix
 # Products of [n, n] and [n, n], the small ones first.
@@ -26,19 +28,26 @@ MEMORY_THREADS = 2
 SLOW_SECONDS = 0.1  # a product that would take longer is not tried
 
 
-def measure_cpu(cores: int) -> Chip:
+def measure_cpu(cores: int, room: int = BLOCK_BYTES + MATRIX_BYTES) -> Chip:
     """The best that so many of this processor's cores did just now, as a chip that all ranks share.
+
+    Raises MemoryError where `room`, the bytes that may be taken for it, is too little, and where it is not there.
 
     The figures are to bound what an engine reaches here, so each is the best of several runs and ways. One thread
     counts as well as all of them together, who on a busy machine wait for the slowest.
     """
     threads = torch.get_num_threads()
+    block_bytes = min(BLOCK_BYTES, (room - MATRIX_BYTES) // BLOCK_STEP * BLOCK_STEP)
+    if block_bytes < LEAST_BLOCK_BYTES:
+        raise MemoryError(f"{room} bytes are too few to measure this CPU")
     try:
         torch.set_num_threads(1)
-        alone, single = _bandwidth(), {dtype: _peak(dtype) for dtype in PEAKS}
+        alone, single = _bandwidth(block_bytes), {dtype: _peak(dtype) for dtype in PEAKS}
         torch.set_num_threads(cores)
-        bandwidth = max(_bandwidth(), min(cores, MEMORY_THREADS) * alone)
+        bandwidth = max(_bandwidth(block_bytes), min(cores, MEMORY_THREADS) * alone)
         peaks = {dtype: max(_peak(dtype), cores * single[dtype]) for dtype in PEAKS}
+    except RuntimeError as error:  # torch has no other for an allocation that fails
+        raise MemoryError(str(error)) from error
     finally:
         torch.set_num_threads(threads)
     source = "measured now, the best of several runs: "
@@ -55,7 +64,7 @@ def measure_cpu(cores: int) -> Chip:
         latency_us=0.0,
         sources={
             "memory_gb": "the operating system: all of the machine's memory",
-            "bandwidth_gb_s": f"{reading}; {BLOCK_BYTES >> 20} MiB read, copied or multiplied",
+            "bandwidth_gb_s": f"{reading}; {block_bytes >> 20} MiB read, copied or multiplied",
             "fp16_tflops": f"{each}; at least float32's, to which a backend may widen",
             "bf16_tflops": f"{each}; at least float32's, to which a backend may widen",
             "fp32_tflops": each,
@@ -66,12 +75,12 @@ def measure_cpu(cores: int) -> Chip:
     )
 
 
-def _bandwidth() -> float:
-    """Bytes a second, of the whole block and of pieces of it that are no longer in a cache when their turn comes.
+def _bandwidth(block_bytes: int) -> float:
+    """Bytes a second, of a whole block and of pieces of it that are no longer in a cache when their turn comes.
 
     A piece is over so soon that on a busy machine some run of it is not interrupted.
     """
-    block, best = torch.zeros(BLOCK_BYTES // 4), 0.0
+    block, best = torch.zeros(block_bytes // 4), 0.0
     end = perf_counter() + BANDWIDTH_SECONDS
     while perf_counter() < end or not best:
         for way, pieces in product(WAYS, ([block], block.chunk(PIECES))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -30,6 +31,11 @@ class Step(NamedTuple):
     query_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
     logits: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """New tokens, sequences, logits."""
+        return sum(self.query_lens), len(self.query_lens), self.logits
 
 
 class Work(NamedTuple):
@@ -60,14 +66,16 @@ def roofline_cells(
     config: ModelConfig, dtype: torch.dtype, ranks: int, max_prefill_tokens: int, chips: Iterable[Chip]
 ) -> dict[str, list[Cell]]:
     """By chip, the cells of all pairs that the model has positions for; raises ConfigError as StepCosts does."""
-    costs, cells = StepCosts(config, dtype, ranks), {chip.name: list[Cell]() for chip in chips}
+    costs = StepCosts(config, dtype, ranks)
+    prices = [(_Prices(costs, chip, ranks), chip.name) for chip in chips]
+    cells = {name: list[Cell]() for _, name in prices}
     for prompt, answer in pairs_within(config.max_position_embeddings):
         for batch in BATCHES:
-            prefill = [(costs.works(step), n) for step, n in prefill_steps(prompt, batch, max_prefill_tokens).items()]
-            decode = costs.works(Step((1,) * batch, (prompt + answer // 2,) * batch, batch))
-            for chip in chips:
-                first = sum((price(works, chip, ranks) * n for works, n in prefill), Times())
-                cells[chip.name].append(Cell(prompt, answer, batch, first, price(decode, chip, ranks)))
+            prefill = prefill_steps(prompt, batch, max_prefill_tokens)
+            decode = Step((1,) * batch, (prompt + answer // 2,) * batch, batch)
+            for of, name in prices:
+                first = sum((of.step(step) * n for step, n in prefill.items()), Times())
+                cells[name].append(Cell(prompt, answer, batch, first, of.step(decode)))
     return cells
 
 
@@ -77,9 +85,21 @@ def pairs_within(positions: int) -> list[tuple[int, int]]:
 
 
 def prefill_steps(prompt: int, batch: int, budget: int) -> Counter[Step]:
-    """The steps that read `batch` prompts, first come first served, `budget` tokens each; and how often each comes."""
+    """The steps that read `batch` prompts, first come first served, `budget` tokens each; and how often each comes.
+
+    Where full steps end together with a prompt they begin anew, so only those up to there are listed one by one.
+    """
+    repeats, others = divmod(batch, budget // math.gcd(prompt, budget))
+    steps = Counter(
+        {step: n * repeats for step, n in _steps_of((batch - others) // max(1, repeats), prompt, budget).items()}
+    )
+    steps.update(_steps_of(others, prompt, budget))
+    return +steps
+
+
+def _steps_of(prompts: int, prompt: int, budget: int) -> Counter[Step]:
     steps: Counter[Step] = Counter()
-    left = [prompt] * batch
+    left = [prompt] * prompts
     while left:
         queries, kv, room = list[int](), list[int](), budget
         while left and room:
@@ -98,6 +118,23 @@ def price(works: Iterable[Work], chip: Chip, ranks: int) -> Times:
     return sum((operation_times(work.cost, work.dtype, chip, ranks) * work.calls for work in works), Times())
 
 
+class _Prices:
+    """The times of steps on a chip; what steps share is priced once."""
+
+    def __init__(self, costs: StepCosts, chip: Chip, ranks: int) -> None:
+        self._costs, self._chip, self._ranks = costs, chip, ranks
+        self._steady: dict[tuple[int, int, int], Times] = {}
+        self._steps: dict[Step, Times] = {}
+
+    def step(self, step: Step) -> Times:
+        if step not in self._steps:
+            if step.shape not in self._steady:
+                self._steady[step.shape] = price(self._costs.steady(step), self._chip, self._ranks)
+            attention = price(self._costs.attention(step), self._chip, self._ranks)
+            self._steps[step] = self._steady[step.shape] + attention
+        return self._steps[step]
+
+
 class StepCosts:
     """What steps cost on one of `ranks` ranks. Steps of as many tokens and sequences share a trace."""
 
@@ -107,17 +144,29 @@ class StepCosts:
         self._model = meta_model(kinds, dtype, ranks)
         self._layers = [config.moe_layers.count(kind) for kind in kinds.moe_layers]
         self._traces: dict[tuple[int, int, int], tuple[Node, ...]] = {}
+        self._attention: dict[Step, list[Work]] = {}
 
     def works(self, step: Step) -> list[Work]:
         """All operations of a step of the whole model."""
-        return [
-            Work(_cost(node, step), work_dtype(value.dtype for value in node.inputs), self._calls(node))
-            for node in self._trace(sum(step.query_lens), len(step.query_lens), step.logits)
-        ]
+        return self.steady(step) + self.attention(step)
 
-    def _trace(self, tokens: int, batch: int, logits: int) -> tuple[Node, ...]:
+    def steady(self, step: Step) -> list[Work]:
+        """The operations that cost the same in all steps of the same `shape`."""
+        return [self._work(node, node.cost) for node in self._trace(step) if node.op != ops.paged_attention.name]
+
+    def attention(self, step: Step) -> list[Work]:
+        """Those that depend on lengths."""
+        if step not in self._attention:
+            nodes = [node for node in self._trace(step) if node.op == ops.paged_attention.name]
+            self._attention[step] = [self._work(node, _attention_cost(node, step)) for node in nodes]
+        return self._attention[step]
+
+    def _work(self, node: Node, cost: Cost) -> Work:
+        return Work(cost, work_dtype(value.dtype for value in node.inputs), self._calls(node))
+
+    def _trace(self, step: Step) -> tuple[Node, ...]:
         """Whatever their lengths; without the operations on no logits at all."""
-        key = tokens, batch, logits
+        key = tokens, batch, logits = step.shape
         if key not in self._traces:
             lengths = [tokens - batch + 1] + [1] * (batch - 1)
             traced = meta_step(lengths, lengths, BLOCK_SIZE)
@@ -139,10 +188,8 @@ class StepCosts:
         return self._layers[int(layer) - 1] if int(layer) else 1
 
 
-def _cost(node: Node, step: Step) -> Cost:
-    """As traced; of attention, which alone depends on lengths, at those of `step`."""
-    if node.op != ops.paged_attention.name:
-        return node.cost
+def _attention_cost(node: Node, step: Step) -> Cost:
+    """At the lengths of `step` instead of those that were traced."""
     tensors = {value.argument: _meta(value.shape, value.dtype) for value in node.inputs}
     blocks = -(-max(step.kv_lens) // BLOCK_SIZE)
     tensors["block_table_BC"] = _meta((len(step.kv_lens), blocks), tensors["block_table_BC"].dtype)

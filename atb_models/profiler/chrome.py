@@ -71,5 +71,5 @@ def _call_arguments(call: Call) -> Event:
     if call.cost.sent:
         arguments["bytes sent"] = call.cost.sent
     if call.roofline_s is not None and call.end > call.start:
-        arguments["roofline %"] = round(1e11 * call.roofline_s / (call.end - call.start), 1)
+        arguments["roofline %"] = float(f"{1e11 * call.roofline_s / (call.end - call.start):.3g}")
     return arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from time import perf_counter_ns
 from types import TracebackType
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atb_models.engine.model_runner import ModelRunner
+from atb_models.engine.scheduler import Row
 from atb_models.graph.paths import ModulePaths
 from atb_models.layers.step import StepInput
-from atb_models.models.decoder import Decoder
 from atb_models.ops.cost import Cost
 from atb_models.ops.table import Body, Op, recorded
 from atb_models.plan.roofline import work_dtype
@@ -27,23 +28,23 @@ TRACED_CALLS = 50_000
 
 
 class Recorder:
-    """While it is open, every operation that `model` calls is timed; afterwards `profile` holds what was found.
+    """While it is open, every operation in the steps of `runner` is timed; afterwards `profile` holds what was found.
 
     On a device that works asynchronously each operation is waited for, before and after. Costs are worked out between
     the measured intervals. Steps that end with an error are left out.
     """
 
-    def __init__(self, model: Decoder, price: Price | None = None, traced_calls: int = TRACED_CALLS) -> None:
-        device = model.layers[0].build.device
-        self._model, self._price, self._room = model, price, traced_calls
-        self._synchronize: Callable[[], None] = getattr(torch, device.type).synchronize
-        self._paths = _TimedPaths(model)
+    def __init__(self, runner: ModelRunner, price: Price | None = None, traced_calls: int = TRACED_CALLS) -> None:
+        self._runner, self._model, self._price, self._room = runner, runner.model, price, traced_calls
+        self._synchronize: Callable[[], None] = getattr(torch, runner.group.device.type).synchronize
+        self._paths = _TimedPaths(self._model)
         self._open = ExitStack()
         self._steps: list[Step] = []
         self._totals: defaultdict[Place, Total] = defaultdict(Total)
         self._calls: list[Call] = []
         self._traced_steps = 0
         self._new: list[Call] = []  # calls of the running step
+        self._kind = ""  # of the running step
         self._began = self._step_began = self._own_ns = self._wall_ns = 0
         self._inside = False  # an operation: what its body calls is part of it
 
@@ -56,6 +57,8 @@ class Recorder:
             )
             for hook in hooks:
                 stack.callback(hook.remove)
+            vars(self._runner)["run"] = self._run  # hides the method
+            stack.callback(vars(self._runner).pop, "run")
             stack.enter_context(recorded(self._call))
             self._open = stack.pop_all()
         self._began = perf_counter_ns()
@@ -70,6 +73,11 @@ class Recorder:
         """Of the steps so far; its wall time ends where the recording was closed."""
         return Profile(self._wall_ns, tuple(self._steps), dict(self._totals), tuple(self._calls), self._traced_steps)
 
+    def _run(self, rows: Sequence[Row]) -> Tensor:
+        """The runner's `run`; only its rows tell the last token of a prompt from one that generates."""
+        self._kind = kind_of([row.is_prefill for row in rows])
+        return type(self._runner).run(self._runner, rows)
+
     def _enter_step(self, *_: object) -> None:
         self._new.clear()
         self._own_ns = self._paths.ns = 0
@@ -79,7 +87,7 @@ class Recorder:
         self._synchronize()
         entered = perf_counter_ns()
         step: StepInput = args[0]
-        kind = kind_of(step.query_lens)
+        kind = self._kind
         for call in self._new:
             place = Place(kind, call.op, call.module, call.backend)
             self._totals[place].count(call)
@@ -136,8 +144,8 @@ class _TimedPaths(ModulePaths):
         return timed
 
 
-def kind_of(query_lens: list[int]) -> str:
-    """By its rows; a prompt's chunk of a single token looks like one that generates."""
-    if max(query_lens) == 1:
-        return "decode"
-    return "mixed" if min(query_lens) == 1 else "prefill"
+def kind_of(chunks: Sequence[bool]) -> str:
+    """Kind of a step by its rows, of which each is a chunk of known tokens or generates."""
+    if all(chunks):
+        return "prefill"
+    return "mixed" if any(chunks) else "decode"

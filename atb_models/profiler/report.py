@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from atb_models.models.dtypes import torch_dtype
 from atb_models.ops.cost import Cost
-from atb_models.plan.chips import Chip
+from atb_models.plan.chips import PEAKS, Chip
 from atb_models.plan.roofline import roofline_seconds
 from atb_models.profiler.profile import Profile, Step, Total
 from atb_models.profiler.table import Row, by_module, by_operation
@@ -29,23 +30,25 @@ class Run:
     ranks: int
     waits: bool  # each operation was waited for, which the device does not do by itself
     chip: Chip | None  # whose roofline the times are compared with
+    no_chip: str | None = None  # why there is none
 
     def price(self) -> Callable[[Cost, torch.dtype], float] | None:
         """The roofline's seconds of an operation, where there is a chip."""
         return None if self.chip is None else partial(roofline_seconds, chip=self.chip, ranks=self.ranks)
 
-    def figures(self) -> Iterator[tuple[str, float | None, str, str]]:
-        """Label, value, unit and field of the chip's figures that take part in a roofline of this run."""
+    def figures(self) -> Iterator[tuple[str, float, str, str]]:
+        """Label, value, unit and source of the chip's figures that take part in a roofline of this run."""
         chip = self.chip
         if chip is None:
             return
-        yield "memory", chip.bandwidth_gb_s, "GB/s", "bandwidth_gb_s"
-        for dtype in dict.fromkeys((self.dtype, "fp32")):
-            peak = getattr(chip, f"{dtype}_tflops")
-            yield dtype, None if peak is None else 1e3 * peak, "GFLOP/s", f"{dtype}_tflops"
+        yield "memory", chip.bandwidth_gb_s, "GB/s", chip.sources["bandwidth_gb_s"]
+        for dtype in dict.fromkeys((torch_dtype(self.dtype), torch.float32)):
+            known = getattr(chip, PEAKS[dtype]) is not None
+            source = chip.sources[PEAKS[dtype]] if known else "no figure: priced at the chip's fastest, which bounds it"
+            yield PEAKS[dtype].removesuffix("_tflops"), chip.peak(dtype) / 1e9, "GFLOP/s", source
         if self.ranks > 1:
-            yield "to other ranks", chip.link_gb_s, "GB/s", "link_gb_s"
-            yield "a collective", chip.latency_us, "us", "latency_us"
+            yield "to other ranks", chip.link_gb_s, "GB/s", chip.sources["link_gb_s"]
+            yield "a collective", chip.latency_us, "us", chip.sources["latency_us"]
 
 
 def to_json(profile: Profile, run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from atb_models.profiler.profile import Profile, Total
@@ -11,6 +12,7 @@ from atb_models.profiler.table import Row, by_module, by_operation, rest
 MODULES = 15  # rows of the modules' table
 COLUMNS = ("calls", "time ms", "wall %", "GFLOP/s", "GB/s", "roofline %", "lost ms")
 NOTHING = "-"
+LEAST = 0.0001  # of a rate: what is less is not written out
 
 
 def lines(profile: Profile, run: Run) -> Iterator[str]:
@@ -32,11 +34,11 @@ def lines(profile: Profile, run: Run) -> Iterator[str]:
 def _chip(run: Run) -> Iterator[str]:
     chip = run.chip
     if chip is None:
-        yield "  roofline   none: this device is not in the table of chips; choose one with --chip NAME"
+        yield f"  roofline   none: {run.no_chip}; choose a chip with --chip NAME"
         return
     yield f"  roofline   {chip.name}" + (f", shared by {run.ranks} ranks" if chip.shared and run.ranks > 1 else "")
-    for label, value, unit, name in run.figures():
-        yield f"    {label:<20}{NOTHING if value is None else f'{value:.1f}':>12} {unit:<8} {chip.sources[name]}"
+    for label, value, unit, source in run.figures():
+        yield f"    {label:<20}{_three_digits(value):>12} {unit:<8} {source}"
 
 
 def _steps(profile: Profile) -> Iterator[str]:
@@ -75,7 +77,7 @@ def _figures(row: Row, wall_s: float) -> tuple[str, ...]:
         _scaled(row.flops_per_s, 1e-9),
         _scaled(row.bytes_per_s, 1e-9),
         _scaled(row.roofline_share, 100),
-        _scaled(total.lost_s, 1e3),
+        NOTHING if total.lost_s is None else f"{1e3 * total.lost_s:.2f}",
     )
 
 
@@ -99,4 +101,11 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _scaled(value: float | None, factor: float) -> str:
-    return NOTHING if value is None else f"{value * factor:.2f}"
+    return NOTHING if value is None else _three_digits(value * factor)
+
+
+def _three_digits(value: float) -> str:
+    """With at least three significant digits, never with an exponent; 0 is none, what hardly differs is <0.0001."""
+    if 0 < value < LEAST:
+        return f"<{LEAST}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value else "0"

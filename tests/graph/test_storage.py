@@ -79,3 +79,19 @@ def test_writes_are_seen_through_views() -> None:
         x.t()[1:].add_(1)
         torch.mm(other, other, out=(out := meta(4, 4)))
     assert memory.written == {memory.identity(x), memory.identity(out)}
+
+
+def test_the_cpus_grouped_product_plans_for_one_expert_with_all_tokens() -> None:
+    """Its rule's peak is that of its body where every token chose the same expert first."""
+    ops.bind("cpu")
+    tokens, top_k, experts, inputs, outputs = 64, 2, 4, 48, 80
+    counts = torch.tensor([tokens, tokens, 0, 0])
+    given = (torch.zeros(tokens * top_k, inputs).half(), torch.zeros(experts, outputs, inputs).half(), counts, top_k)
+    on_meta = (*(x.to("meta") for x in given[:3]), top_k)
+    peaks = []
+    for body, args in ((ops.grouped_matmul.run, given), (ops.grouped_matmul.shape, on_meta)):
+        mode = StorageMode([x for x in args if isinstance(x, Tensor)], ignore)
+        with torch.no_grad(), mode:
+            body(*args)
+        peaks.append(mode.peak)
+    assert peaks[0] == peaks[1] > 2 * tokens * top_k * outputs

@@ -77,9 +77,30 @@ def test_what_cannot_fit_is_refused_before_a_weight_is_read(limited: Callable[[]
     assert done.returncode == 1 and not done.stdout
     assert "loading weights" not in done.stderr
     message = done.stderr[done.stderr.index("atb-models: error: ") :].splitlines()
-    needs = r"atb-models: error: the model does not fit: each of 4 ranks needs 8\.\d\d GiB and may use [01]\.\d\d GiB"
+    needs = r"atb-models: error: the model does not fit: each of 4 ranks needs [78]\.\d\d GiB and may use [01]\.\d\d"
     assert re.match(needs, message[0])
     assert [line.split()[0] for line in message[1:]] == [
         "weights", "activations", "left", "one", "what", "1.", "2.", "3.",
     ]  # fmt: skip
     assert message[1].split() == ["weights", "7.93", "GiB"] and "left         0.0 MiB" in message[3]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("kind", "gib", "batch"), [("ulimit", 3.5, 1), ("ulimit", 4.0, 64), ("cgroup", 3.25, 64)])
+def test_a_pool_that_a_limit_caps_bears_the_largest_steps(
+    kind: str, gib: float, batch: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At real width, 2 layers: a pool that no full batch fits into, and every sampling option."""
+    monkeypatch.setitem(globals(), "LIMIT", int(gib * (1 << 30)))
+    limited = limit_address_space if kind == "ulimit" else request.getfixturevalue("enter_cgroup")
+    ids = ",".join(map(str, range(1, 1900 if batch == 1 else 101)))
+    done = launch(
+        limited, tmp_path, "--tp", "1", "--model_path", str(write_config(tmp_path)), "--load_format", "dummy",
+        "--config_overrides", '{"num_hidden_layers": 2}', "--input_ids", ids, "--max_batch_size", str(batch),
+        "--max_output_length", "4", "--do_sample", "--temperature", "100", "--top_p", "0.9999",
+        "--repetition_penalty", "1.1", "--presence_penalty", "0.1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    tokens = int(re.findall(r"KV cache .* \((\d+) tokens\)", done.stderr)[0])
+    assert tokens <= 4096 * batch and (batch == 1 or tokens < 4096 * batch)
+    assert done.stdout.count("Answer[") == batch

@@ -131,7 +131,7 @@ def shell(redirection, *words, **environ):
 def test_full_stdout_is_one_line(words, unbuffered):
     ended = shell(">/dev/full", *words, PYTHONUNBUFFERED=unbuffered)
     if words != ["--help"] or not unbuffered:  # argparse swallows the error of its own write
-        assert ended.stderr == ("atb-models: error: the answers cannot be written to stdout: No space left on device\n")
+        assert ended.stderr == ("atb-models: error: stdout cannot be written: No space left on device\n")
         assert ended.returncode == 1
 
 

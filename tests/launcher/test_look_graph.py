@@ -73,7 +73,7 @@ def test_one_rank_sends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_is_the_graphs(capsys: pytest.CaptureFixture[str], demo: Path) -> None:
     status, out, _ = graph(capsys, "--tp", "2", "--format", "json", "--model_path", str(demo), "--max_batch_size", "3")
     value = json.loads(out)
-    assert status == 0 and value["model"] == demo.name
+    assert status == 0 and value["model"] == "embedded checkpoint"
     subject = demo_subject(demo, Limits(3, 2048, 8192, 128), tp=2)
     for name, traced in look_graph.trace_steps(subject, 20).items():
         assert value[name] == traced.to_json()
@@ -149,5 +149,18 @@ def test_drawing_needs_the_graph(root: Path) -> None:
 def test_help_is_of_the_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert cli.main([command, "--tp", "2", "--help"]) == 0
     out = capsys.readouterr().out
-    assert f"usage: atb-models {command} " in out and "--svg FILE" in out
-    assert "[--print_graph]" not in out and "[--plan]" not in out
+    assert f"usage: atb-models {command} " in out and "--max_batch_size" in out and "\nmodel:\n" in out
+    own, other = ("--chips_file", "--svg") if command == "plan" else ("--svg", "--chips_file")
+    assert own in out and other not in out
+    hidden = (
+        "[--print_graph]",
+        "[--plan]",
+        "[--profile]",
+        "--top_k",
+        "--input_texts",
+        "--dp",
+        "decoding",
+        "input:",
+        "refused",
+    )
+    assert not [flag for flag in hidden if flag in out]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,36 @@ def test_the_text_of_the_embedded_model(root: Path) -> None:
         assert sum(line.startswith(title) for line in lines) == 1, title
     assert sum(line.startswith("  H200 ") for line in lines) == 2
     assert any("measured now" in line for line in lines)
+
+
+@pytest.mark.parametrize("blocks", [[], ["--kv_blocks", "3"]])
+def test_the_plan_and_a_start_agree_on_the_tokens(root: Path, blocks: list[str]) -> None:
+    flags = ["--tp", "1", "--max_batch_size", "2", *blocks]
+    found, _, _ = json_plan(root, *flags)
+    command = [sys.executable, "run_pa.py", "--device", "cpu", "--max_output_length", "1", *flags]
+    started = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=True)
+    tokens = re.search(r"KV cache .* \((\d+) tokens\)", started.stderr + started.stdout)
+    assert tokens and found["memory"]["kv_tokens_here"] == int(tokens[1]) == (3 * 128 if blocks else 2 * 8192)
+
+
+@pytest.mark.parametrize("mebibytes", [600, 690, 800])
+def test_little_address_space_costs_the_measurement_only(root: Path, mebibytes: int) -> None:
+    limit = f"ulimit -v {mebibytes << 10}; exec {sys.executable} run_pa.py --plan --device cpu"
+    done = subprocess.run(["bash", "-c", limit], cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    if mebibytes < 704:  # what a trace itself imports
+        assert done.returncode != 0 and not done.stdout
+        assert f"ulimit -v allows {mebibytes} MiB of address space" in done.stderr and done.stderr.count("\n") == 1
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "  this CPU is left out: there is too little memory to measure it\n" in done.stdout
+
+
+def test_looking_needs_no_port(root: Path) -> None:
+    with socket.create_server(("", 0)) as listener:
+        environ = {**os.environ, "MASTER_PORT": str(listener.getsockname()[1]), "MASTER_ADDR": "192.0.2.1"}
+        command = [sys.executable, "-m", "atb_models.launch", "--print_graph", "--device", "cpu", "--tp", "2"]
+        done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("graph of embedded checkpoint"), done.stderr
 
 
 def test_a_chip_of_ones_own_and_pairs_that_are_left_out(root: Path, tmp_path: Path) -> None:

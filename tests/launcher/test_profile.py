@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from atb_models import env, ops
+from atb_models.engine import cores as cores_module
 from atb_models.launcher import main as run_pa
 from atb_models.launcher import profiling
 from atb_models.launcher.args import parse_args
+from atb_models.plan import this_cpu
 from atb_models.plan.chips import load_chips
 from tests.profiler.test_tables import check_trace
 from tests.tiny import write_checkpoint
@@ -132,6 +134,52 @@ def test_unknown_chip_is_named_before_the_model_is_loaded(capsys: pytest.Capture
     assert status == 2 and "there is no chip 'abacus'" in err and "loading" not in err
 
 
+@pytest.mark.parametrize("name", ["all", "ALL"])
+def test_all_chips_are_of_a_plan(capsys: pytest.CaptureFixture[str], weights: str, name: str) -> None:
+    status = run_pa.main([weights, *IDS, "--profile", "--chip", name])
+    err = capsys.readouterr().err
+    assert status == 2 and "--chip all is of --plan only" in err and "loading" not in err
+
+
+def test_this_cpu_is_measured_where_the_address_space_is_small(root: Path, tmp_path: Path) -> None:
+    """A full batch's KV pool would leave nothing for it."""
+    limit = f"ulimit -v 3000000; exec {sys.executable} {root / 'run_pa.py'} --profile --device cpu"
+    command = ["bash", "-c", f"{limit} --max_output_length 2 --max_batch_size 200"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=variables)
+    assert ended.returncode == 0, ended.stderr
+    assert "profile of rank 0 of 1: embedded checkpoint, " in ended.stderr
+    assert "\n  roofline   this CPU\n    memory " in ended.stderr
+
+
+def test_without_memory_to_measure_there_is_no_roofline(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, weights: str, folder: Path
+) -> None:
+    monkeypatch.setattr(this_cpu, "LEAST_BLOCK_BYTES", 1 << 50)
+    status = run_pa.main([weights, *IDS, "--profile"])
+    err = capsys.readouterr().err
+    assert status == 0
+    assert "  roofline   none: there is too little memory to measure this CPU; choose a chip with --chip NAME\n" in err
+    content = json.loads((folder / "profile.json").read_text())
+    assert content["chip"] is None and content["no_chip"] == "there is too little memory to measure this CPU"
+
+
+@pytest.mark.parametrize(("rank", "ranks", "cores"), [(None, 3, 3), ("0", 2, 2), ("1", 2, None)])
+def test_rank_0_measures_before_there_is_a_model(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, ranks: int, cores: int | None
+) -> None:
+    """The cores of all ranks of the run; other ranks than 0, which torchrun starts, measure nothing."""
+    measured: list[int] = []
+    monkeypatch.setattr(this_cpu, "measure_cpu", lambda cores, room: measured.append(cores))
+    monkeypatch.setattr(cores_module, "used_cores", lambda ranks: ranks)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    argv = ["--profile", *([] if rank else ["--tp", str(ranks)])]
+    profiling.Profiling(parse_args(argv), "cpu")
+    assert measured == ([] if cores is None else [cores])
+
+
 def test_variable_is_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not parse_args([]).profile
     monkeypatch.setenv("ATB_PROFILING_ENABLE", "1")
@@ -185,5 +233,6 @@ def test_cuda_takes_the_chip_by_the_devices_name(monkeypatch: pytest.MonkeyPatch
     args = parse_args(["--profile"])
     for name, chip in (("NVIDIA H200", "H200"), ("NVIDIA GeForce RTX 3090", "RTX 3090"), ("NVIDIA X1", None)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
-        chosen = profiling.Profiling(args, "cuda")._chip
-        assert chosen == (load_chips()[chip] if chip else None)
+        chosen = profiling.Profiling(args, "cuda")
+        assert chosen._chip == (load_chips()[chip] if chip else None)
+        assert (chosen._no_chip is None) == (chip is not None)

@@ -91,9 +91,19 @@ FORM = r'\{"value": number, "source": text\}'
         ([entry(memory_gb={"value": True, "source": "x"})], "the value of memory_gb must be a number, not True"),
         ([entry(memory_gb={"value": None, "source": "x"})], "the value of memory_gb must be a number, not None"),
         ([entry(fp16_tflops={"source": "x"})], "the value of fp16_tflops must be a number, not None"),
-        ('[{"name": "a", "device": "b", "memory_gb": {"value": Infinity, "source": "x"}}]', "number, not inf"),
-        ([entry(memory_gb={"value": 0, "source": "x"})], "the value of memory_gb must be more than 0, not 0"),
+        ('[{"name": "a", "device": "b", "memory_gb": {"value": Infinity, "source": "x"}}]', "from .*, not inf"),
+        ([entry(memory_gb={"value": 0, "source": "x"})], "the value of memory_gb must be from 1e-06 to 1e\\+09, not 0"),
         ([entry(latency_us={"value": -1, "source": "x"})], "the value of latency_us must be .*, not -1"),
+        ([entry(memory_gb={"value": 1e308, "source": "x"})], "'Mine': the value of memory_gb must be .*, not 1e\\+308"),
+        (
+            [entry(bandwidth_gb_s={"value": 1e-300, "source": "x"})],
+            "'Mine': the value of bandwidth_gb_s .*, not 1e-300",
+        ),
+        ([entry(memory_gb={"value": 10**399, "source": "x"})], "memory_gb must be .*, not a number of 400 digits"),
+        (f'[{{"memory_gb": 1{"0" * 5000}}}]', "is not JSON: Exceeds the limit"),
+        ([entry(name="a\x1b[2J")], r"name must be a text of printable characters, not 'a\\x1b\[2J'"),
+        ([entry(name="two\nlines")], "name must be a text of printable characters"),
+        ([entry(name="ALL")], "the name 'ALL' is taken"),
         (
             [entry(**{name: {"value": None, "source": "x"} for name in PEAKS.values()})],
             "one of fp16_tflops, .* a value",
@@ -109,6 +119,11 @@ def test_mistakes_name_file_chip_and_field(load: Callable[[Any], Any], content: 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="chips file .*absent.json cannot be read: No such file"):
         load_chips(str(tmp_path / "absent.json"))
+
+
+def test_an_empty_file_name() -> None:
+    with pytest.raises(ConfigError, match="--chips_file is empty"):
+        load_chips("")
 
 
 def test_this_cpu_is_measured_and_left_as_it_was() -> None:

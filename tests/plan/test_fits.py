@@ -61,7 +61,18 @@ def test_the_environment_says_what_of_a_card_is_used(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("NPU_MEMORY_FRACTION", "0.5")
     assert usable(24) == 12 * GIB
     monkeypatch.setenv("RESERVED_MEMORY_GB", "30")
-    assert usable(24) == 0
+    assert usable(24) == -18 * GIB
+
+
+@pytest.mark.usefixtures("clean_environ")
+def test_a_reserve_beyond_the_card_leaves_smaller_cards_more_to_lack(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESERVED_MEMORY_GB", "40")
+    subject = deployment(load_model_config(demo, log=False))
+    for row in fits(subject, subject.memory(), 1):
+        assert row.missing(24) - row.missing(32) == 8 * GIB and row.missing(64) == 0
+        assert row.kv_tokens(24) == row.kv_tokens(32) == 0 < row.kv_tokens(64)
 
 
 def test_ranks_that_cannot_share_the_heads_say_so(demo: Path) -> None:

@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from atb_models import ops
+from atb_models import SamplingParams, ops
+from atb_models.engine.sampler import sample
+from atb_models.engine.sequence import Sequence
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.graph.memory import StorageMode
 from atb_models.models.config import ModelConfig, load_model_config
-from atb_models.plan.memory import Limits, RankMemory, largest_step, one_of_each_layer, rank_memory
+from atb_models.plan.memory import (
+    SAMPLING_BYTES,
+    SEEN_BYTES,
+    Limits,
+    RankMemory,
+    largest_step,
+    one_of_each_layer,
+    rank_memory,
+)
 
 LIMITS = Limits(max_batch_size=4, max_prefill_tokens=64, max_seq_len=100, block_size=16)
 
@@ -38,10 +49,28 @@ def test_one_layer_of_each_kind_has_the_peak_of_all(config: ModelConfig) -> None
     assert one_of_each_layer(config).moe_layers == (False, True)
     query_lens, kv_lens = largest_step(LIMITS)
     step = meta_step(query_lens, kv_lens, 16)
-    whole = meta_model(config, torch.float16, 2)
-    peak = OpGraph.trace(whole, step, meta_caches(whole, 32, 16)).peak_activation_bytes
-    limits = replace(LIMITS, max_batch_size=4)
-    assert rank_memory(config, torch.float16, 2, limits).activations in (peak, 4 * config.vocab_size * 36)
+    peaks = [
+        OpGraph.trace(model, step, meta_caches(model, 32, 16)).peak_activation_bytes
+        for model in (meta_model(config, torch.float16, 2), meta_model(one_of_each_layer(config), torch.float16, 2))
+    ]
+    assert peaks[0] == peaks[1] > 0
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_sampling_takes_what_is_planned(config: ModelConfig, greedy: bool) -> None:
+    """Against the storages that sampling makes at its worst: top_p over flat logits, penalties, log probabilities."""
+    batch, vocab = 8, 30_000
+    params = SamplingParams(max_tokens=2) if greedy else SamplingParams(
+        max_tokens=2, temperature=100.0, top_p=0.9999, repetition_penalty=1.1, presence_penalty=0.1, logprobs=5, seed=1
+    )  # fmt: skip
+    sequences = [Sequence([1, 2, 3], params) for _ in range(batch)]
+    logits = torch.randn(batch, vocab)
+    mode = StorageMode([logits], lambda _: None)
+    with mode:
+        sample(logits, sequences)
+    kept = mode.live / logits.numel()
+    assert kept <= SEEN_BYTES + 0.1
+    assert mode.peak / logits.numel() <= SAMPLING_BYTES + SEEN_BYTES
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,14 @@ def test_the_embedded_checkpoint_against_its_files(demo: Path) -> None:
     assert count_parameters(config) == (total, total - routed * 3 // 4)
 
 
+def test_a_model_of_very_many_layers_is_counted_by_kind(demo: Path) -> None:
+    config = load_model_config(demo, log=False)
+    one, two = (replace(config, num_hidden_layers=n, moe_layers=(False, *[True] * (n - 1))) for n in (2, 3))
+    many = replace(config, num_hidden_layers=100_000, moe_layers=(False, *[True] * 99_999))
+    layer = count_parameters(two).total - count_parameters(one).total
+    assert count_parameters(many).total == count_parameters(one).total + 99_998 * layer
+
+
 def test_without_experts_all_are_active_and_a_tied_head_counts_once(demo: Path) -> None:
     config = load_model_config(demo, log=False)
     dense = replace(config, moe_layers=(False,) * config.num_hidden_layers)

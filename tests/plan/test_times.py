@@ -67,6 +67,20 @@ def test_prompts_are_read_in_steps_within_the_budget() -> None:
     assert max(sum(step.query_lens) for step in steps) == 1000
 
 
+@pytest.mark.parametrize(
+    ("prompt", "batch", "budget"), [(6, 7, 4), (6, 8, 4), (5, 9, 1), (4, 5, 8), (4, 5, 100), (7, 3, 5)]
+)
+def test_equal_steps_are_counted_as_if_one_by_one(prompt: int, batch: int, budget: int) -> None:
+    rows = [(sequence, place) for sequence in range(batch) for place in range(prompt)]
+    wanted: Counter[Step] = Counter()
+    for start in range(0, len(rows), budget):
+        taken = rows[start : start + budget]
+        queries = Counter(sequence for sequence, _ in taken)
+        kv = {sequence: place + 1 for sequence, place in taken}
+        wanted[Step(tuple(queries.values()), tuple(kv.values()), list(kv.values()).count(prompt))] += 1
+    assert prefill_steps(prompt, batch, budget) == wanted
+
+
 def test_pairs_beyond_the_positions_are_left_out(config: ModelConfig) -> None:
     assert pairs_within(4096) == list(PAIRS) and pairs_within(4095) == list(PAIRS[1:])
     assert not roofline_cells(replace(config, max_position_embeddings=511), torch.float16, 1, 2048, [CHIP])["small"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from atb_models.ops.cost import Cost
 from atb_models.plan.chips import Chip, find_chip, load_chips
@@ -83,15 +84,16 @@ def test_text_has_every_part(chip: Chip) -> None:
     assert "prefill    1 step, 4 tokens: 13.50 ms, 13.50 ms a step" in text
     cells = [line.split() for line in text.splitlines()]
     assert ["between", "operations", "2.50", "ms", "12.5", "%"] in cells
-    assert ["Linear", "2", "7.00", "35.0", "2.29", "1.14", "85.71", "1.00", "cpu"] in cells
-    assert ["all", "5", "11.00", "55.0", "1.55", "1.27", "68.18", "3.50"] in cells
+    assert ["Linear", "2", "7.00", "35.0", "2.29", "1.14", "85.7", "1.00", "cpu"] in cells
+    assert ["all", "5", "11.00", "55.0", "1.55", "1.27", "68.2", "3.50"] in cells
     assert "the wait for the slowest rank" in text and "above 100 %" not in text
     assert all(line.isascii() for line in text.splitlines())
 
 
 def test_text_without_a_chip_says_how_to_choose_one() -> None:
-    text = "\n".join(lines(profile(priced=False), replace(RUN, waits=True)))
-    assert "--chip NAME" in text and "roofline %" in text and "each operation was waited for" in text
+    text = "\n".join(lines(profile(priced=False), replace(RUN, waits=True, no_chip="it is unknown")))
+    assert "  roofline   none: it is unknown; choose a chip with --chip NAME\n" in text
+    assert "roofline %" in text and "each operation was waited for" in text
     assert ["Linear", "2", "7.00", "35.0", "2.29", "1.14", "-", "-", "cpu"] in [s.split() for s in text.splitlines()]
 
 
@@ -111,6 +113,27 @@ def test_long_module_table_ends_with_the_rest() -> None:
     text = "\n".join(lines(seen, RUN)).split("module ")[1]
     names = [line.split("  ")[0] for line in text.splitlines()[1:]]
     assert names[15:18] == ["the rest (19)", "all", ""]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (9e-5, "<0.0001"), (0.000123, "0.000123"), (0.00456, "0.00456"), (0.0999, "0.0999"), (1, "1.00"),
+     (85.714, "85.7"), (203.4, "203"), (1979000, "1979000")],
+)  # fmt: skip
+def test_small_figures_keep_three_digits(value: float, text: str) -> None:
+    seen = profile()
+    seen.totals[Place("prefill", "Rope", "layers.0.attn", "reference")].traffic = value * 0.002e9  # in 2 ms
+    rope = next(line.split() for line in lines(seen, RUN) if line.startswith("Rope "))
+    assert rope[5] == text
+
+
+def test_a_peak_that_the_table_has_not_is_shown_as_it_is_priced(chip: Chip) -> None:
+    run = replace(RUN, chip=replace(chip, fp16_tflops=None, bf16_tflops=50, fp32_tflops=2.5))
+    text = [line.split() for line in lines(profile(), run)]
+    assert ["fp16", "50000", "GFLOP/s", *"no figure: priced at the chip's fastest, which bounds it".split()] in text
+    assert ["fp32", "2500", "GFLOP/s", *chip.sources["fp32_tflops"].split()] in text
+    price = run.price()
+    assert price is not None and price(Cost(50e12), torch.float16) == pytest.approx(1)
 
 
 def test_json(chip: Chip) -> None:

@@ -12,20 +12,29 @@ import torch
 from atb_models.engine import kv_pool, memory
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import CapacityError
+from atb_models.plan.capacity import Deployment
 from atb_models.plan.memory import RankMemory
 
 CONFIG = EngineConfig(max_batch_size=4, max_seq_len=100, block_size=16)
-MEMORY = RankMemory(weights=5000, activations=3000, kv_per_token=1, block_size=16)
+
+
+class Planned(Deployment):
+    """One whose memory is known."""
+
+    def memory(self) -> RankMemory:
+        return RankMemory(weights=5000, activations=3000, kv_per_token=1, block_size=16)
 
 
 def choose(config: EngineConfig, usable: int) -> int:
-    return kv_pool.choose_kv_blocks(config, config.load_model_config(), MEMORY, 1, usable, shares_host=True)
+    model = config.load_model_config()
+    deployment = Planned(model, torch.float16, 1, kv_pool.engine_limits(config, model))
+    return kv_pool.choose_kv_blocks(config, deployment, memory.Free(usable), 1)
 
 
 def test_blocks_for_a_full_batch_or_what_fits() -> None:
     assert choose(CONFIG, 10**9) == 4 * 7
     assert choose(CONFIG, 8000 + 5 * 16) == 5
-    with pytest.raises(CapacityError, match="the model does not fit: it needs .* may use 0.0 MiB of this host"):
+    with pytest.raises(CapacityError, match="the model does not fit: it needs .* may use 0.0 MiB of its device"):
         choose(CONFIG, 8000 + 15)
 
 
@@ -38,12 +47,19 @@ def test_blocks_that_were_asked_for() -> None:
 
 
 def test_ranks_share_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "RUNTIME_BYTES", 10)
+    for name, kept in (("RUNTIME_BYTES", 10), ("MARGIN_BYTES", 20), ("ADDRESS_SPACE_BYTES", 50)):
+        monkeypatch.setattr(memory, name, kept)
     for name, left in (("_host_available", 1000), ("_cgroup_available", 600), ("_process_available", 200)):
         monkeypatch.setattr(memory, name, lambda left=left: left)
-    assert memory.free_memory(torch.device("cpu"), 4) == 140
-    assert memory.free_memory(torch.device("cpu"), 1) == 190  # the limit of the process is its own
-    assert memory.free_memory(torch.device("cpu"), 100) == 0
+    free = memory.free_memory(torch.device("cpu"))
+    assert [free.of_rank(ranks) for ranks in (1, 4, 6, 100)] == [150, 120, 70, -24]
+    assert "ulimit" in free.where(1) and "control group" in free.where(6)
+    assert memory.Free(7).of_rank(3) == 7 and "its device" in memory.Free(7).where(3)
+
+
+@pytest.mark.parametrize(("ranks", "hosts", "usable"), [(2, 1, 50), (4, 1, 50), (8, 1, None), (8, 2, 50), (3, 2, None)])
+def test_no_host_gives_more_ranks_than_it_has_devices(ranks: int, hosts: int, usable: int | None) -> None:
+    assert kv_pool._usable_by(memory.Free(50, most_ranks=4), ranks, hosts) == usable
 
 
 def test_process_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
