@@ -18,6 +18,7 @@ from atb_models.ops.moe import (
     moe_gating,
     moe_init_routing,
     router,
+    shared_expert_gate,
 )
 from atb_models.ops.table import bind, operations
 
@@ -42,6 +43,7 @@ __all__ = [
     "rope_tables",
     "router",
     "select_rows",
+    "shared_expert_gate",
     "swiglu",
     "to_float",
 ]

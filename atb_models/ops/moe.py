@@ -130,6 +130,21 @@ def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> T
     return out_TH
 
 
+def _shared_gate_cost(out_TH: Tensor, shared_TH: Tensor, x_TH: Tensor, weight_1H: Tensor) -> Cost:
+    flops = 2 * x_TH.numel() + out_TH.numel()  # one sigmoid a row is nothing beside them
+    return cost(flops, (shared_TH, x_TH, weight_1H), (out_TH,))
+
+
+@op("SharedExpertGate", cost=_shared_gate_cost)
+def shared_expert_gate(shared_TH: Tensor, x_TH: Tensor, weight_1H: Tensor) -> Tensor:
+    """shared * sigmoid(x . w), the gate and the product in float32 -> [T, H] in the dtype of `shared_TH`.
+
+    The gate is the same on every rank, so the ranks' shares of `shared_TH` may be summed afterwards.
+    """
+    gate_T1 = F.linear(x_TH.float(), weight_1H.float()).sigmoid()
+    return (shared_TH * gate_T1).to(shared_TH.dtype)
+
+
 def _count_cost(out: None, total_E: Tensor, counts_E: Tensor) -> Cost:
     return cost(counts_E.numel(), (total_E, counts_E), (total_E,))
 

@@ -66,6 +66,7 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("GroupedMatmul", (meta(6, 4), meta(4, 5, 4), meta(4, dtype=LONG), 2), 240, 48 + 32 + 140, 60),
     ("GroupedMatmul", (X6, torch.zeros(4, 5, 4).half(), torch.tensor([2, 0, 4, 0]), 2), 240, 48 + 32 + 80, 60),
     ("MoeFinalizeRouting", (meta(6, 4), meta(3, 2, dtype=LONG), meta(3, 2, dtype=SINGLE)), 48, 48 + 48 + 24, 24),
+    ("SharedExpertGate", (X, X, meta(1, 4)), 24 + 12, 24 + 24 + 8, 24),
     ("CountExpertTokens", (meta(5, dtype=LONG), meta(5, dtype=LONG)), 5, 80, 40),
 ]  # fmt: skip
 

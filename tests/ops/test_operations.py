@@ -99,6 +99,22 @@ def test_moe_layer(dtype: torch.dtype, top_k: int, eps: float | None) -> None:
     close(ours, exact, 1e-5 if dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_shared_expert_gate(dtype: torch.dtype) -> None:
+    shared, x, weight = (torch.randn(rows, 24).to(dtype) for rows in (7, 7, 1))
+    logits = [sum(a * b for a, b in zip(row, weight[0].tolist(), strict=True)) for row in x.tolist()]
+    exact = torch.stack([row / (1 + math.exp(-logit)) for row, logit in zip(shared.double(), logits, strict=True)])
+    ours = ops.shared_expert_gate(shared, x, weight)
+    assert ours.dtype == dtype
+    close(ours, exact, {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype])
+
+
+def test_shared_expert_gate_of_each_ranks_share_sums_to_the_whole() -> None:
+    parts, x, weight = torch.randn(4, 5, 24), torch.randn(5, 24), torch.randn(1, 24)
+    whole = ops.shared_expert_gate(parts.sum(dim=0), x, weight)
+    close(sum((ops.shared_expert_gate(part, x, weight) for part in parts), torch.zeros(5, 24)), whole.double())
+
+
 def test_finalize_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     y, weights = torch.randn(21, 5), torch.rand(7, 3)
     places = torch.randperm(21).view(7, 3)

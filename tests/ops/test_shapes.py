@@ -113,6 +113,7 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     "MoeInitRouting": lambda d: (d.floats(d.T, d.H), d.choices(), d.E),
     "GroupedMatmul": grouped,
     "MoeFinalizeRouting": finalize,
+    "SharedExpertGate": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H), d.floats(1, d.H)),
     "CountExpertTokens": lambda d: (d.integers(90, d.E).long(), d.integers(9, d.E).long()),
     "AllReduce": lambda d: (d.floats(d.T, d.H), d.group()),
     "AllGather": lambda d: (d.floats(d.T, d.H), d.group()),
@@ -132,6 +133,7 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "MoeGating": (1, lambda d: d.E + 1),
     "GroupedMatmul": (1, lambda d: d.floats(d.E, d.V, d.H + 1)),
     "MoeFinalizeRouting": (2, lambda d: d.single(d.T, d.K + 1)),
+    "SharedExpertGate": (2, lambda d: d.floats(1, d.H + 1)),
     "CountExpertTokens": (1, lambda d: d.integers(9, d.E + 1).long()),
 }
 WITHOUT_INNER_DIMENSION = {
