@@ -13,84 +13,138 @@ from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 
-DEEPSEEK: dict[str, Any] = {
-    "architectures": ["DeepseekForCausalLM"],
-    "attention_bias": False,
+COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "first_k_dense_replace": 1,
     "hidden_act": "silu",
     "hidden_size": 64,
     "initializer_range": 0.1,
-    "intermediate_size": 96,
     "max_position_embeddings": 512,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 256,
+}
+DEEPSEEK: dict[str, Any] = COMMON | {
+    "architectures": ["DeepseekForCausalLM"],
+    "attention_bias": False,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 96,
     "model_type": "deepseek",
     "moe_intermediate_size": 32,
     "moe_layer_freq": 1,
     "n_routed_experts": 8,
     "n_shared_experts": 2,
     "norm_topk_prob": False,
-    "num_attention_heads": 8,
     "num_experts_per_tok": 3,
-    "num_hidden_layers": 3,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-6,
-    "rope_scaling": None,
     "rope_theta": 10000.0,
     "scoring_func": "softmax",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 256,
 }
+QWEN: dict[str, Any] = COMMON | {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "decoder_sparse_step": 1,
+    "intermediate_size": 96,
+    "max_window_layers": 2,
+    "mlp_only_layers": [],
+    "model_type": "qwen2_moe",
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": False,
+    "num_experts": 9,
+    "num_experts_per_tok": 4,
+    "rope_theta": 1000000.0,
+    "shared_expert_intermediate_size": 80,
+    "sliding_window": 128,
+    "use_sliding_window": False,
+}
+XVERSE: dict[str, Any] = COMMON | {
+    "architectures": ["XverseForCausalLM"],
+    "attention_bias": False,
+    "intermediate_size": 32,
+    "model_type": "xverse",
+    "moe_top_k": 3,
+    "num_experts": 8,
+    "num_shared_experts": 2,
+    "rope_theta": 500000,
+}
+FAMILIES = {"deepseek": DEEPSEEK, "qwen": QWEN, "xverse": XVERSE}
 
 
-def deepseek_shapes(config: dict[str, Any]) -> Shapes:
-    """Names and shapes as the family's published code has them; written apart from the project's own table."""
+def shapes_of(config: dict[str, Any]) -> Shapes:
+    """Names and shapes as the families' published code has them; written apart from the project's own table."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv_width = (config["num_key_value_heads"] or heads) * (hidden // heads)
     shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    biased = "qkv" if config["model_type"] == "qwen2_moe" else "qkvo" if config["attention_bias"] else ""
+    feed_forward = {"deepseek": _deepseek, "qwen2_moe": _qwen, "xverse": _xverse}[config["model_type"]]
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         shapes |= {f"{layer}.{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
         for role, width in (("q", hidden), ("k", kv_width), ("v", kv_width), ("o", hidden)):
             shapes[f"{layer}.self_attn.{role}_proj.weight"] = (width, hidden)
-            if config["attention_bias"]:
+            if role in biased:
                 shapes[f"{layer}.self_attn.{role}_proj.bias"] = (width,)
-        experts = config["n_routed_experts"]
-        if experts is None or i < config["first_k_dense_replace"] or i % config["moe_layer_freq"]:
-            shapes |= _mlp(f"{layer}.mlp", hidden, config["intermediate_size"])
-            continue
-        width = config["moe_intermediate_size"]
-        shapes[f"{layer}.mlp.gate.weight"] = (experts, hidden)
-        for expert in range(experts):
-            shapes |= _mlp(f"{layer}.mlp.experts.{expert}", hidden, width)
-        if config["n_shared_experts"]:
-            shapes |= _mlp(f"{layer}.mlp.shared_experts", hidden, width * config["n_shared_experts"])
+        shapes |= {f"{layer}.mlp.{name}": shape for name, shape in feed_forward(config, i).items()}
     return shapes
+
+
+def _deepseek(config: dict[str, Any], layer: int) -> Shapes:
+    hidden, width, experts = config["hidden_size"], config["moe_intermediate_size"], config["n_routed_experts"]
+    if experts is None or layer < config["first_k_dense_replace"] or layer % config["moe_layer_freq"]:
+        return _mlp("", hidden, config["intermediate_size"])
+    shared = config["n_shared_experts"]
+    return (
+        {"gate.weight": (experts, hidden)}
+        | _experts(experts, hidden, width)
+        | (_mlp("shared_experts.", hidden, width * shared) if shared else {})
+    )
+
+
+def _qwen(config: dict[str, Any], layer: int) -> Shapes:
+    hidden, experts = config["hidden_size"], config["num_experts"]
+    if layer in config["mlp_only_layers"] or (layer + 1) % config["decoder_sparse_step"]:
+        return _mlp("", hidden, config["intermediate_size"])
+    return (
+        {"gate.weight": (experts, hidden), "shared_expert_gate.weight": (1, hidden)}
+        | _experts(experts, hidden, config["moe_intermediate_size"])
+        | _mlp("shared_expert.", hidden, config["shared_expert_intermediate_size"])
+    )
+
+
+def _xverse(config: dict[str, Any], layer: int) -> Shapes:
+    hidden, width, shared = config["hidden_size"], config["intermediate_size"], config["num_shared_experts"]
+    return (
+        {"router.weight": (config["num_experts"], hidden)}
+        | _experts(config["num_experts"], hidden, width)
+        | (_mlp("shared_experts.", hidden, width * shared) if shared else {})
+    )
+
+
+def _experts(count: int, hidden: int, width: int) -> Shapes:
+    return {name: shape for expert in range(count) for name, shape in _mlp(f"experts.{expert}.", hidden, width).items()}
 
 
 def _mlp(stem: str, hidden: int, width: int) -> Shapes:
     return {
-        f"{stem}.gate_proj.weight": (width, hidden),
-        f"{stem}.up_proj.weight": (width, hidden),
-        f"{stem}.down_proj.weight": (hidden, width),
+        f"{stem}gate_proj.weight": (width, hidden),
+        f"{stem}up_proj.weight": (width, hidden),
+        f"{stem}down_proj.weight": (hidden, width),
     }
 
 
-FAMILIES: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Shapes]]] = {
-    "deepseek": (DEEPSEEK, deepseek_shapes),
-}
-
-
 def random_tensors(shapes: Shapes, *, std: float, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-    """Normal values, norms around 1."""
+    """Normal values, norms around 1; XVERSE's router is float32 whatever the rest."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in sorted(shapes.items()):
         value = torch.randn(shape, generator=generator) * std
-        tensors[name] = (value + 1 if name.endswith("norm.weight") else value).to(dtype)
+        value = value + 1 if name.endswith("norm.weight") else value
+        tensors[name] = value if name.endswith("router.weight") else value.to(dtype)
     return tensors
 
 
@@ -127,8 +181,7 @@ def write_checkpoint(
 
     `fields` replaces fields of the family's tiny configuration.
     """
-    default, shapes_of = FAMILIES[family]
-    config = {**default, **fields}
+    config = {**FAMILIES[family], **fields}
     tensors = random_tensors(shapes_of(config), std=config["initializer_range"], dtype=dtype, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))

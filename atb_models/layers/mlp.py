@@ -62,6 +62,17 @@ class Experts(nn.Module):
         return ops.moe_finalize_routing(y_RH, rows_TK, weights_TK)
 
 
+class SharedGate(nn.Module):
+    """How much of the shared experts' output each token takes; the same on every rank."""
+
+    def __init__(self, build: Build, hidden: int) -> None:
+        super().__init__()
+        self.weight = whole(build.parameter(1, hidden))
+
+    def forward(self, shared_TH: Tensor, x_TH: Tensor) -> Tensor:
+        return ops.shared_expert_gate(shared_TH, x_TH, self.weight)
+
+
 class MoE(nn.Module):
     """Routed experts plus shared experts; the caller sums the ranks' results, once for both."""
 
@@ -74,6 +85,7 @@ class MoE(nn.Module):
         top_k: int,
         width: int,
         shared_width: int,
+        shared_gate: bool,
         renormalize_eps: float | None,
     ) -> None:
         super().__init__()
@@ -82,6 +94,7 @@ class MoE(nn.Module):
         self.router = Router(build, hidden, num_experts)
         self.experts = Experts(build, hidden, width, num_experts)
         self.shared = Mlp(build, hidden, shared_width) if shared_width else None
+        self.shared_gate = SharedGate(build, hidden) if shared_gate else None
         self.counter_E: Tensor | None = None
 
     def count_tokens(self) -> Tensor:
@@ -92,4 +105,9 @@ class MoE(nn.Module):
     def forward(self, x_TH: Tensor) -> Tensor:
         weights_TK, experts_TK = ops.moe_gating(self.router(x_TH), self.top_k, self.renormalize_eps)
         y_TH = self.experts(x_TH, weights_TK, experts_TK, self.counter_E)
-        return y_TH if self.shared is None else ops.add(y_TH, self.shared(x_TH))
+        if self.shared is None:
+            return y_TH
+        shared_TH = self.shared(x_TH)
+        if self.shared_gate is not None:
+            shared_TH = self.shared_gate(shared_TH, x_TH)
+        return ops.add(y_TH, shared_TH)

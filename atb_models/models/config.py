@@ -45,6 +45,7 @@ class ModelConfig:
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0  # of one routed expert
     shared_intermediate_size: int = 0  # of all shared experts together; 0 = none
+    shared_expert_gate: bool = False  # their output is weighed by each token, see ops.shared_expert_gate
     norm_topk_prob: bool = False
     norm_topk_eps: float = 0.0
     torch_dtype: str | None = None  # fp16, bf16 or fp32, as the checkpoint declares
@@ -139,11 +140,11 @@ def _check_rest(fields: Fields, *, log: bool) -> None:
     for name, value in fields.raw.items():
         if name in fields.known:
             continue
-        if name in ONLY:
+        if name in fields.without_effect | WITHOUT_EFFECT | generation:
+            without_effect.append(name)
+        elif name in ONLY:
             if value not in ONLY[name]:
                 raise fields.fail(name, f"but only {ONLY[name][0]!r} is supported")
-        elif name in WITHOUT_EFFECT or name in generation:
-            without_effect.append(name)
         else:
             unknown.append(name)
     if log and without_effect:

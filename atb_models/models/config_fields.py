@@ -20,6 +20,7 @@ class Fields:
         self.raw = raw
         self.file = file
         self.known: set[str] = set()
+        self.without_effect: set[str] = set()  # beside the values that other fields have
 
     def fail(self, name: str, why: str) -> ConfigError:
         """The error for a field whose value cannot be honoured."""
@@ -78,6 +79,14 @@ class Fields:
             raise self.fail(name, f"but must be a token id or a list of token ids{sequence_hint}")
         return tuple(dict.fromkeys(flat))
 
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of integers of at least 0, empty when absent or null."""
+        value = self.get(name, [])
+        fits = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+        if not fits:
+            raise self.fail(name, "but must be a list of integers of at least 0")
+        return tuple(value)
+
     def check_overrides(self, overrides: Mapping[str, Any]) -> None:
         """Refuse an override that no getter ever asked for: it would be accepted and ignored."""
         for name in overrides:
@@ -86,6 +95,12 @@ class Fields:
             close = get_close_matches(name, sorted(self.known), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(self.known))}"
             raise ConfigError(f"config_overrides: {name} is no field that changes this model{hint}")
+
+
+def attention_bias(fields: Fields) -> dict[str, Any]:
+    """qkv_bias and o_bias where one field, attention_bias, stands for both."""
+    bias = fields.flag("attention_bias", False)
+    return {"qkv_bias": bias, "o_bias": bias}
 
 
 def rope_fields(fields: Fields) -> dict[str, float]:

@@ -13,7 +13,7 @@ WITHOUT_EFFECT = frozenset(
     gradient_checkpointing use_cache pretraining_tp ep_size is_decoder chunk_size_feed_forward tie_encoder_decoder
     output_attentions output_hidden_states output_scores return_dict return_dict_in_generate tf_legacy_loss
     finetuning_task problem_type num_labels id2label label2id task_specific_params prefix tokenizer_class
-    pad_token_id sep_token_id decoder_start_token_id cross_attention_hidden_size
+    pad_token_id sep_token_id decoder_start_token_id cross_attention_hidden_size max_tokenizer_truncation
     """.split()
 )
 

@@ -59,6 +59,7 @@ def feed_forward(build: Build, config: ModelConfig, *, is_moe: bool) -> nn.Modul
         top_k=config.num_experts_per_tok,
         width=config.moe_intermediate_size,
         shared_width=config.shared_intermediate_size,
+        shared_gate=config.shared_expert_gate,
         renormalize_eps=config.norm_topk_eps if config.norm_topk_prob else None,
     )
 

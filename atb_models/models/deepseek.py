@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atb_models.models.config_fields import Fields
+from atb_models.models.config_fields import Fields, attention_bias
 
 ROUTER = "mlp.gate.weight"
 SHARED_EXPERTS = "mlp.shared_experts"
@@ -21,7 +21,6 @@ PLAIN_CHAT_TEMPLATE = (
 
 def parse_config(fields: Fields) -> dict[str, Any]:
     """Biases, experts and the layers that have them; absent fields are the published configuration class's defaults."""
-    bias = fields.flag("attention_bias", False)
     fields.choice("scoring_func", ("softmax",), "softmax")
     experts = fields.optional_integer("n_routed_experts")
     width = fields.optional_integer("moe_intermediate_size")
@@ -31,7 +30,7 @@ def parse_config(fields: Fields) -> dict[str, Any]:
     norm_topk_prob = fields.flag("norm_topk_prob", False)
     layers = range(fields.integer("num_hidden_layers"))
     moe_layers = tuple(experts is not None and i >= first and i % step == 0 for i in layers)
-    values: dict[str, Any] = {"qkv_bias": bias, "o_bias": bias, "moe_layers": moe_layers}
+    values = attention_bias(fields) | {"moe_layers": moe_layers}
     if experts is not None:
         width = fields.integer("moe_intermediate_size")
         top_k = fields.integer("num_experts_per_tok") if top_k is None else top_k

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from atb_models.models import deepseek
+from atb_models.models import deepseek, qwen, xverse
 from atb_models.models.config_fields import Fields
 
 
@@ -12,11 +12,11 @@ class Family(Protocol):
     """What a family's module defines."""
 
     ROUTER: str  # the router's weight, within a layer
-    SHARED_EXPERTS: str  # the shared experts' prefix, within a layer
+    SHARED_EXPERTS: str  # the shared experts' prefix, within a layer; their gate's is the same and "_gate"
     PLAIN_CHAT_TEMPLATE: str  # the documented plain format, for a checkpoint without a chat template
 
     def parse_config(self, fields: Fields) -> dict[str, Any]:
         """The family's own fields of ModelConfig."""
 
 
-FAMILIES: dict[str, Family] = {"deepseek": deepseek}
+FAMILIES: dict[str, Family] = {"deepseek": deepseek, "qwen2_moe": qwen, "xverse": xverse}

@@ -57,3 +57,5 @@ def _experts(config: ModelConfig, theirs: str, ours: str) -> Iterator[Weight]:
         yield Weight(f"{stem}.down_proj.weight", f"{ours}.mlp.experts.down", f"{expert}")
     if config.shared_intermediate_size:
         yield from _mlp(f"{theirs}.{family.SHARED_EXPERTS}", f"{ours}.mlp.shared")
+    if config.shared_expert_gate:
+        yield Weight(f"{theirs}.{family.SHARED_EXPERTS}_gate.weight", f"{ours}.mlp.shared_gate.weight", "")

@@ -1,4 +1,4 @@
-"""DeepSeek-MoE written once more, the plain way: one sequence, no cache, a loop over tokens and experts, float64.
+"""The model families written once more, the plain way: one sequence, no cache, a loop over tokens and experts, float64.
 
 Shares no line with the engine; works on a checkpoint's own tensor names and its raw config.json.
 """
@@ -30,8 +30,12 @@ def plain_logits(config: dict[str, Any], tensors: Tensors, token_ids: list[int])
 
 
 def is_moe(config: dict[str, Any], layer: int) -> bool:
-    routed = config["n_routed_experts"] is not None
-    return routed and layer >= config["first_k_dense_replace"] and layer % config["moe_layer_freq"] == 0
+    if config["model_type"] == "qwen2_moe":
+        return layer not in config["mlp_only_layers"] and (layer + 1) % config["decoder_sparse_step"] == 0
+    if config["model_type"] == "xverse":
+        return True
+    has_experts = config["n_routed_experts"] is not None
+    return has_experts and layer >= config["first_k_dense_replace"] and layer % config["moe_layer_freq"] == 0
 
 
 def norm(config: dict[str, Any], x: Tensor, weight: Tensor) -> Tensor:
@@ -44,12 +48,25 @@ def mlp(own: Tensors, stem: str, x: Tensor) -> Tensor:
 
 
 def moe(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
-    scores = torch.softmax(own["mlp.gate.weight"] @ x, dim=0)
-    best = torch.argsort(scores, descending=True)[: config["num_experts_per_tok"]].tolist()
-    renormalise = config["norm_topk_prob"] and len(best) > 1  # the published gate leaves a single weight as it is
-    norm_by = sum(scores[e] for e in best) + 1e-20 if renormalise else 1.0
-    y = sum((scores[e] / norm_by * mlp(own, f"mlp.experts.{e}", x) for e in best), torch.zeros_like(x))
+    if config["model_type"] == "xverse":
+        y = routed(own["mlp.router.weight"], own, x, config["moe_top_k"], eps=1e-6)
+        return y + mlp(own, "mlp.shared_experts", x) if config["num_shared_experts"] else y
+    top_k = config["num_experts_per_tok"]
+    if config["model_type"] == "qwen2_moe":
+        y = routed(own["mlp.gate.weight"], own, x, top_k, eps=0.0 if config["norm_topk_prob"] else None)
+        share = 1 / (1 + torch.exp(-own["mlp.shared_expert_gate.weight"][0] @ x))
+        return y + share * mlp(own, "mlp.shared_expert", x)
+    renormalise = config["norm_topk_prob"] and top_k > 1  # the published gate leaves a single weight as it is
+    y = routed(own["mlp.gate.weight"], own, x, top_k, eps=1e-20 if renormalise else None)
     return y + mlp(own, "mlp.shared_experts", x) if config["n_shared_experts"] else y
+
+
+def routed(router: Tensor, own: Tensors, x: Tensor, top_k: int, *, eps: float | None) -> Tensor:
+    """The chosen experts' outputs times their scores, which are divided by their sum plus `eps` unless that is None."""
+    scores = torch.softmax(router @ x, dim=0)
+    best = torch.argsort(scores, descending=True)[:top_k].tolist()
+    norm_by = 1.0 if eps is None else sum(scores[e] for e in best) + eps
+    return sum((scores[e] / norm_by * mlp(own, f"mlp.experts.{e}", x) for e in best), torch.zeros_like(x))
 
 
 def attention(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:

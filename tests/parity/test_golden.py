@@ -16,7 +16,7 @@ from atb_models import LLM, RequestOutput, SamplingParams
 from atb_models.engine.scheduler import Row
 from tests.parity.golden import PROMPTS, Golden
 
-CHECKPOINTS = ("deepseek", "deepseek_d128")
+CHECKPOINTS = ("deepseek", "deepseek_d128", "qwen", "xverse")
 GREEDY = SamplingParams(max_tokens=32, temperature=0, ignore_eos=True)
 
 

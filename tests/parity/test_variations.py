@@ -10,32 +10,61 @@ import torch
 
 from atb_models import LLM, SamplingParams
 from tests.parity.plain import plain_logits
-from tests.tiny import DEEPSEEK, write_checkpoint
+from tests.tiny import FAMILIES, write_checkpoint
 
-VARIATIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "all_layers_moe": {"first_k_dense_replace": 0},
-    "every_second_layer": {"moe_layer_freq": 2, "num_hidden_layers": 4},
-    "no_experts": {"n_routed_experts": None},
-    "no_shared_experts": {"n_shared_experts": None},
-    "one_shared_expert": {"n_shared_experts": 1},
-    "renormalised": {"norm_topk_prob": True},
-    "one_expert_a_token": {"norm_topk_prob": True, "num_experts_per_tok": 1},
-    "biases": {"attention_bias": True},
-    "grouped_queries": {"num_key_value_heads": 2},
-    "one_kv_head": {"num_key_value_heads": 1},
-    "tied": {"tie_word_embeddings": True, "vocab_size": 259},
-    "theta_and_scaling": {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 4.0}},
-    "odd_widths": {"moe_intermediate_size": 27, "intermediate_size": 51, "vocab_size": 259, "n_routed_experts": 7},
-    "coarse_norm": {"rms_norm_eps": 1e-2},
+VARIATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "deepseek": {
+        "plain": {},
+        "all_layers_moe": {"first_k_dense_replace": 0},
+        "every_second_layer": {"moe_layer_freq": 2, "num_hidden_layers": 4},
+        "no_experts": {"n_routed_experts": None},
+        "no_shared_experts": {"n_shared_experts": None},
+        "one_shared_expert": {"n_shared_experts": 1},
+        "renormalised": {"norm_topk_prob": True},
+        "one_expert_a_token": {"norm_topk_prob": True, "num_experts_per_tok": 1},
+        "biases": {"attention_bias": True},
+        "grouped_queries": {"num_key_value_heads": 2},
+        "one_kv_head": {"num_key_value_heads": 1},
+        "tied": {"tie_word_embeddings": True, "vocab_size": 259},
+        "theta_and_scaling": {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        "odd_widths": {"moe_intermediate_size": 27, "intermediate_size": 51, "vocab_size": 259, "n_routed_experts": 7},
+        "coarse_norm": {"rms_norm_eps": 1e-2},
+    },
+    "qwen": {
+        "plain": {},
+        "renormalised": {"norm_topk_prob": True},
+        "one_expert_a_token": {"norm_topk_prob": True, "num_experts_per_tok": 1},
+        "sparse_step": {"decoder_sparse_step": 2, "num_hidden_layers": 4},
+        "sparse_step_and_dense_layers": {"decoder_sparse_step": 2, "mlp_only_layers": [0, 3], "num_hidden_layers": 6},
+        "first_layer_dense": {"mlp_only_layers": [0]},
+        "all_layers_dense": {"mlp_only_layers": [0, 1, 2]},
+        "grouped_queries": {"num_key_value_heads": 2},
+        "tied": {"tie_word_embeddings": True, "vocab_size": 259},
+        "narrow_shared_expert": {"shared_expert_intermediate_size": 32},
+        "linear_scaling": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        "odd_widths": {"moe_intermediate_size": 27, "shared_expert_intermediate_size": 51, "vocab_size": 259},
+    },
+    "xverse": {
+        "plain": {},
+        "one_shared_expert": {"num_shared_experts": 1},
+        "no_shared_experts": {"num_shared_experts": 0},
+        "one_expert_a_token": {"moe_top_k": 1},
+        "grouped_queries": {"num_key_value_heads": 2},
+        "tied": {"tie_word_embeddings": True, "vocab_size": 259},
+        "biases": {"attention_bias": True},
+        "head_of_12": {"hidden_size": 96},
+        "odd_widths": {"intermediate_size": 27, "vocab_size": 254, "num_experts": 7},
+    },
 }
-ON_RANKS = ("biases", "grouped_queries", "one_kv_head", "tied", "odd_widths")
+ALL = [(family, name) for family, names in VARIATIONS.items() for name in names]
+ON_RANKS = [("deepseek", name) for name in ("biases", "grouped_queries", "one_kv_head", "tied", "odd_widths")]
+ON_RANKS += [("qwen", "odd_widths"), ("xverse", "odd_widths")]
 
 
-def check(folder: Path, fields: dict[str, Any], tp: int) -> None:
+def check(folder: Path, family: str, fields: dict[str, Any], tp: int) -> None:
     """fp32 logits of a prompt in chunks, and the greedy continuation, as the plain implementation has them."""
-    tensors = write_checkpoint(folder, **fields)
-    config = {**DEEPSEEK, **fields}
+    tensors = write_checkpoint(folder, family=family, **fields)
+    config = {**FAMILIES[family], **fields}
     token_ids = torch.randint(3, 250, (37,), generator=torch.Generator().manual_seed(1)).tolist()
     with LLM(folder, dtype="fp32", device="cpu", tp=tp, block_size=16, max_prefill_tokens=20) as llm:
         ours = llm.prompt_logits(token_ids)
@@ -45,23 +74,23 @@ def check(folder: Path, fields: dict[str, Any], tp: int) -> None:
     assert output.token_ids == exact[len(token_ids) - 1 : -1].argmax(dim=1).tolist()
 
 
-@pytest.mark.parametrize("name", VARIATIONS)
-def test_one_rank(name: str, tmp_path: Path) -> None:
-    check(tmp_path, VARIATIONS[name], tp=1)
+@pytest.mark.parametrize(("family", "name"), ALL)
+def test_one_rank(family: str, name: str, tmp_path: Path) -> None:
+    check(tmp_path, family, VARIATIONS[family][name], tp=1)
 
 
-@pytest.mark.parametrize("name", ON_RANKS)
-def test_two_ranks(name: str, tmp_path: Path) -> None:
-    check(tmp_path, VARIATIONS[name], tp=2)
+@pytest.mark.parametrize(("family", "name"), ON_RANKS)
+def test_two_ranks(family: str, name: str, tmp_path: Path) -> None:
+    check(tmp_path, family, VARIATIONS[family][name], tp=2)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("tp", [4, 8])
-@pytest.mark.parametrize("name", VARIATIONS)
-def test_more_ranks(name: str, tp: int, tmp_path: Path) -> None:
-    check(tmp_path, VARIATIONS[name], tp)
+@pytest.mark.parametrize(("family", "name"), ALL)
+def test_more_ranks(family: str, name: str, tp: int, tmp_path: Path) -> None:
+    check(tmp_path, family, VARIATIONS[family][name], tp)
 
 
 @pytest.mark.full
 def test_sixteen_ranks(tmp_path: Path) -> None:
-    check(tmp_path, {"num_attention_heads": 16, "num_key_value_heads": 4, "hidden_size": 128}, tp=16)
+    check(tmp_path, "deepseek", {"num_attention_heads": 16, "num_key_value_heads": 4, "hidden_size": 128}, tp=16)

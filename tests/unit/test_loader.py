@@ -118,13 +118,29 @@ def test_layouts_give_the_same_model(tmp_path: Path, layout: str) -> None:
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_names_are_those_of_the_published_checkpoint() -> None:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "headers" / "deepseek-moe-16b-base"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: the published checkpoint's index is not part of the project")
+@pytest.mark.parametrize("name", ["deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat"])
+def test_names_are_those_of_the_published_checkpoint(name: str, shared: Path) -> None:
+    folder = shared / "headers" / name
     published = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     names = [weight.name for weight in weight_names(load_model_config(folder))]
     assert len(names) == len(set(names)) and set(names) == set(published)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_is_filled_whole_on_every_rank(tmp_path: Path, family: str) -> None:
+    tensors = tiny.write_checkpoint(tmp_path, family=family)
+    one, ranks = loaded(tmp_path), [loaded(tmp_path, rank, 4) for rank in range(4)]
+    for name in ("layers.1.mlp.router.weight", *(["layers.1.mlp.shared_gate.weight"] if family == "qwen" else [])):
+        assert all(torch.equal(rank.get_parameter(name), one.get_parameter(name)) for rank in ranks)
+    assert sum(p.numel() for p in one.parameters()) == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_float32_router_keeps_its_bits(tmp_path: Path) -> None:
+    tensors = tiny.write_checkpoint(tmp_path, family="xverse")
+    stored = tensors["model.layers.1.mlp.router.weight"]
+    router = loaded(tmp_path, dtype=torch.float16).get_parameter("layers.1.mlp.router.weight")
+    assert stored.dtype == router.dtype == torch.float32 and torch.equal(router, stored)
+    assert not torch.equal(stored, stored.bfloat16().float())
 
 
 def rewrite(folder: Path, **changes: Tensor | None) -> None:

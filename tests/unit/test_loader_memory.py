@@ -45,7 +45,7 @@ def test_peak_stays_near_the_share(tmp_path: Path, layout: str, dtype: str) -> N
     fields: dict[str, Any] = dict(hidden_size=1024, moe_intermediate_size=1024, num_hidden_layers=5, vocab_size=2048)
     config = {**tiny.DEEPSEEK, **fields, "intermediate_size": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    tensors = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in tiny.deepseek_shapes(config).items()}
+    tensors = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in tiny.shapes_of(config).items()}
     tiny.write_weights(tmp_path, tensors, layout)
     total = sum(tensor.numel() * 2 for tensor in tensors.values())
     largest = max(tensor.numel() * 2 for tensor in tensors.values())
