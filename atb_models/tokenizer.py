@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, Protocol
 from atb_models.chat_template import ChatTemplate, Message, find_template
 from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.json_file import is_there
+from atb_models.tokenizer_added import JsonBackend
 from atb_models.tokenizer_json import (
     LLAMA_CLASSES,
     PLAIN_CLASSES,
+    is_qwen_without_json,
     load_json_tokenizer,
     read_settings,
     special_tokens,
@@ -34,7 +36,7 @@ class Encoding(Protocol):
 
 
 class Backend(Protocol):
-    """What tokenizes: the tokenizers library, or a class of transformers behind `_TransformersBackend`."""
+    """What tokenizes: `JsonBackend`, or a class of transformers behind `_TransformersBackend`."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding: ...
 
@@ -103,7 +105,7 @@ def load_tokenizer(
     if _is_plain(folder, settings, code, trust_remote_code):
         tokens = special_tokens(settings)
         template = find_template(folder, settings, tokens, chat_template)
-        return Tokenizer(load_json_tokenizer(folder, settings), tokens, template)
+        return Tokenizer(JsonBackend(load_json_tokenizer(folder, settings)), tokens, template)
     backend = _TransformersBackend(folder, trust_remote_code=trust_remote_code)
     template = find_template(folder, settings, backend.tokens, chat_template)
     return Tokenizer(backend, backend.tokens, template)
@@ -119,13 +121,15 @@ def _own_code(settings: dict[str, Any]) -> str | None:
 
 
 def _is_plain(folder: Path, settings: dict[str, Any], code: str | None, trust_remote_code: bool) -> bool:
-    """Whether tokenizer.json says all there is to say; ConfigError where only code that may not run would tell."""
+    """Whether the tokenizers library does without a class; ConfigError where only code that may not run would tell."""
     if code and trust_remote_code:
         module = code.split("--")[-1].rsplit(".", 1)[0]
         logger.warning("trust_remote_code: running the tokenizer's own code, %s", folder / f"{module}.py")
         return False
     name = settings.get("tokenizer_class")
     known = name is None or name in PLAIN_CLASSES | LLAMA_CLASSES
+    if is_qwen_without_json(folder, settings):
+        return True
     if is_there(folder / "tokenizer.json") and (known or not _transformers_has(name)):
         if code:
             logger.info("the tokenizer's own code (%s) is not run; tokenizer.json is used", code)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present, is_there, read_json
+from atb_models.tokenizer_bpe import QWEN_CLASSES, QWEN_FILES, qwen_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -18,11 +19,11 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 MORE_SPECIAL = "additional_special_tokens"
 
 # Classes of transformers that add nothing to tokenizer.json; the newer ones do not exist in 4.36.
-PLAIN_CLASSES = frozenset(
-    "PreTrainedTokenizerFast PreTrainedTokenizer TokenizersBackend Qwen2Tokenizer Qwen2TokenizerFast".split()
-)
+PLAIN_CLASSES = frozenset(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")) | QWEN_CLASSES
 LLAMA_CLASSES = frozenset(("LlamaTokenizer", "LlamaTokenizerFast"))
-LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+# Special tokens that a class has where the settings name none.
+CLASS_TOKENS = dict.fromkeys(LLAMA_CLASSES, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+CLASS_TOKENS |= dict.fromkeys(QWEN_CLASSES, dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -34,8 +35,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         settings |= read_json(folder / "special_tokens_map.json")
     if settings.get("tokenizer_class") is None and is_there(folder / "config.json"):
         settings["tokenizer_class"] = read_json(folder / "config.json").get("tokenizer_class")
-    defaults = LLAMA_DEFAULTS if settings.get("tokenizer_class") in LLAMA_CLASSES else {}
-    return {**defaults, **settings}
+    return {**CLASS_TOKENS.get(str(settings.get("tokenizer_class")), {}), **settings}
 
 
 def special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +46,19 @@ def special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
+def is_qwen_without_json(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the tokenizer must be put together from Qwen's own two files."""
+    return (
+        settings.get("tokenizer_class") in QWEN_CLASSES
+        and not is_there(folder / "tokenizer.json")
+        and any(is_there(folder / name) for name in QWEN_FILES)
+    )
+
+
 def load_json_tokenizer(folder: Path, settings: dict[str, Any]) -> JsonTokenizer:
     """The tokenizer of tokenizer.json with what the settings add to it, as transformers would set it up."""
-    tokenizer = _from_file(folder / "tokenizer.json")
+    is_qwen = is_qwen_without_json(folder, settings)
+    tokenizer = qwen_tokenizer(folder) if is_qwen else _from_file(folder / "tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _add_tokens(tokenizer, settings)

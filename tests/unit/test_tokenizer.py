@@ -128,7 +128,8 @@ def test_real_tokenizers(name: str) -> None:
     else:
         theirs = AutoTokenizer.from_pretrained(str(HEADERS / name), clean_up_tokenization_spaces=False, **options)
     ours = load(HEADERS / name)
-    assert_same(ours, theirs)
+    # transformers decodes DeepSeek's added letters (ø, ö, ...) to U+FFFD
+    assert_same(ours, theirs, tuple(text for text in TEXTS if not (name.startswith("deepseek") and "ø" in text)))
     if not name.startswith("xverse"):  # whose stand-in lacks characters
         for text in TEXTS[:5]:
             assert ours.decode(ours.encode(text)) == text
@@ -182,6 +183,17 @@ def test_merges_as_lists(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     old, new = load(write(tmp_path / "old", PLAIN)), load(write(tmp_path / "new", PLAIN, json.dumps(content)))
     assert [old.encode(text) for text in TEXTS] == [new.encode(text) for text in TEXTS]
+
+
+def test_added_tokens_decode_to_their_text(tmp_path: Path) -> None:
+    tokenizer = JsonTokenizer.from_str(trained())
+    tokenizer.add_tokens(["ü", "Àö"])
+    ours = load(write(tmp_path, PLAIN, tokenizer.to_str()))
+    for text in ("Bürgerüü über Àö", "ü", "你ü好"):
+        ids = ours.encode(text)
+        assert ours.decode(ids) == text and "\ufffd" in tokenizer.decode(ids)
+    assert ours.decode([1, *ours.encode("ü"), 1]) == "ü"
+    assert ours.decode([1, *ours.encode("ü")], skip_special_tokens=False) == "</s>ü"
 
 
 def test_truncation_and_padding_of_the_file_are_off(tmp_path: Path) -> None:

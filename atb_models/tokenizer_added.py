@@ -1,0 +1,49 @@
+"""Added tokens of a byte-level tokenizer, which the tokenizers library decodes wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from tokenizers import Tokenizer as JsonTokenizer
+
+
+class JsonBackend:
+    """A tokenizer of the tokenizers library whose added tokens decode to their own text.
+
+    The library's byte-level decoder takes letters such as ü for encoded bytes even where they are an added token's own:
+    of thirteen letters that DeepSeek's vocabulary adds nothing but U+FFFD was left.
+    """
+
+    def __init__(self, tokenizer: JsonTokenizer) -> None:
+        from tokenizers import decoders
+
+        self._tokenizer = tokenizer
+        self._texts: dict[int, str] = {}  # of the tokens that the library would decode to something else
+        if isinstance(tokenizer.decoder, decoders.ByteLevel):
+            added = tokenizer.get_added_tokens_decoder().items()
+            plain = {index: token.content for index, token in added if not token.special}
+            self._texts = {index: text for index, text in plain.items() if tokenizer.decode([index]) != text}
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        if self._texts.keys().isdisjoint(ids):
+            return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+        pieces = []
+        for text, group in groupby(ids, self._texts.get):
+            run = list(group)
+            pieces.append(
+                self._tokenizer.decode(run, skip_special_tokens=skip_special_tokens)
+                if text is None
+                else text * len(run)
+            )
+        return "".join(pieces)
+
+    def token_to_id(self, token: str) -> int | None:
+        index: int | None = self._tokenizer.token_to_id(token)
+        return index
