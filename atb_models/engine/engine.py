@@ -72,7 +72,8 @@ class Engine:
         stream: `step` returns an output for each of its tokens, not only the last. want_prompt_logits: the logits of
         all prompt tokens are collected in the sequence's `prompt_logits`; it ends after its first token.
         """
-        resolved = (params or SamplingParams()).resolve(self.generation)
+        params = params or SamplingParams()
+        resolved = params.resolve(self.generation)
         seq = Sequence(
             prompt_token_ids,
             resolved,
@@ -80,6 +81,7 @@ class Engine:
             index=index,
             stream=stream,
             want_prompt_logits=want_prompt_logits,
+            ends_with_pool=params.max_tokens is None,
         )
         self._check_ids(seq.token_ids)
         stop = resolved.stop_strings

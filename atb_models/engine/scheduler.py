@@ -190,7 +190,7 @@ class Scheduler:
             limit = prompt + 1
         elif seq.params.max_tokens is not None:
             limit = min(limit, prompt + seq.params.max_tokens)
-        elif prompt <= total * size:
+        if seq.ends_with_pool and prompt <= total * size:
             limit = min(limit, total * size + 1)
         needed = self.block_manager.blocks_for(limit - 1)
         if needed > total:

@@ -44,13 +44,14 @@ class Sequence:
     one token is not computed yet: the last one, whose logits give the next.
 
     params: resolved. eos_token_ids: ids that end it (unless ignore_eos). want_prompt_logits: keep the logits of every
-    prompt token in `prompt_logits`; nothing is taken from the prefix cache then.
+    prompt token in `prompt_logits`; nothing is taken from the prefix cache then. ends_with_pool: nobody asked for this
+    many max_tokens, so it may end where the KV blocks do.
     Raises RequestError for an empty prompt or one that is not made of whole numbers.
     """
 
     __slots__ = (
-        "arrival_s", "block_hashes", "block_table", "detokenizer", "finish_reason", "finished_s", "first_token_s",
-        "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
+        "arrival_s", "block_hashes", "block_table", "detokenizer", "ends_with_pool", "finish_reason", "finished_s",
+        "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
         "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_token_ids",
         "random", "scheduled_s", "seen", "seq_id", "status", "stop_ids", "stream", "text", "token_ids",
         "want_prompt_logits",
@@ -65,6 +66,7 @@ class Sequence:
         index: int = 0,
         stream: bool = False,
         want_prompt_logits: bool = False,
+        ends_with_pool: bool = False,
     ) -> None:
         self.seq_id = next(_ids)
         try:
@@ -79,6 +81,7 @@ class Sequence:
         self.is_plain_greedy = params.is_plain_greedy
         self.stop_ids = frozenset(params.stop_token_ids or ()).union(() if params.ignore_eos else eos_token_ids)
         self.index, self.stream, self.want_prompt_logits = index, stream, want_prompt_logits
+        self.ends_with_pool = ends_with_pool or params.max_tokens is None
         self.max_len = 0  # tokens at which it ends with "length"; set by the scheduler when it is added
 
         self.status = Status.WAITING
