@@ -202,10 +202,12 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("input_text", None, TEXT, SCRIPTS, "the question"),
     ("max_output_length", None, TEXT, SCRIPTS, "new tokens"),
     ("extra_param", None, TEXT, SCRIPTS, "more flags of run_pa.py, split at blanks; may be empty"),
+    ("system_prompt", None, TEXT, SCRIPTS, "the system's text before the question of a chat; may be empty"),
     # between our own processes
     ("ATB_LAUNCHER_PID", None, COUNT, READ, "internal: the process whose death ends the ranks"),
     ("ATB_LAUNCHER_ERRORS", None, TEXT, READ, "internal: where ranks tell the launcher why they ended"),
     ("ATB_LAUNCHER_MODEL_PATH", None, TEXT, READ, "internal: the checkpoint that the launcher found or fetched"),
+    ("ATB_LAUNCHER_MODEL", None, TEXT, READ, "internal: the model whose weights a script needs"),
     ("ATB_LAUNCHER_DEFAULTS", None, TEXT, READ, "internal: names that a script exported, not the user"),
     # read by the Ascend libraries; the first six are exported by the scripts if unset
     ("INF_NAN_MODE_ENABLE", None, TEXT, NPU, "0: saturating arithmetic instead of inf and nan"),

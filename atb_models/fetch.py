@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from atb_models.errors import CheckpointError, ConfigError
 from atb_models.json_file import is_there
 
-KNOWN_MODELS = ("deepseek-ai/deepseek-moe-16b-base", "deepseek-ai/deepseek-moe-16b-chat")
+KNOWN_MODELS = (
+    "deepseek-ai/deepseek-moe-16b-base",
+    "deepseek-ai/deepseek-moe-16b-chat",
+    "Qwen/Qwen1.5-MoE-A2.7B",
+    "Qwen/Qwen1.5-MoE-A2.7B-Chat",
+    "xverse/XVERSE-MoE-A4.2B",
+    "xverse/XVERSE-MoE-A4.2B-Chat",
+)
 HUBS = {"modelscope": "modelscope", "huggingface": "huggingface_hub"}  # name -> Python package, in order of preference
 EXTRA = "pip install 'atb-models[hub]'"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -20,7 +27,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def repository_name(text: str) -> str | None:
     """The hub's name of a model for what the user typed: org/name as it is, a known model by its last part."""
     last = text.rstrip("/").rsplit("/", 1)[-1]
-    known = [name for name in KNOWN_MODELS if name.rsplit("/", 1)[1] == last.lower()]
+    known = [name for name in KNOWN_MODELS if name.rsplit("/", 1)[1].lower() == last.lower()]
     if known:
         return known[0]
     return text if _REPOSITORY.fullmatch(text) else None
@@ -108,11 +115,22 @@ def _snapshot(snapshots: Path) -> Path:
 def _how_to_fetch(typed: str, folder: Path) -> str:
     """Why the path is refused and the commands that would fetch the model."""
     repository = repository_name(typed)
-    lines = [f"model_path {typed} is no folder (looked for {folder.absolute()}). To fetch the weights, either of"]
-    for name in KNOWN_MODELS if repository is None else (repository,):
-        target = folder if repository is not None and typed != repository else Path(name.rsplit("/", 1)[1])
+    why = f"model_path {typed} is no folder (looked for {folder.absolute()})"
+    names = KNOWN_MODELS if repository is None else (repository,)
+    return _commands(why, names, folder if repository is not None and typed != repository else None)
+
+
+def needs_weights(name: str) -> str:
+    """What a script says that was started without the weights of the model that it is for."""
+    return _commands(f"no model path, but this script needs the weights of {name}", (name,), None)
+
+
+def _commands(why: str, names: Sequence[str], folder: Path | None) -> str:
+    """Why there is no model and the commands that would fetch the named ones, to `folder` or one named after each."""
+    lines = [f"{why}. To fetch the weights, either of"]
+    for name in names:
+        target = folder or Path(name.rsplit("/", 1)[1])
         lines.append(f"  modelscope download --model {name} --local_dir '{target}'")
         lines.append(f"  huggingface-cli download {name} --local-dir '{target}'")
-    repeat = f"--model_path {repository or KNOWN_MODELS[0]} --download"
-    lines.append(f"and give that folder, or repeat the command with {repeat} ({EXTRA})")
+    lines.append(f"and give that folder, or repeat the command with --model_path {names[0]} --download ({EXTRA})")
     return "\n".join(lines)

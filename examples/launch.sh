@@ -1,4 +1,4 @@
-# The body that the run scripts share: source it, then call `launch` with run_pa.py's flags.
+# The body that the run scripts share: a script makes its settings, sources this, and calls `ask` with its arguments.
 # Nothing that the user exported is overwritten.
 # shellcheck shell=bash
 set -euo pipefail
@@ -33,6 +33,24 @@ given() {
         case "$word" in "$flag" | "$flag="*) return 0 ;; esac
     done
     return 1
+}
+
+# Launch with the script's settings as flags, the given ones after them: input_text, max_output_length, extra_param, and
+# system_prompt, which may be empty.
+ask() {
+    # Token ids are no chat; conversations come before them.
+    if [ "$extra_param" = --is_chat_model ] && given --input_ids "$@" && ! given --input_file "$@"; then
+        extra_param=""
+    fi
+    set -f # extra_param holds words, none of them a pattern of file names
+    # shellcheck disable=SC2206
+    local words=($extra_param)
+    # Conversations bring a system text of their own.
+    if [ -n "$system_prompt" ] && given --is_chat_model "${words[@]}" "$@" && ! given --input_ids "${words[@]}" "$@" &&
+        ! given --input_file "${words[@]}" "$@"; then
+        words+=("--system_prompt=$system_prompt")
+    fi
+    launch --input_texts="$input_text" --max_output_length="$max_output_length" "${words[@]}" "$@"
 }
 
 launch() {

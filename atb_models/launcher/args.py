@@ -63,6 +63,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args.model_path = args.model_path or args.weight_path
     if args.input_file and not args.is_chat_model:
         parser.error("--input_file holds conversations and needs --is_chat_model")
+    if args.system_prompt is not None and (not args.is_chat_model or args.input_file or args.input_ids):
+        parser.error("--system_prompt stands before --input_texts as chats: it needs --is_chat_model, and neither"
+            " --input_file nor --input_ids")  # fmt: skip
     if not args.load_tokenizer and (args.is_chat_model or not args.input_ids):
         parser.error("--load_tokenizer False leaves no way to read text; give token ids with --input_ids, not a chat")
     if args.do_sample and args.temperature == 0:
@@ -146,6 +149,7 @@ def _input_flags(group: Group) -> None:
         help="one request each, as 1,15,27; taken before --input_texts")  # fmt: skip
     add("--input_file", metavar="JSONL", help="one conversation a line; before all others, needs --is_chat_model")
     add("--is_chat_model", action="store_true", help="a text is a user's turn of a conversation")
+    add("--system_prompt", metavar="TEXT", help="with --is_chat_model: the system's text before each of --input_texts")
     add("--stream", action="store_true", help="print answers as they come")
 
 

@@ -27,7 +27,8 @@ class Inputs:
 def read_inputs(args: argparse.Namespace) -> Inputs:
     """Requests by priority: --input_file (with --is_chat_model), --input_ids, --input_texts.
 
-    A text that names an existing file is replaced by its content; with --is_chat_model a text becomes a user's turn.
+    A text that names an existing file is replaced by its content; with --is_chat_model a text becomes a user's turn,
+    after the system's if there is a --system_prompt.
     A single request is copied --max_batch_size times. Raises ConfigError for a file that cannot be used, a text that is
     not UTF-8 and one that is the folder of a checkpoint.
     """
@@ -39,11 +40,17 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         inputs = Inputs(args.input_ids)
     else:
         texts = [_text_or_content(text) for text in args.input_texts]
-        turns: list[Any] = [[{"role": "user", "content": text}] for text in texts]
-        inputs = Inputs(turns, is_chat=True) if args.is_chat_model else Inputs(texts)
+        inputs = (
+            Inputs([_chat(text, args.system_prompt) for text in texts], True) if args.is_chat_model else Inputs(texts)
+        )
     if len(inputs.items) == 1:
         return Inputs(inputs.items * args.max_batch_size, inputs.is_chat)
     return inputs
+
+
+def _chat(text: str, system_prompt: str | None) -> Conversation:
+    system = [] if system_prompt is None else [{"role": "system", "content": _utf8(system_prompt, "--system_prompt")}]
+    return [*system, {"role": "user", "content": text}]
 
 
 def _text_or_content(text: str) -> str:
@@ -55,17 +62,17 @@ def _text_or_content(text: str) -> str:
     if is_checkpoint:
         raise ConfigError(f"{text} is a checkpoint folder; put it before --input_texts, or use --model_path")
     if not is_file:
-        return _utf8(text)
+        return _utf8(text, "--input_texts")
     logger.info("input text is the content of %s", path)
     return _read(path, "--input_texts")
 
 
-def _utf8(text: str) -> str:
+def _utf8(text: str, flag: str) -> str:
     """`text`, unless bytes of the command line that are not UTF-8 stand in it, as surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError(f"--input_texts is not UTF-8 text: {text!r}, character {error.start + 1}") from None
+        raise ConfigError(f"{flag} is not UTF-8 text: {text!r}, character {error.start + 1}") from None
     return text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from atb_models import env
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
-from atb_models.fetch import download, model_folder
+from atb_models.fetch import download, model_folder, needs_weights
 from atb_models.launcher.args import check_lengths, input_length
 from atb_models.launcher.engine_args import llm_arguments, sampling_params
 from atb_models.launcher.inputs import Inputs, read_inputs
@@ -55,6 +55,9 @@ def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
     if found is not None:
         return str(found)
     if path is None:
+        named = env.get("ATB_LAUNCHER_MODEL")
+        if named is not None:
+            raise ConfigError(needs_weights(named))
         if fetch:
             raise ConfigError("--download needs a --model_path that names what to fetch")
         return None

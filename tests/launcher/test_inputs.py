@@ -56,6 +56,15 @@ def test_ids_come_before_texts(caplog):
     assert "--is_chat_model has no effect on --input_ids" in caplog.text
 
 
+def test_system_prompt_stands_before_each_text():
+    system = {"role": "system", "content": "Be brief. 简短"}
+    texts = ["--input_texts", "Hi", "Who?"]
+    asked = read("--is_chat_model", *texts, "--system_prompt", "Be brief. 简短")
+    assert asked == Inputs([[system, {"role": "user", "content": text}] for text in ("Hi", "Who?")], is_chat=True)
+    with pytest.raises(ConfigError, match=r"--system_prompt is not UTF-8 text: '\\udcff', character 1"):
+        read("--is_chat_model", "--system_prompt", "\udcff")
+
+
 def test_chat_makes_a_users_turn():
     assert read("--is_chat_model", "--input_texts", "Hi") == Inputs([[{"role": "user", "content": "Hi"}]], is_chat=True)
 

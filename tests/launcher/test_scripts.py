@@ -22,6 +22,16 @@ SEED_DEFAULTS = {
 DEFAULT_WORDS = ["--input_texts=Who is the CEO of Google?", "--max_output_length=10", "--is_chat_model"]
 
 
+HELPFUL = "You are a helpful assistant."
+# script -> the model whose weights it needs
+OTHERS = {
+    "examples/models/qwen/run_pa_qwen_moe.sh": "Qwen/Qwen1.5-MoE-A2.7B-Chat",
+    "examples/models/xverse/run_pa_xverse_moe.sh": "xverse/XVERSE-MoE-A4.2B",
+}
+OTHERS_WORDS = ["--input_texts=Give me a short introduction to large language model.", "--max_output_length=512"]
+OTHERS_CHAT = [*OTHERS_WORDS, "--is_chat_model", f"--system_prompt={HELPFUL}"]
+
+
 @pytest.fixture
 def fake_python(tmp_path):
     """An interpreter that writes its pid, arguments and environment to a file."""
@@ -108,6 +118,43 @@ def test_token_ids_are_no_chat_unless_asked(run_script, ids):
     assert run_script("/w", *ids, "--is_chat_model")[0] == [*DEFAULT_WORDS[:2], "/w", *ids, "--is_chat_model"]
     conversations = ["--input_file", "chat.jsonl"]
     assert run_script("/w", *ids, *conversations)[0] == [*DEFAULT_WORDS, "/w", *ids, *conversations]
+
+
+@pytest.mark.parametrize("script", OTHERS)
+def test_scripts_of_the_other_models(run_script, script):
+    """The conversation of the documents that deploy them, and the same variables."""
+    words, seen = run_script("/w", "-trust_remote_code", script=script)
+    assert words == [*OTHERS_CHAT, "/w", "-trust_remote_code"]
+    assert {name: seen.get(name) for name in SEED_DEFAULTS} == SEED_DEFAULTS
+    assert seen["ATB_LAUNCHER_MODEL"] == OTHERS[script]
+
+
+@pytest.mark.parametrize("script", [SCRIPT, *OTHERS])
+def test_system_prompt_is_of_chats_that_have_none(run_script, script):
+    def system(*argv, **environ):
+        words, _ = run_script(*argv, script=script, **{"system_prompt": "Be brief. * 'x'", **environ})
+        return [word for word in words if word.startswith("--system_prompt")]
+
+    assert system("/w") == ["--system_prompt=Be brief. * 'x'"]
+    assert system("/w", "--is_chat_model", extra_param="--stream") == ["--system_prompt=Be brief. * 'x'"]
+    assert system("/w", system_prompt="") == []
+    assert system("/w", extra_param="") == []
+    for given in (["--input_ids", "1,2"], ["--input_file=chat.jsonl"]):
+        assert system("/w", *given, "--is_chat_model") == []
+
+
+@pytest.mark.parametrize("script", OTHERS)
+def test_without_weights_a_script_says_what_it_needs(root, tmp_path, clean_environ, script):
+    environ = {**os.environ, "PYTHON": sys.executable}
+    for argv in ([], ["--tp", "2"], ["--download"]):
+        command = ["bash", str(root / script), *argv]
+        ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        lines = ended.stderr.splitlines()
+        assert lines[0].startswith(
+            f"atb-models: error: no model path, but this script needs the weights of {OTHERS[script]}"
+        )
+        assert f"  modelscope download --model {OTHERS[script]} " in lines[1] and "Traceback" not in ended.stderr
 
 
 def test_script_works_through_a_link(run_script, root, tmp_path):

@@ -27,6 +27,8 @@ def checkpoint(folder: Path) -> Path:
         (CHAT, CHAT),
         ("deepseek-moe-16b-chat", CHAT),
         ("/data/weights/DeepSeek-MoE-16B-Chat/", CHAT),
+        ("/data/qwen1.5-moe-a2.7b-chat", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
+        ("XVERSE-MoE-A4.2B", "xverse/XVERSE-MoE-A4.2B"),
         ("someone/fine-tuned.v2", "someone/fine-tuned.v2"),
         ("/data/weights/mine", None),
         ("./weights/mine", None),

@@ -7,12 +7,7 @@
 input_text="${input_text-Who is the CEO of Google?}"
 max_output_length="${max_output_length-10}"
 extra_param="${extra_param---is_chat_model}" # chat weights: --is_chat_model; base weights: empty
+system_prompt="${system_prompt-}"            # what stands before the question of a chat; empty: nothing
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../launch.sh"
-# Token ids are no chat; conversations come before them.
-if [ "$extra_param" = --is_chat_model ] && given --input_ids "$@" && ! given --input_file "$@"; then
-    extra_param=""
-fi
-set -f # extra_param holds words, none of them a pattern of file names
-# shellcheck disable=SC2086
-launch --input_texts="$input_text" --max_output_length="$max_output_length" $extra_param "$@"
+ask "$@"
