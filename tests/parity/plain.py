@@ -6,6 +6,7 @@ Shares no line with the engine; works on a checkpoint's own tensor names and its
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,15 +15,20 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 
 
-def plain_logits(config: dict[str, Any], tensors: Tensors, token_ids: list[int]) -> Tensor:
-    """Logits at every position -> [T, V] float64."""
+def plain_logits(
+    config: dict[str, Any], tensors: Tensors, token_ids: list[int], places: Sequence[int] | None = None
+) -> Tensor:
+    """Logits at every position, or only at `places` -> [T, V] float64."""
     weights = {name: tensor.double() for name, tensor in tensors.items()}
     x = weights["model.embed_tokens.weight"][token_ids]
-    for i in range(config["num_hidden_layers"]):
+    layers, rows = config["num_hidden_layers"], list(range(len(token_ids)))
+    for i in range(layers):
+        if i == layers - 1 and places is not None:
+            rows = list(places)
         own = {
             k.removeprefix(f"model.layers.{i}."): v for k, v in weights.items() if k.startswith(f"model.layers.{i}.")
         }
-        x = x + attention(config, own, norm(config, x, own["input_layernorm.weight"]))
+        x = x[rows] + attention(config, own, norm(config, x, own["input_layernorm.weight"]), rows)
         h = norm(config, x, own["post_attention_layernorm.weight"])
         x = x + (torch.stack([moe(config, own, token) for token in h]) if is_moe(config, i) else mlp(own, "mlp", h))
     head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
@@ -69,7 +75,7 @@ def routed(router: Tensor, own: Tensors, x: Tensor, top_k: int, *, eps: float | 
     return sum((scores[e] / norm_by * mlp(own, f"mlp.experts.{e}", x) for e in best), torch.zeros_like(x))
 
 
-def attention(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
+def attention(config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int]) -> Tensor:
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"] or config["num_attention_heads"]
     dim, tokens = config["hidden_size"] // heads, x.shape[0]
 
@@ -79,13 +85,13 @@ def attention(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
 
     q, k, v = (project(role, count) for role, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)))
     q, k = rotate(config, q), rotate(config, k)
-    out = torch.zeros(tokens, heads, dim, dtype=torch.float64)
-    for t in range(tokens):
+    out = torch.zeros(len(rows), heads, dim, dtype=torch.float64)
+    for place, t in enumerate(rows):
         for head in range(heads):
             kv = head // (heads // kv_heads)
             share = torch.softmax(k[: t + 1, kv] @ q[t, head] / math.sqrt(dim), dim=0)
-            out[t, head] = share @ v[: t + 1, kv]
-    return out.view(tokens, -1) @ own["self_attn.o_proj.weight"].t() + own.get("self_attn.o_proj.bias", 0.0)
+            out[place, head] = share @ v[: t + 1, kv]
+    return out.view(len(rows), -1) @ own["self_attn.o_proj.weight"].t() + own.get("self_attn.o_proj.bias", 0.0)
 
 
 def rotate(config: dict[str, Any], x: Tensor) -> Tensor:
