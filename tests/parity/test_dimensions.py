@@ -1,0 +1,58 @@
+"""The published models' own dimensions, with random weights and few layers: every number of ranks gives one result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from atb_models import LLM
+from atb_models.engine.memory import free_memory
+from atb_models.models.config import load_model_config
+
+NAMES = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
+# Fewer of what is many only: every width stays. The vocabulary divides by neither 4 nor 8.
+FEW = {"num_hidden_layers": 1, "vocab_size": 1002}
+FEW_EXPERTS: dict[str, dict[str, Any]] = {
+    "deepseek-moe-16b-base": {"first_k_dense_replace": 0, "n_routed_experts": 8},
+    "qwen1.5-moe-a2.7b-chat": {"num_experts": 8, "eos_token_id": 2, "bos_token_id": 1},
+    "xverse-moe-a4.2b": {"num_experts": 8},
+}
+NEEDED = 17 << 30
+TOKENS = torch.randint(3, 1000, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def logits(folder: Path, tp: int, fields: dict[str, Any]) -> Tensor:
+    with LLM(
+        folder, dtype="fp32", device="cpu", tp=tp, load_format="dummy", config_overrides=fields,
+        kv_blocks=2, max_batch_size=1, max_seq_len=256,
+    ) as llm:  # fmt: skip
+        return llm.prompt_logits(TOKENS)
+
+
+def check(folder: Path, fields: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    one, *others = (logits(folder, tp, fields) for tp in sizes)
+    assert one.shape == (len(TOKENS), load_model_config(folder, fields, log=False).vocab_size)
+    assert one.std() > 0.1
+    for other in others:
+        assert (one - other).abs().max() <= 2e-4
+        assert torch.equal(one.argmax(dim=1), other.argmax(dim=1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_few_experts_on_four_ranks(name: str, shared: Path) -> None:
+    check(shared / "headers" / name, {**FEW, **FEW_EXPERTS[name]}, (1, 4))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_layers_on_eight_ranks(name: str, shared: Path) -> None:
+    """Each of the 8 ranks holds the whole embedding: up to 16 GiB at once."""
+    available = free_memory(torch.device("cpu"), 1)
+    if available < NEEDED:
+        pytest.skip(f"needs {NEEDED >> 30} GiB of free memory, {available >> 30} are")
+    layers = 2 if name.startswith("deepseek") else 1  # DeepSeek's first is dense
+    check(shared / "headers" / name, {"num_hidden_layers": layers}, (1, 4, 8))
