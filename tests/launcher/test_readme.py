@@ -13,7 +13,9 @@ from atb_models.demo import questions
 from atb_models.launcher.args import build_parser
 from atb_models.launcher.port import DEFAULT_PORT
 
-DOCUMENTS = ["README.md", "examples/README.md", "examples/models/deepseek/README.md"]
+MODELS = [f"examples/models/{family}/README.md" for family in ("deepseek", "qwen", "xverse")]
+DOCUMENTS = ["README.md", "examples/README.md", *MODELS]
+WITH_MATRIX = ["README.md", *MODELS]
 LANGUAGES = ["README.md", "README.zh.md"]
 
 
@@ -93,13 +95,22 @@ def test_statuses_of_signals_are_named(root, document):
         assert str(128 + number) in text
 
 
-@pytest.mark.parametrize("document", [d.replace(".md", suffix) for d in DOCUMENTS[::2] for suffix in (".md", ".zh.md")])
+@pytest.mark.parametrize("document", [d.replace(".md", suffix) for d in WITH_MATRIX for suffix in (".md", ".zh.md")])
 def test_ranks_on_cuda_are_those_on_a_cpu(root, document):
     """Both cells list the numbers of ranks, not a range."""
     models = [row for row in rows(root / document) if len(row) > 5 and "world size" in row[3]]
     assert models
     for row in models:
         assert re.findall(r"\d+", row[4]) == re.findall(r"\d+", row[3]), row
+
+
+@pytest.mark.parametrize("document", LANGUAGES)
+def test_every_mark_of_the_matrix_links_its_test(root, document):
+    matrix = [row for row in rows(root / document) if len(row) > 12 and "world size" in row[3]]
+    assert len(matrix) == 5
+    marks = [cell for row in matrix for cell in row[1:] if not cell.startswith("×") and row.index(cell) != 4]
+    links = [re.fullmatch(r"\[(√|world size [\d, 、]+)\]\((tests/[\w/]+\.py)\)", mark) for mark in marks]
+    assert all(links), marks
 
 
 def test_pythons_are_the_same_everywhere(root):

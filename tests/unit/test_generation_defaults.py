@@ -57,6 +57,22 @@ def test_the_launcher_is_greedy_unless_asked(name: str, config: ModelConfig) -> 
     assert fields(launched("--top_p 0.5", config)) == {**GREEDY, "temperature": 1.0, "top_p": 0.5}
 
 
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_the_readme_has_them(root: Path, document: str, name: str) -> None:
+    """| checkpoint | decoding | temperature | top_k | top_p | repetition_penalty | new tokens | ends at token |"""
+    values, max_tokens, eos = DEFAULTS[name]
+    lines = (root / document).read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    (row,) = (row for row in rows if len(row) == 8 and name.startswith(row[0].lower()))
+    if values["temperature"]:
+        assert [float(cell) for cell in row[2:5]] == [values[field] for field in ("temperature", "top_k", "top_p")]
+    else:  # then what filters samples has no effect
+        assert row[2:5] == ["", "", ""] and row[1].startswith(("greedy", "贪心"))
+    assert float(row[5]) == values["repetition_penalty"]
+    assert row[6] == str(max_tokens) or (max_tokens is None and not row[6].isdigit())
+    assert [int(token) for token in row[7].replace("、", ",").split(",")] == list(eos)
+
+
 def test_an_answers_default_length_ends_where_the_cache_does(tmp_path: Path) -> None:
     """XVERSE's 20,480 new tokens are more than its positions; nobody who left them out may be refused for them."""
     write_checkpoint(tmp_path, family="xverse", generation={"max_new_tokens": 20480, "eos_token_id": 255})
