@@ -95,6 +95,9 @@ def decoder_fields(fields: Fields) -> dict[str, Any]:
     if fields.get("head_dim") is None and hidden % heads != 0:
         raise fields.fail("hidden_size", f"but must be a multiple of num_attention_heads, which is {heads}")
     fields.choice("hidden_act", ("silu",), "silu")
+    attention = fields.get("layer_types", [])
+    if not isinstance(attention, list) or any(kind != "full_attention" for kind in attention):
+        raise fields.fail("layer_types", "but only full_attention is supported, in every layer")
     return {
         "model_type": fields.get("model_type"),
         "vocab_size": fields.integer("vocab_size"),

@@ -61,6 +61,12 @@ def test_sliding_window_of_qwen(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "without effect here: " in caplog.text and "max_window_layers, sliding_window" in caplog.text
     with pytest.raises(ConfigError, match="use_sliding_window is True, but only False is supported"):
         load(tmp_path, "qwen", use_sliding_window=True)
+    caplog.clear()
+    load(tmp_path, "qwen", layer_types=["full_attention"] * 3)  # as newer files say the same
+    assert "unknown" not in caplog.text
+    for kinds in (["full_attention", "sliding_attention"], "full_attention"):
+        with pytest.raises(ConfigError, match="layer_types is .* but only full_attention is supported, in every layer"):
+            load(tmp_path, "qwen", layer_types=kinds)
 
 
 def test_xverse(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""The head's padded rows, where the ranks cannot share the vocabulary evenly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from atb_models.layers.embedding import Embedding, Head
+from atb_models.layers.parameter import Build, parts_of
+
+HIDDEN, VOCAB = 4, 100534 % 1000  # XVERSE's last digits: divides by neither 4 nor 8
+
+
+class Gather:
+    """A group that puts together what each rank's head gives."""
+
+    def __init__(self) -> None:
+        self.shares: list[Tensor] = []
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        raise AssertionError("a head sums nothing")
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        self.shares.append(x)
+        return torch.cat(self.shares, dim=-1)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_padded_rows_never_win(size: int, is_tied: bool) -> None:
+    """All real logits are negative, those of the padding 0."""
+    group = Gather()
+    for rank in range(size):
+        build = Build(torch.float32, torch.device("cpu"), rank, size, group)
+        embedding = Embedding(build, VOCAB, HIDDEN) if is_tied else None
+        head = Head(build, VOCAB, HIDDEN, embedding)
+        weight = head.weight if embedding is None else embedding.weight
+        parts_of(weight)[""].target.fill_(-1.0)
+        logits = head(torch.ones(2, HIDDEN))
+    assert sum(share.shape[1] for share in group.shares) > VOCAB
+    assert torch.equal(logits, torch.full((2, VOCAB), -float(HIDDEN)))
