@@ -47,6 +47,7 @@ class ChatTemplate:
         self._origin = origin
         self._to_announce = is_fallback
         self._words = set(re.findall(r"""['".]\s*(\w+)""", source))
+        self._roles = {*ROLES, *_compared_words(source)}
 
     def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of a conversation; RequestError when a message is malformed or the template refuses it."""
@@ -55,7 +56,7 @@ class ChatTemplate:
         self._check(conversation)
         if self._to_announce:
             self._to_announce = False
-            logger.info("the checkpoint has no chat template: using %s", self._origin)
+            logger.warning("the checkpoint has no chat template: using %s", self._origin)
         try:
             return self._template.render(
                 messages=conversation, add_generation_prompt=add_generation_prompt, **self._tokens
@@ -77,10 +78,17 @@ class ChatTemplate:
             if extra:
                 raise RequestError(f"message {i} has {', '.join(extra)}, which {self._origin} does not use")
             role, content = message["role"], message["content"]
-            if role not in ROLES and role not in self._words:
+            if role not in self._roles:
                 raise RequestError(f"message {i} has the role {role!r}, but only {', '.join(ROLES)} are known")
             if not isinstance(content, str):
                 raise RequestError(f"message {i} has content of type {type(content).__name__}, but must have text")
+
+
+def _compared_words(source: str) -> set[str]:
+    """The words that a template compares something with: == "tool", in ["user", "function"]."""
+    compared = re.findall(r"""[=!]=\s*['"](\w+)['"]|['"](\w+)['"]\s*[=!]=""", source)
+    lists = re.findall(r"\bin\s*[\[(]([^\])]*)[\])]", source)
+    return {word for pair in compared for word in pair if word} | set(re.findall(r"\w+", " ".join(lists)))
 
 
 def find_template(

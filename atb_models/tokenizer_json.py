@@ -25,6 +25,9 @@ LLAMA_CLASSES = frozenset(("LlamaTokenizer", "LlamaTokenizerFast"))
 CLASS_TOKENS = dict.fromkeys(LLAMA_CLASSES, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 CLASS_TOKENS |= dict.fromkeys(QWEN_CLASSES, dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"))
 
+# The class of a checkpoint that names none.
+CLASS_OF_MODEL = {"qwen2_moe": "Qwen2Tokenizer"}
+
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with special_tokens_map.json over it unless it lists the added tokens itself."""
@@ -34,7 +37,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if "added_tokens_decoder" not in settings and is_there(folder / "special_tokens_map.json"):
         settings |= read_json(folder / "special_tokens_map.json")
     if settings.get("tokenizer_class") is None and is_there(folder / "config.json"):
-        settings["tokenizer_class"] = read_json(folder / "config.json").get("tokenizer_class")
+        config = read_json(folder / "config.json")
+        settings["tokenizer_class"] = config.get("tokenizer_class", CLASS_OF_MODEL.get(str(config.get("model_type"))))
     return {**CLASS_TOKENS.get(str(settings.get("tokenizer_class")), {}), **settings}
 
 

@@ -46,11 +46,11 @@ ask() {
     # shellcheck disable=SC2206
     local words=($extra_param)
     # Conversations bring a system text of their own.
-    if [ -n "$system_prompt" ] && given --is_chat_model "${words[@]}" "$@" && ! given --input_ids "${words[@]}" "$@" &&
-        ! given --input_file "${words[@]}" "$@"; then
+    if [ -n "$system_prompt" ] && given --is_chat_model ${words[@]+"${words[@]}"} "$@" && ! given --input_ids ${words[@]+"${words[@]}"} "$@" &&
+        ! given --input_file ${words[@]+"${words[@]}"} "$@"; then
         words+=("--system_prompt=$system_prompt")
     fi
-    launch --input_texts="$input_text" --max_output_length="$max_output_length" "${words[@]}" "$@"
+    launch --input_texts="$input_text" --max_output_length="$max_output_length" ${words[@]+"${words[@]}"} "$@"
 }
 
 launch() {

@@ -18,8 +18,6 @@ UNLIMITED = 1 << 62
 # What torch's libraries take of a CPU rank's memory once it runs: kernels made at first use, buffers of threads.
 # Measured with benchmarks/memory.py.
 RUNTIME_BYTES = 64 << 20
-# Kept aside beyond that: what the allocator holds after steps of different sizes, of which up to 61 MiB were seen.
-MARGIN_BYTES = 128 << 20
 # Kept aside of an address space, where stacks and arenas of threads count although nobody uses most of them.
 ADDRESS_SPACE_BYTES = 512 << 20
 
@@ -49,7 +47,7 @@ class Free:
 
 
 def _share(shared: int, ranks_here: int) -> int:
-    return shared // ranks_here - RUNTIME_BYTES - MARGIN_BYTES
+    return shared // ranks_here - RUNTIME_BYTES
 
 
 def agreed_memory(group: RankGroup) -> Free:

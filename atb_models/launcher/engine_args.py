@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from atb_models import env
@@ -17,15 +18,16 @@ logger = logging.getLogger(__name__)
 NEUTRAL: dict[str, tuple[float, ...]] = {"top_k": (0, -1), "top_p": (1.0,), "min_p": (0.0,)}
 
 
-def sampling_params(args: argparse.Namespace) -> SamplingParams:
+def sampling_params(args: argparse.Namespace, generation: Mapping[str, object]) -> SamplingParams:
     """Greedy without filters and penalties unless a flag says otherwise; raises ConfigError for a value out of range.
 
-    --use_generation_config leaves what is not given to the checkpoint. A filter alone means temperature 1.
+    --use_generation_config leaves what is not given to the checkpoint, whose `generation` defaults these are. Sampling
+    that is asked for without a temperature, by --do_sample or a filter, takes the checkpoint's if it has one, else 1.
     """
     values = {name: getattr(args, name) for name in DEFAULTS}
     samples = args.do_sample or any(getattr(args, name) not in (None, *neutral) for name, neutral in NEUTRAL.items())
-    if samples and args.temperature is None and (args.do_sample or not args.use_generation_config):
-        values["temperature"] = 1.0
+    if samples and args.temperature is None:
+        values["temperature"] = (generation.get("temperature") if args.use_generation_config else None) or 1.0
     if not args.use_generation_config:
         values = {name: DEFAULTS[name] if value is None else value for name, value in values.items()}
     if args.seed is not None and values["temperature"] == 0:

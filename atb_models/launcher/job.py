@@ -35,14 +35,15 @@ def prepare(args: argparse.Namespace) -> Job:
 
     Raises ConfigError or CheckpointError.
     """
-    inputs, params = read_inputs(args), sampling_params(args)
+    inputs = read_inputs(args)
+    sampling_params(args, {})  # what is out of range is said first
     check_results(profile=args.profile)
     llm = llm_arguments(args) | {"model_path": find_checkpoint(args.model_path, fetch=args.download)}
     config = EngineConfig(model_path=llm["model_path"], config_overrides=llm["config_overrides"])
     model = config.load_model_config()
     limit = model.max_position_embeddings
     check_lengths(args, limit, f"{config.folder / 'config.json'}")
-    length = input_length(args, limit)
+    length, params = input_length(args, limit), sampling_params(args, model.generation)
     return Job(llm | {"max_prefill_tokens": prefill_tokens(args, length)}, model, inputs, params, length)
 
 

@@ -14,6 +14,9 @@ from atb_models.models.decoder import Decoder
 # Bytes for each logit while tokens are sampled with every option: the logits, their copies and sorting keys. 68 were
 # measured as growth of the resident memory.
 SAMPLING_BYTES = 72
+# What stays with the allocator after steps of different sizes, beyond the peak of the largest: no more than that peak
+# again, and not more than this; 61 MiB were seen.
+MOST_SLACK = 128 << 20
 # Bytes for each logit of what penalties keep from step to step: a flag and a count.
 SEEN_BYTES = 5
 
@@ -38,7 +41,7 @@ class RankMemory:
     """Bytes of one rank. The largest shard: ranks differ by nothing but padding."""
 
     weights: int
-    activations: int  # at the peak of the largest step, workspaces included
+    activations: int  # at the peak of the largest step, workspaces and the allocator's slack included
     kv_per_token: int
     block_size: int
 
@@ -90,7 +93,8 @@ def peak_activations(config: ModelConfig, dtype: torch.dtype, size: int, limits:
     step = meta_step(query_lens, kv_lens, limits.block_size)
     graph = OpGraph.trace(model, step, meta_caches(model, blocks, limits.block_size))
     logits = limits.max_batch_size * config.vocab_size
-    return max(graph.peak_activation_bytes, logits * SAMPLING_BYTES) + logits * SEEN_BYTES
+    peak = max(graph.peak_activation_bytes, logits * SAMPLING_BYTES) + logits * SEEN_BYTES
+    return peak + min(peak, MOST_SLACK)
 
 
 def one_of_each_layer(config: ModelConfig) -> ModelConfig:

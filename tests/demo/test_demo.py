@@ -28,7 +28,7 @@ def rows() -> list[dict]:
 
 
 def check_answers(**arguments: object) -> None:
-    """Every listed question in chat form, in fp16."""
+    """Every listed question in chat form, in fp16 unless said otherwise."""
     listed = questions()
     conversations = [[{"role": "user", "content": item["question"]}] for item in listed]
     params = [SamplingParams(max_tokens=item["max_tokens"], temperature=0) for item in listed]
@@ -52,8 +52,9 @@ def test_the_list_of_questions() -> None:
     assert len(listed) >= 105 and set(NAMED) <= set(listed)
 
 
-def test_answers_on_one_rank() -> None:
-    check_answers()
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_answers_on_one_rank(dtype: str) -> None:
+    check_answers(dtype=dtype)
 
 
 @pytest.mark.parametrize("tp", [2, 4, 8])

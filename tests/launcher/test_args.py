@@ -272,7 +272,7 @@ def test_default_input_length_ends_with_the_positions():
 
 def test_greedy_unless_asked():
     neutral = {**DEFAULTS, "temperature": 0.0}
-    params = sampling_params(parse(""))
+    params = sampling_params(parse(""), {})
     assert {name: getattr(params, name) for name in neutral} == neutral
     assert params.resolve({"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.3}).temperature == 0
     assert params.max_tokens == 20
@@ -296,20 +296,20 @@ def test_greedy_unless_asked():
         ("--temperature 0 --top_k 3", {"temperature": 0.0, "top_k": 3}),
         ("--repetition_penalty 1.2", {"temperature": 0.0, "repetition_penalty": 1.2}),
         ("--use_generation_config", dict.fromkeys(DEFAULTS)),
-        ("--use_generation_config --top_k 3", {"temperature": None, "top_k": 3, "top_p": None}),
+        ("--use_generation_config --top_k 3", {"temperature": 1.0, "top_k": 3, "top_p": None}),
         ("--stop a 'b c' --stop_token_ids 3 4 --ignore_eos --logprobs 2",
          {"stop": ("a", "b c"), "stop_token_ids": (3, 4), "ignore_eos": True, "logprobs": 2}),
     ],
 )  # fmt: skip
 def test_sampling_flags(line, expected):
-    params = sampling_params(parse(line))
+    params = sampling_params(parse(line), {})
     assert isinstance(params, SamplingParams)
     assert {name: getattr(params, name) for name in expected} == expected
 
 
 def test_sampling_value_out_of_range_names_the_flag():
     with pytest.raises(ConfigError, match=r"--top_p must be .*, not 1.5"):
-        sampling_params(parse("--top_p 1.5"))
+        sampling_params(parse("--top_p 1.5"), {})
 
 
 def test_llm_arguments(clean_environ, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from atb_models import env, ops
 from atb_models.engine import cores as cores_module
@@ -141,6 +142,7 @@ def test_all_chips_are_of_a_plan(capsys: pytest.CaptureFixture[str], weights: st
     assert status == 2 and "--chip all is of --plan only" in err and "loading" not in err
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch's CUDA libraries take 3 GiB to map")
 def test_this_cpu_is_measured_where_the_address_space_is_small(root: Path, tmp_path: Path) -> None:
     """A full batch's KV pool would leave nothing for it."""
     limit = f"ulimit -v 3000000; exec {sys.executable} {root / 'run_pa.py'} --profile --device cpu"

@@ -8,13 +8,22 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import pytest
+
 from atb_models.models.config import load_model_config
 from atb_models.plan.parameters import count_parameters
 
 
-def test_the_real_model(shared: Path) -> None:
-    config = load_model_config(shared / "headers" / "deepseek-moe-16b-base", log=False)
-    assert count_parameters(config) == (16_375_728_128, 2_828_650_496)
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("deepseek-moe-16b-base", 16_375_728_128, 2_828_650_496),
+        ("qwen1.5-moe-a2.7b-chat", 14_315_784_192, 2_689_173_504),
+        ("xverse-moe-a4.2b", 25_778_352_640, 4_226_183_680),
+    ],
+)
+def test_the_real_models(shared: Path, name: str, total: int, active: int) -> None:
+    assert count_parameters(load_model_config(shared / "headers" / name, log=False)) == (total, active)
 
 
 def test_the_embedded_checkpoint_against_its_files(demo: Path) -> None:

@@ -40,7 +40,7 @@ def fields(params: SamplingParams) -> dict[str, Any]:
 
 
 def launched(flags: str, config: ModelConfig) -> SamplingParams:
-    return sampling_params(parse_args(flags.split())).resolve(config.generation)
+    return sampling_params(parse_args(flags.split()), config.generation).resolve(config.generation)
 
 
 def test_python_takes_the_checkpoints_defaults(name: str, config: ModelConfig) -> None:
@@ -55,6 +55,14 @@ def test_the_launcher_is_greedy_unless_asked(name: str, config: ModelConfig) -> 
     assert launched("--use_generation_config", config).max_tokens == 20
     assert fields(launched("--do_sample", config)) == {**GREEDY, "temperature": 1.0}
     assert fields(launched("--top_p 0.5", config)) == {**GREEDY, "temperature": 1.0, "top_p": 0.5}
+
+
+def test_sampling_that_is_asked_for_takes_the_checkpoints_temperature(name: str, config: ModelConfig) -> None:
+    """Even one that its do_sample false leaves without effect: the flag says otherwise."""
+    own = config.generation.get("temperature") or 1.0
+    for flag in ("--do_sample", "--top_k 7"):
+        assert launched(f"--use_generation_config {flag}", config).temperature == own
+    assert launched("--use_generation_config --do_sample --temperature 0.9", config).temperature == 0.9
 
 
 @pytest.mark.parametrize("document", ["README.md", "README.zh.md"])

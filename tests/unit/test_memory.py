@@ -47,7 +47,7 @@ def test_blocks_that_were_asked_for() -> None:
 
 
 def test_ranks_share_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, kept in (("RUNTIME_BYTES", 10), ("MARGIN_BYTES", 20), ("ADDRESS_SPACE_BYTES", 50)):
+    for name, kept in (("RUNTIME_BYTES", 30), ("ADDRESS_SPACE_BYTES", 50)):
         monkeypatch.setattr(memory, name, kept)
     for name, left in (("_host_available", 1000), ("_cgroup_available", 600), ("_process_available", 200)):
         monkeypatch.setattr(memory, name, lambda left=left: left)

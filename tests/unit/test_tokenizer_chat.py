@@ -12,7 +12,9 @@ import tiny
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as JsonTokenizer
 
+from atb_models.chat_template import ChatTemplate
 from atb_models.errors import ConfigError, RequestError
+from atb_models.models.family import FAMILIES
 from atb_models.tokenizer import Tokenizer, load_tokenizer
 
 HEADERS = Path(__file__).resolve().parents[3] / "shared" / "headers"
@@ -140,3 +142,21 @@ def test_real_deepseek_prompts(name: str) -> None:
     chat = AutoTokenizer.from_pretrained(str(HEADERS / "deepseek-moe-16b-chat"), local_files_only=True)
     assert ours.apply_chat_template(CHAT) == chat.apply_chat_template(CHAT, add_generation_prompt=True)
     assert ours.apply_chat_template(CHAT).count(100000) == 1
+
+
+@pytest.mark.parametrize("family", ["deepseek", "qwen2_moe", "xverse"])
+@pytest.mark.parametrize("role", ["User", "Assistant", "role", "content"])
+def test_a_word_of_a_familys_format_is_no_role(family: str, role: str) -> None:
+    """A message with such a role would be left out of the prompt, and nobody would know."""
+    template = ChatTemplate(FAMILIES[family].PLAIN_CHAT_TEMPLATE, {"bos_token": "", "eos_token": ""}, "a format")
+    with pytest.raises(RequestError, match=f"message 0 has the role '{role}'"):
+        template.render([{"role": role, "content": "lost"}])
+
+
+def test_a_role_that_the_template_compares_is_known() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'tool' or m.role in ['critic', 'user'] %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
+    template = ChatTemplate(source, {}, "a format")
+    assert template.render([{"role": role, "content": role} for role in ("tool", "critic")]) == "toolcritic"
