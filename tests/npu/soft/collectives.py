@@ -1,0 +1,56 @@
+"""The collectives of the `hccl` process group on pretend devices: gloo moves the same bytes between the processes.
+
+The process group is torch_npu's own; its kernels of c10d's operators, which would reach HCCL, are replaced.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.npu.soft import counts, device
+
+
+def install() -> torch.library.Library:
+    library = torch.library.Library("c10d", "IMPL")
+    for name, run in (("allreduce_", _all_reduce), ("allgather_", _all_gather)):
+        library.impl(name, run, "PrivateUse1")
+    return library
+
+
+@cache
+def _gloo(world: Any) -> Any:
+    """A group of all ranks, made at the first collective of their world, which all of them call together."""
+    return dist.new_group(backend="gloo")
+
+
+def _gather(rows: list[Tensor], mine: Tensor) -> Any:
+    work = dist.all_gather(rows, mine, group=_gloo(dist.group.WORLD), async_op=True)
+    work.wait()
+    return work.boxed()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    if not tensor.is_contiguous():
+        raise RuntimeError(f"HCCL takes contiguous tensors, not strides {tensor.stride()}")
+    return device.as_cpu(tensor).reshape(-1).view(torch.uint8)
+
+
+def _all_reduce(tensors: list[Tensor], group: Any, op: Any, *_: Any, **__: Any) -> Any:
+    """Sums in float32, in rank order."""
+    counts.OPERATORS["c10d::allreduce_"] += 1
+    mine, dtype = _bytes(tensors[0]), tensors[0].dtype
+    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    work = _gather(rows, mine)
+    wide = torch.float32 if dtype.is_floating_point else dtype
+    mine.copy_(torch.stack([row.view(dtype).to(wide) for row in rows]).sum(0).to(dtype).view(torch.uint8))
+    return tensors, work
+
+
+def _all_gather(outputs: list[list[Tensor]], inputs: list[Tensor], *_: Any, **__: Any) -> Any:
+    counts.OPERATORS["c10d::allgather_"] += 1
+    return outputs, _gather([_bytes(out) for out in outputs[0]], _bytes(inputs[0]))

@@ -1,0 +1,174 @@
+"""Running torch's and torch_npu's operators on the pretend device: every one is given to the CPU on the same memory.
+
+Dispatch, schemas, argument parsing, allocation, streams and devices are torch_npu's own. Only where one of its kernels
+would call CANN another one stands, which sees the arguments as CPU tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.npu.soft import collectives, counts, kernels
+from tests.npu.soft.contracts import ContractError, bound, check
+
+DEVICE = "PrivateUse1"
+# Memory and identity: torch_npu's own kernels do these without an operator of CANN.
+KEPT = {
+    *("empty.memory_format", "empty_strided", "empty_like", "resize_", "record_stream", "is_pinned", "_pin_memory"),
+    *("set_", "set_.source_Storage", "set_.source_Storage_storage_offset", "set_.source_Tensor"),
+    *("_copy_from", "_copy_from_and_resize"),
+}
+# Operators that may mix devices: a copy, and indices on the host.
+MIXED = {"copy_", "_to_copy", "index.Tensor", "index_put_", "_index_put_impl_"}
+# The size of their result is a value, so the host waits.
+WAITING = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave.Tensor"}
+
+_libraries: list[torch.library.Library] = []
+
+
+def install() -> None:
+    """Take over the device's operators, once in a process, after torch_npu was imported."""
+    own = {namespace: torch.library.Library(namespace, "IMPL") for namespace in ("aten", "npu", "atb")}
+    _libraries.extend([*own.values(), collectives.install()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a kernel is replaced
+        for full in torch._C._dispatch_get_registrations_for_dispatch_key(DEVICE):
+            namespace, _, name = full.partition("::")
+            base, _, overload = name.partition(".")
+            op = getattr(getattr(getattr(torch.ops, namespace), base, None), overload or "default", None)
+            run = None if op is None or namespace not in own else _kernel(op, namespace, name)
+            if run is not None:
+                own[namespace].impl(name, run, DEVICE)
+                if torch._C._dispatch_has_kernel_for_dispatch_key(full, f"Autograd{DEVICE}"):
+                    own[namespace].impl(name, _without_autograd(op), f"Autograd{DEVICE}")
+
+
+def as_cpu(tensor: Tensor) -> Tensor:
+    """A CPU tensor over the memory of one on the device."""
+    storage, view = tensor.untyped_storage(), torch.empty(0, dtype=tensor.dtype)
+    if storage.nbytes() == 0:
+        return view.set_(torch.UntypedStorage(0), 0, tensor.size(), tensor.stride())
+    memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+    base = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+    return view.set_(base, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _kernel(op: Any, namespace: str, name: str) -> Callable[..., Any] | None:
+    """What replaces torch_npu's kernel; None: nothing does."""
+    if namespace != "aten":
+        return _native(op)
+    if name in ("contiguous", "_local_scalar_dense"):
+        return _contiguous if name == "contiguous" else _item
+    is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns)
+    return None if is_view or name in KEPT else _aten(op, name)
+
+
+def _without_autograd(op: Any) -> Callable[..., Any]:
+    """In place of torch_npu's autograd kernels, some of which call CANN themselves."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args, **kwargs)
+
+    return run
+
+
+def _native(op: Any) -> Callable[..., Any]:
+    """An operator of torch_npu: its contract, then its kernel."""
+    name = op._schema.name
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        call, lowered = bound(op, args, kwargs), _Lowered()
+        check(op, call)
+        counts.OPERATORS[name] += 1
+        vars(call).update({key: lowered.down(value) for key, value in vars(call).items()})
+        if lowered.strangers:
+            raise ContractError(f"{name}: tensors on the host {lowered.strangers}")
+        return lowered.up(getattr(kernels, op._schema.name.partition("::")[2])(call))
+
+    return run
+
+
+def _aten(op: Any, name: str) -> Callable[..., Any]:
+    """An operator of torch: the CPU's."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        counts.OPERATORS[f"aten::{name}"] += 1
+        lowered = _Lowered()
+        args, kwargs = lowered.down(args), {key: lowered.down(value) for key, value in kwargs.items()}
+        if lowered.strangers and lowered.own and name not in MIXED:
+            raise RuntimeError(f"{op}: tensors on the device and on the host {lowered.strangers}")
+        to_host = bool(lowered.own) and kwargs.get("device") is not None and lowered.target is None
+        _count_transfers(name, to_host, lowered, args, kwargs)
+        if "pin_memory" in kwargs:
+            kwargs["pin_memory"] = None
+        result = op(*args, **kwargs)
+        return result if to_host else lowered.up(result)
+
+    return run
+
+
+def _count_transfers(name: str, to_host: bool, lowered: _Lowered, args: Any, kwargs: Any) -> None:
+    is_copy = name == "copy_"
+    if to_host or (is_copy and not lowered.is_own(args[0])):
+        counts.COPIES["to_host"] += 1
+        counts.waited("copy to the host")
+    elif name in ("copy_", "_to_copy") and not lowered.is_own(args[is_copy]):
+        counts.COPIES["to_device"] += 1
+        if not (args[2] if len(args) > 2 else kwargs.get("non_blocking")):
+            counts.waited("blocking copy to the device")
+    indices = args[1] if name in MIXED and len(args) > 1 and isinstance(args[1], list) else ()
+    if name in WAITING or any(isinstance(index, Tensor) and index.dtype is torch.bool for index in indices):
+        counts.waited(f"aten::{name}")
+
+
+def _contiguous(tensor: Tensor, *, memory_format: Any = torch.contiguous_format) -> Tensor:
+    return tensor if tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _item(tensor: Tensor) -> Any:
+    counts.COPIES["to_host"] += 1
+    counts.waited("item")
+    return torch.ops.aten._local_scalar_dense(as_cpu(tensor))
+
+
+class _Lowered:
+    """The arguments of one call as the CPU sees them, and its results put back on the device."""
+
+    def __init__(self) -> None:
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the CPU tensor: it and the device's
+        self.strangers: list[tuple[int, ...]] = []  # shapes of tensors that are on the host
+        self.target: torch.device | None = None
+
+    def is_own(self, value: Any) -> bool:
+        return id(value) in self.own
+
+    def down(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.down(one) for one in value)
+        if isinstance(value, torch.device) and value.type == "npu":
+            self.target = value
+            return torch.device("cpu")
+        if isinstance(value, Tensor) and value.device.type == "npu":
+            seen = as_cpu(value)
+            self.own[id(seen)] = (seen, value)
+            return seen
+        if isinstance(value, Tensor) and value.dim():
+            self.strangers.append(tuple(value.shape))
+        return value
+
+    def up(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.up(one) for one in value)
+        if not isinstance(value, Tensor) or self.is_own(value):
+            return self.own[id(value)][1] if isinstance(value, Tensor) else value
+        where = self.target or next((theirs.device for _, theirs in self.own.values()), "npu")
+        placed = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=where)
+        as_cpu(placed).copy_(value)
+        return placed
