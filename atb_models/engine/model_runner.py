@@ -20,7 +20,7 @@ from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
-from atb_models.models.loader import load_weights, open_weights
+from atb_models.models.loader import load_weights, open_weights, prepare_weights
 
 
 class ModelRunner:
@@ -57,10 +57,12 @@ class ModelRunner:
             load_weights(self.model, self.model_config, source, progress=progress, check=self.group.check)
         finally:
             source.close()
+        prepare_weights(self.model)
 
     def _layer_cache(self, layer: DecoderLayer) -> LayerCache:
-        shape = (self.kv_blocks, self.config.block_size, layer.attn.kv_heads, layer.attn.head_dim)
-        k, v = (lazy_zeros(shape, layer.build.dtype, self.group.device) for _ in range(2))
+        dtype = layer.build.dtype
+        block = ops.kv_block_shape(self.config.block_size, layer.attn.kv_heads, layer.attn.head_dim, dtype)
+        k, v = (lazy_zeros((self.kv_blocks, *block), dtype, self.group.device) for _ in range(2))
         return LayerCache(k, v)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atb_models import ops
 from atb_models.graph.compiler import import_compiler
 from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
@@ -42,8 +43,9 @@ def meta_caches(model: Decoder, num_blocks: int, block_size: int) -> list[LayerC
     """The KV cache of a rank, one entry a layer."""
     caches = []
     for layer in model.layers:
-        shape = (num_blocks, block_size, layer.attn.kv_heads, layer.attn.head_dim)
-        k, v = (torch.empty(shape, dtype=layer.build.dtype, device=META) for _ in range(2))
+        dtype = layer.build.dtype
+        block = ops.kv_block_shape(block_size, layer.attn.kv_heads, layer.attn.head_dim, dtype)
+        k, v = (torch.empty((num_blocks, *block), dtype=dtype, device=META) for _ in range(2))
         caches.append(LayerCache(k, v))
     return caches
 

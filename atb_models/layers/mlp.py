@@ -52,6 +52,15 @@ class Experts(nn.Module):
         set_parts(self.gate_up, gate_up)
         set_parts(self.down, down)
 
+    def prepare(self) -> None:
+        """Lay the loaded weights out as the bound backend's product reads them; a copy has no parts any more."""
+        for stack in (self.gate_up, self.down):
+            loaded = stack.data
+            prepared = ops.grouped_matmul.prepare(loaded)
+            if prepared is not loaded:
+                stack.data = prepared
+                set_parts(stack, {})
+
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, counter_E: Tensor | None) -> Tensor:
         x_RH, rows_TK, counts_E = ops.moe_init_routing(x_TH, experts_TK, self.num_experts)
         if counter_E is not None:

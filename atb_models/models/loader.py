@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atb_models.errors import CheckpointError
+from atb_models.layers.mlp import Experts
 from atb_models.layers.parameter import Part, parts_of
 from atb_models.models.checkpoint import open_checkpoint
 from atb_models.models.config import ModelConfig
@@ -65,6 +66,13 @@ def load_weights(
             if part.target.numel():
                 source.read_into(weight.name, part.dim, part.start, part.stop, part.target)
             bar.update(part.target.numel() * part.target.element_size())
+
+
+def prepare_weights(model: nn.Module) -> None:
+    """Let the bound backend lay out what has been loaded; takes the memory of one stack of experts more at a time."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.prepare()
 
 
 def _match(model: nn.Module, config: ModelConfig) -> list[tuple[Weight, Part]]:

@@ -20,7 +20,7 @@ from atb_models.ops.moe import (
     router,
     shared_expert_gate,
 )
-from atb_models.ops.table import bind, operations
+from atb_models.ops.table import bind, kv_block_shape, operations
 
 __all__ = [
     "add",
@@ -31,6 +31,7 @@ __all__ = [
     "count_expert_tokens",
     "embedding",
     "grouped_matmul",
+    "kv_block_shape",
     "linear",
     "moe_finalize_routing",
     "moe_gating",

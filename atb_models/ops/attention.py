@@ -1,6 +1,7 @@
 """Rotary positions, the paged KV cache, and attention over it.
 
-Cache layout, the same everywhere: K and V of a layer are [P, S, M, D]; slot = block * S + offset in the block.
+Cache layout, the same everywhere: K and V of a layer are [P, S, M, D]; slot = block * S + offset in the block. Only a
+backend that says so (`kv_block_shape`) has a cache whose D is wider than the heads.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ GATHER_ELEMENTS = 1 << 24
 
 
 def _rope_tables_cost(out: tuple[Tensor, Tensor], positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> Cost:
-    return cost(3 * out[0].numel(), (positions_T, inv_freq_D), out)  # multiply, cos and sin
+    flops = 3 * positions_T.numel() * inv_freq_D.numel()  # multiply, cos and sin
+    return cost(flops, (positions_T, inv_freq_D), out)
 
 
 @op("RopeTables", cost=_rope_tables_cost)
 def rope_tables(positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position / factor * inverse frequency -> two [T, D / 2] float32.
+    """cos and sin of position / factor * inverse frequency -> two [T, D / 2] float32, or what a backend's `rope` takes.
 
     Su et al. 2021; factor > 1 is linear position interpolation (Chen et al. 2023).
     """

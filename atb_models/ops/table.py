@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from atb_models.ops.cost import Cost
 
 Body = Callable[..., Any]
@@ -18,7 +21,8 @@ class Op:
     """A named operation. `reference` is its body in torch; `run` is what a call executes on the bound backend.
 
     `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape and the workspace;
-    `shape` stands in for it where the body must read values.
+    `shape` stands in for it where the body must read values. `prepare(weight)` lays a loaded weight out as `run` wants
+    it, once; its shape stays.
     """
 
     def __init__(self, name: str, reference: Body, cost: Callable[..., Cost], shape: Body | None) -> None:
@@ -27,6 +31,7 @@ class Op:
         self.reference_shape = shape
         self.cost = cost
         self.run, self.shape = reference, shape
+        self.prepare: Callable[[Tensor], Tensor] = _as_it_is
         self.backend = "reference"
         self.__doc__ = reference.__doc__
 
@@ -37,7 +42,19 @@ class Op:
         return f"<op {self.name} on {self.backend}>"
 
 
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+BlockShape = Callable[[int, int, int, torch.dtype], tuple[int, int, int]]
+
+
+def _plain_block(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    return block_size, kv_heads, head_dim
+
+
 TABLE: dict[str, Op] = {}
+_block_shape: BlockShape = _plain_block
 
 # Modules that serve operations natively, by device type. A device without one runs the reference.
 BACKENDS = {"cpu": "atb_models.ops.cpu"}
@@ -57,19 +74,32 @@ def op(name: str, *, cost: Callable[..., Cost], shape: Body | None = None) -> Ca
 def bind(backend: str) -> None:
     """Let `backend` (a device type, or "reference") serve the operations it has; the reference serves the rest.
 
-    A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature, and
-    `SHAPES`, a dict of the shape rules that differ from the definition's in their workspace.
+    A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature. It may
+    have `SHAPES`, a dict of the shape rules that differ from the definition's in their workspace, `PREPARE`, from
+    operation name to that operation's `prepare`, and `block_shape`, see `kv_block_shape`.
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
     module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
     native: dict[str, Body] = module.OPS if module else {}
-    shapes: dict[str, Body] = module.SHAPES if module else {}
-    unknown = native.keys() - TABLE.keys()
+    shapes: dict[str, Body] = getattr(module, "SHAPES", {})
+    prepare: dict[str, Callable[[Tensor], Tensor]] = getattr(module, "PREPARE", {})
+    unknown = (native.keys() | prepare.keys() | shapes.keys()) - TABLE.keys()
     assert not unknown, f"backend {backend} serves operations that are not in the table: {sorted(unknown)}"
     for operation in TABLE.values():
         operation.run = native.get(operation.name, operation.reference)
         operation.shape = shapes.get(operation.name, operation.reference_shape)
+        operation.prepare = prepare.get(operation.name, _as_it_is)
         operation.backend = backend if operation.name in native else "reference"
+    global _block_shape
+    _block_shape = getattr(module, "block_shape", _plain_block)
+
+
+def kv_block_shape(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """[S, M, D] of a KV block on the bound backend; D may be wider than the heads.
+
+    Raises ConfigError for what the backend's attention does not take.
+    """
+    return _block_shape(block_size, kv_heads, head_dim, dtype)
 
 
 def operations() -> Iterator[Op]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from atb_models import ops
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
@@ -19,6 +20,7 @@ SAMPLING_BYTES = 72
 MOST_SLACK = 128 << 20
 # Bytes for each logit of what penalties keep from step to step: a flag and a count.
 SEEN_BYTES = 5
+ANY_BLOCK = 128  # tokens of a KV block that every backend takes; a token needs the same in all sizes
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,13 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def kv_bytes_per_token(model: Decoder) -> int:
-    """Bytes of K and V of a token in all layers of a shard."""
-    return sum(2 * layer.attn.kv_heads * layer.attn.head_dim * layer.build.dtype.itemsize for layer in model.layers)
+    """Bytes of K and V of a token in all layers of a shard, as the bound backend's cache has them."""
+    total = 0
+    for layer in model.layers:
+        dtype = layer.build.dtype
+        _, heads, width = ops.kv_block_shape(ANY_BLOCK, layer.attn.kv_heads, layer.attn.head_dim, dtype)
+        total += 2 * heads * width * dtype.itemsize
+    return total
 
 
 def peak_activations(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> int:
