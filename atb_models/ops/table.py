@@ -57,7 +57,7 @@ TABLE: dict[str, Op] = {}
 _block_shape: BlockShape = _plain_block
 
 # Modules that serve operations natively, by device type. A device without one runs the reference.
-BACKENDS = {"cpu": "atb_models.ops.cpu"}
+BACKENDS = {"cpu": "atb_models.ops.cpu", "npu": "atb_models.ops.npu"}
 
 
 def op(name: str, *, cost: Callable[..., Cost], shape: Body | None = None) -> Callable[[Body], Op]:

@@ -1,0 +1,205 @@
+"""The Ascend NPU: each operation as calls of torch_npu, in the form that serves Atlas A2 (800I A2) and A3.
+
+Operations that are not here run their reference body, whose few torch functions torch_npu serves by itself. Attention
+takes one form for prompts, chunks and single tokens alike: packed queries (TND) over the paged cache, causal by the
+compressed mask. It takes head size 128; narrower heads lie padded with zeros in the cache, which leaves scores and sums
+as they are and costs cache memory and traffic (128 / 80 = 1.6 times as much for XVERSE). The alternative, ATB's two
+operators for other head sizes, wants lengths as host tensors and one operator for prompts and another for decoding.
+
+The calls are checked against torch_npu's own schemas and the operators' documents on a pretend device (tests/npu); they
+have not run on hardware.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+import torch_npu
+from torch import Tensor
+
+from atb_models.errors import ConfigError
+from atb_models.ops import attention, basic, moe
+
+HEAD_SIZE = 128
+BLOCK_SIZES = (128, 256, 384, 512)
+# With sparse_mode 3 the operator takes this square whatever the lengths, and aligns it to the end of the keys.
+MASK_SIZE = 2048
+CAUSAL = 3
+SOFTMAX = 0
+COUNTS = 1  # group_list_type, expert_tokens_num_type: counts, not running totals
+
+
+def block_shape(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """[S, M, D] of a KV block; raises ConfigError for what the attention operator does not take."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ConfigError("dtype fp32: attention on npu takes fp16 and bf16; use --dtype fp16, or --device cpu")
+    if block_size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise ConfigError(f"block_size {block_size}: attention on npu takes blocks of {sizes} tokens")
+    if head_dim > HEAD_SIZE:
+        raise ConfigError(f"head size {head_dim}: attention on npu takes heads up to {HEAD_SIZE} wide")
+    return block_size, kv_heads, HEAD_SIZE
+
+
+def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    return torch_npu.npu_rms_norm(x_TH, weight_H, eps)[0]
+
+
+def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    normed_TH, _, sum_TH = torch_npu.npu_add_rms_norm(x_TH, residual_TH, weight_H, eps)
+    return normed_TH, sum_TH
+
+
+def swiglu(gate_up_TF: Tensor) -> Tensor:
+    return torch_npu.npu_swiglu(gate_up_TF, -1)
+
+
+def rope_tables(positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Once a step, as the rotation of every layer takes them: both halves, [1, T, 1, D] float32."""
+    cos_TD, sin_TD = attention.rope_tables.reference(positions_T, inv_freq_D, factor)
+    return _both_halves(cos_TD), _both_halves(sin_TD)
+
+
+def _both_halves(half_TD: Tensor) -> Tensor:
+    return torch.cat((half_TD, half_TD), dim=-1)[None, :, None]
+
+
+def rope(q_TND: Tensor, k_TMD: Tensor, cos_1T1D: Tensor, sin_1T1D: Tensor) -> tuple[Tensor, Tensor]:
+    return _rotate(q_TND, cos_1T1D, sin_1T1D), _rotate(k_TMD, cos_1T1D, sin_1T1D)
+
+
+def _rotate(x_TND: Tensor, cos_1T1D: Tensor, sin_1T1D: Tensor) -> Tensor:
+    """In float32. The operator takes the tables in the dtype of its input, and with half-precision tables the logits of
+    a small XVERSE-MoE deviated twice as much as those of the published code in fp16."""
+    return torch_npu.npu_rotary_mul(x_TND.float()[None], cos_1T1D, sin_1T1D)[0].to(x_TND.dtype)
+
+
+def reshape_and_cache(
+    k_TMD: Tensor, v_TMD: Tensor, k_cache_PSMD: Tensor, v_cache_PSMD: Tensor, slots_T: Tensor
+) -> None:
+    width = k_cache_PSMD.shape[-1]
+    torch_npu.npu_scatter_pa_kv_cache(
+        _widened(k_TMD, width),
+        _widened(v_TMD, width),
+        k_cache_PSMD,
+        v_cache_PSMD,
+        slots_T,
+        cache_mode="Norm",  # not the default, which is another layout
+    )
+
+
+def paged_attention(
+    q_TND: Tensor,
+    k_cache_PSMD: Tensor,
+    v_cache_PSMD: Tensor,
+    block_table_BC: Tensor,
+    query_lens: list[int],
+    kv_lens: list[int],
+    scale: float,
+) -> Tensor:
+    """Lengths are host lists: running totals of the queries, but each sequence's own number of keys (a paged cache)."""
+    blocks, block_size, kv_heads, width = k_cache_PSMD.shape
+    out_TND, _ = torch_npu.npu_fused_infer_attention_score(
+        _widened(q_TND, width),
+        k_cache_PSMD.view(blocks, block_size, kv_heads * width),
+        v_cache_PSMD.view(blocks, block_size, kv_heads * width),
+        atten_mask=_mask(q_TND.device),
+        actual_seq_lengths=_running_totals(query_lens),
+        actual_seq_lengths_kv=kv_lens,
+        block_table=block_table_BC,
+        block_size=block_size,
+        num_heads=q_TND.shape[1],
+        num_key_value_heads=kv_heads,
+        scale=scale,
+        input_layout="TND",
+        sparse_mode=CAUSAL,
+    )
+    return out_TND[..., : q_TND.shape[-1]].contiguous()
+
+
+def _widened(x_TND: Tensor, width: int) -> Tensor:
+    """Contiguous, the heads padded with zeros to `width`."""
+    missing = width - x_TND.shape[-1]
+    return F.pad(x_TND, (0, missing)) if missing else x_TND.contiguous()
+
+
+@cache
+def _mask(device: torch.device) -> Tensor:
+    """1 where a key is hidden; the same for all layers, steps and lengths."""
+    return torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.int8, device=device).triu_(1)
+
+
+_totals: tuple[list[int], list[int]] = ([], [])
+
+
+def _running_totals(query_lens: list[int]) -> list[int]:
+    """Made once a step: all its layers come with the same list, which nobody changes."""
+    global _totals
+    if _totals[0] is not query_lens:
+        _totals = (query_lens, list(accumulate(query_lens)))
+    return _totals[1]
+
+
+def moe_gating(scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> tuple[Tensor, Tensor]:
+    """The operator's own renormalisation belongs to its sigmoid form, so that of a softmax is done here."""
+    weights_TK, experts_TK, _ = torch_npu.npu_moe_gating_top_k(scores_TE, top_k, norm_type=SOFTMAX, renorm=0)
+    if renormalize_eps is not None:
+        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + renormalize_eps)
+    return weights_TK, experts_TK
+
+
+def moe_init_routing(x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    x_RH, rows_R, counts_E, _ = torch_npu.npu_moe_init_routing_v2(
+        x_TH,
+        experts_TK,
+        active_num=experts_TK.numel(),
+        expert_num=num_experts,
+        expert_tokens_num_type=COUNTS,
+        expert_tokens_num_flag=True,
+        active_expert_range=[0, num_experts],
+        quant_mode=-1,
+    )
+    return x_RH, rows_R.view(experts_TK.shape), counts_E
+
+
+def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+    """The operator reads [E, I, O], the order into which `prepare_experts` has put the memory."""
+    return torch_npu.npu_grouped_matmul(
+        [x_RI],
+        [weight_EOI.transpose(1, 2)],
+        group_list=counts_E,
+        group_list_type=COUNTS,
+        group_type=0,  # groups of rows
+        split_item=2,  # one result for all of them
+    )[0]
+
+
+def prepare_experts(weight_EOI: Tensor) -> Tensor:
+    """The same [E, O, I] with the memory of a contiguous [E, I, O]."""
+    return weight_EOI.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """The operator takes the weights in the dtype of the rows; its sum is float32."""
+    return torch_npu.npu_moe_token_unpermute(y_RH, rows_TK.flatten(), weights_TK.to(y_RH.dtype))
+
+
+OPS = {
+    "RmsNorm": rms_norm,
+    "AddRmsNorm": add_rms_norm,
+    "Linear": basic.linear.reference,  # torch's product is the vendor's own there
+    "SwiGlu": swiglu,
+    "RopeTables": rope_tables,
+    "Rope": rope,
+    "ReshapeAndCache": reshape_and_cache,
+    "PagedAttention": paged_attention,
+    "Router": moe.router.reference,
+    "MoeGating": moe_gating,
+    "MoeInitRouting": moe_init_routing,
+    "GroupedMatmul": grouped_matmul,
+    "MoeFinalizeRouting": moe_finalize_routing,
+}
+PREPARE = {"GroupedMatmul": prepare_experts}

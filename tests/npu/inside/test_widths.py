@@ -1,0 +1,142 @@
+"""The real widths: on fake tensors every call keeps its contract, and memory is what the recorded graph says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from atb_models import ops
+from atb_models.graph import OpGraph, meta_model, meta_step
+from atb_models.graph.meta import MetaGroup
+from atb_models.layers.attention import LayerCache
+from atb_models.layers.parameter import Build
+from atb_models.layers.step import StepInput
+from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.decoder import Decoder, build_model
+from atb_models.models.loader import prepare_weights
+from atb_models.ops import npu
+from tests.npu.fake import ContractMode
+
+MODELS = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
+STEPS = {
+    "prompt": ([2048], [2048]),
+    "prompts": ([2048] * 4, [2048] * 4),
+    "one": ([1], [777]),
+    "sixteen": ([1] * 16, list(range(500, 2100, 100))),
+    "many": ([1] * 256, [300] * 256),
+}
+NATIVE = (
+    *("RmsNorm", "AddRmsNorm", "Rope", "ReshapeAndCache", "PagedAttention", "SwiGlu"),
+    *("Router", "MoeGating", "MoeInitRouting", "GroupedMatmul", "MoeFinalizeRouting"),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def backend() -> None:
+    torch.npu.set_device(0)
+    ops.bind("npu")
+
+
+@pytest.fixture(params=MODELS)
+def config(request: pytest.FixtureRequest, shared: Path) -> ModelConfig:
+    """With one layer of each kind that the model has."""
+    config = load_model_config(shared / "headers" / request.param, log=False)
+    kinds = tuple(sorted(set(config.moe_layers)))
+    return dataclasses.replace(config, num_hidden_layers=len(kinds), moe_layers=kinds)
+
+
+def model_on_device(config: ModelConfig, size: int) -> Decoder:
+    model = build_model(config, Build(torch.float16, torch.device("npu", 0), 0, size, MetaGroup(0, size)))
+    prepare_weights(model)
+    return model
+
+
+def step_on_device(query_lens: list[int], kv_lens: list[int], blocks: list[list[int]]) -> StepInput:
+    def integers(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32).to("npu:0")
+
+    places = [range(kv - query, kv) for query, kv in zip(query_lens, kv_lens, strict=True)]
+    slots = [row[place // 128] * 128 + place % 128 for row, own in zip(blocks, places, strict=True) for place in own]
+    ends = torch.tensor(query_lens).cumsum(0) - 1
+    return StepInput(
+        token_ids_T=integers([3] * sum(query_lens)),
+        positions_T=integers([place for own in places for place in own]),
+        slots_T=integers(slots),
+        block_table_BC=torch.tensor(blocks, dtype=torch.int32).to("npu:0"),
+        query_lens=query_lens,
+        kv_lens=kv_lens,
+        logits_rows_L=integers(ends.tolist()),
+    )
+
+
+def tables(kv_lens: list[int]) -> list[list[int]]:
+    """Block tables of sequences that lie one after the other, all as long as the longest."""
+    columns = -(-max(kv_lens) // 128)
+    return [list(range(row * columns, (row + 1) * columns)) for row in range(len(kv_lens))]
+
+
+def caches_on_device(model: Decoder, count: int) -> list[LayerCache]:
+    caches = []
+    for layer in model.layers:
+        block = ops.kv_block_shape(128, layer.attn.kv_heads, layer.attn.head_dim, torch.float16)
+        k, v = (torch.zeros(count, *block, dtype=torch.float16, device="npu:0") for _ in range(2))
+        caches.append(LayerCache(k, v))
+    return caches
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_every_call_keeps_its_contract(config: ModelConfig, size: int) -> None:
+    npu._mask.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        model = model_on_device(config, size)
+        for query_lens, kv_lens in STEPS.values():
+            blocks = tables(kv_lens)
+            meta_like = meta_step(query_lens, kv_lens, 128)
+            moved = {
+                name: torch.empty(value.shape, dtype=value.dtype, device="npu:0")
+                for name, value in vars(meta_like).items()
+                if isinstance(value, Tensor)
+            }
+            step = dataclasses.replace(meta_like, **moved)
+            with ContractMode() as mode:
+                logits = model(step, caches_on_device(model, len(blocks) * len(blocks[0])))
+            assert logits.shape == (len(query_lens), config.vocab_size)
+            assert len(mode.calls) > 10 * len(model.layers)
+    npu._mask.cache_clear()
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_no_operation_falls_back(config: ModelConfig, size: int) -> None:
+    for query_lens, kv_lens in (STEPS["prompt"], STEPS["sixteen"]):
+        graph = OpGraph.trace(meta_model(config, torch.float16, size), meta_step(query_lens, kv_lens, 128))
+        assert graph.stray == ()
+        served = {node.op: node.backend for node in graph.nodes}
+        assert {name: served[name] for name in NATIVE} == dict.fromkeys(NATIVE, "npu")
+        moe, layers = sum(config.moe_layers), config.num_hidden_layers
+        counts = graph.counts()
+        assert (counts["PagedAttention"], counts["ReshapeAndCache"]) == (layers, layers)
+        assert [counts[name] for name in NATIVE[-5:]] == [moe, moe, moe, 2 * moe, moe]
+
+
+def test_memory_is_what_the_graph_says(config: ModelConfig) -> None:
+    """The most that torch_npu's allocator gives out during a step of one of eight ranks."""
+    query_lens, kv_lens = [1024, 1000, 1], [1024, 1000, 900]
+    planned = OpGraph.trace(meta_model(config, torch.float16, 8), meta_step(query_lens, kv_lens, 128))
+    with torch.inference_mode():
+        model, blocks = model_on_device(config, 8), tables(kv_lens)
+        for parameter in model.parameters():
+            parameter.data.fill_(0.01)
+        caches, step = caches_on_device(model, 24), step_on_device(query_lens, kv_lens, blocks)
+        npu._mask(torch.device("npu", 0))
+        torch.npu.reset_peak_memory_stats()
+        before = torch.npu.memory_allocated()
+        model(step, caches)
+        peak = torch.npu.max_memory_allocated() - before
+    assert abs(peak - planned.peak_activation_bytes) <= 0.1 * planned.peak_activation_bytes, (
+        f"{peak} allocated, {planned.peak_activation_bytes} planned"
+    )
