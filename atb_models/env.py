@@ -209,8 +209,9 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("ATB_LAUNCHER_MODEL_PATH", None, TEXT, READ, "internal: the checkpoint that the launcher found or fetched"),
     ("ATB_LAUNCHER_MODEL", None, TEXT, READ, "internal: the model whose weights a script needs"),
     ("ATB_LAUNCHER_DEFAULTS", None, TEXT, READ, "internal: names that a script exported, not the user"),
-    # read by the Ascend libraries; the first six are exported by the scripts if unset
+    # read by the Ascend libraries; the scripts export the first seven, but for FORCE_DISABLE, if unset
     ("INF_NAN_MODE_ENABLE", None, TEXT, NPU, "0: saturating arithmetic instead of inf and nan"),
+    ("INF_NAN_MODE_FORCE_DISABLE", None, TEXT, NPU, "1: as the above, where the device wants both (set for you)"),
     ("ATB_OPERATION_EXECUTE_ASYNC", None, TEXT, NPU, "asynchronous operation launch"),
     ("TASK_QUEUE_ENABLE", None, TEXT, NPU, "torch_npu's task queue"),
     ("ATB_CONVERT_NCHW_TO_ND", None, TEXT, NPU, "tensor format"),
@@ -236,6 +237,8 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("ATB_MATMUL_SHUFFLE_K_ENABLE", None, TEXT, NPU, "0: deterministic matmul"),
     ("HCCL_DETERMINISTIC", None, TEXT, NPU, "deterministic collectives"),
     ("LCCL_DETERMINISTIC", None, TEXT, NPU, "deterministic collectives"),
+    ("HCCL_HOST_SOCKET_PORT_RANGE", None, TEXT, NPU, "ports of HCCL on the host, auto unless set"),
+    ("HCCL_NPU_SOCKET_PORT_RANGE", None, TEXT, NPU, "ports of HCCL on the device, auto unless set"),
     ("HCCL_BUFFSIZE", None, TEXT, NPU, "communication buffer, MB"),
     ("HCCL_OP_EXPANSION_MODE", None, TEXT, NPU, "where collectives are scheduled"),
     ("HCCL_CONNECT_TIMEOUT", None, TEXT, NPU, "seconds to wait for the other ranks"),

@@ -15,6 +15,8 @@ from atb_models.demo import demo_path
 
 # Many tests start ranks on few cores, where a second thread each only gets in the way; torch reads it when imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch imports a torch_npu by itself, and fails where CANN is missing.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 # A suite started in the background (nohup, &) ignores these, and so would the programs whose end it tests.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from atb_models import env
+from atb_models.engine import npu_setup
 from atb_models.errors import ConfigError
 
 
 def choose_device(wanted: str | None) -> str:
-    """The device type to use: `wanted`, else cuda where there is one, else cpu. Raises ConfigError if it is absent.
+    """The device type to use: `wanted`, else the first of npu, cuda and cpu. Raises ConfigError if it is absent.
 
     Users of the launcher name their devices in ASCEND_RT_VISIBLE_DEVICES; on CUDA it means the same from then on.
     """
@@ -23,8 +25,8 @@ def choose_device(wanted: str | None) -> str:
 
 def present_device(wanted: str | None) -> str:
     """What `choose_device` says, with an environment that stays as it is."""
-    if wanted == "npu":
-        raise ConfigError("device npu: this version has no Ascend backend yet; use --device cpu or --device cuda")
+    if wanted in ("npu", None) and npu_setup.usable(wanted=wanted == "npu"):
+        return "npu"
     if wanted == "cuda" or wanted is None:
         if torch.cuda.is_available():
             return "cuda"
@@ -34,17 +36,36 @@ def present_device(wanted: str | None) -> str:
 
 
 def rank_device(kind: str, local_rank: int) -> torch.device:
-    """The device of the rank with this index on its host, made the current one."""
+    """The device of the rank with this index on its host, made the current one before anything touches a device."""
     if kind == "cpu":
         return torch.device("cpu")
-    count = torch.cuda.device_count()
+    if kind == "npu":
+        npu_setup.load()
+    count = device_module(kind).device_count()
     if local_rank >= count:
-        raise ConfigError(f"rank {local_rank} of this host has no device of its own: {count} CUDA devices are visible")
-    torch.cuda.set_device(local_rank)
-    # Sums are made in float32 whatever the dtype; torch lets cuBLAS reduce in half precision by default.
+        raise ConfigError(
+            f"rank {local_rank} of this host has no device of its own: {count} {kind.upper()} devices are visible"
+        )
+    try:
+        device_module(kind).set_device(local_rank)
+    except RuntimeError as error:  # the first call that reaches the driver
+        raise ConfigError(f"device {kind}: cannot use number {local_rank}: {str(error).splitlines()[0]}") from None
+    _sum_in_float32(kind)
+    return torch.device(kind, local_rank)
+
+
+def device_module(kind: str) -> Any:
+    """torch.cuda, or torch.npu once torch_npu is imported, which has the same functions."""
+    return getattr(torch, kind)
+
+
+def _sum_in_float32(kind: str) -> None:
+    """Whatever the dtype; the libraries may do otherwise, cuBLAS by default."""
+    if kind == "npu":
+        device_module(kind).matmul.allow_hf32 = False
+        return
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    return torch.device("cuda", local_rank)
 
 
 def _share_visible_devices() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from atb_models import env
 from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
+from atb_models.engine.device import device_module
 from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError
 
@@ -63,11 +64,12 @@ def free_memory(device: torch.device) -> Free:
     On a CPU the ranks of a host share what is left of its memory within the cgroup's limit, and each stays within the
     limits of its own process. On a device, NPU_MEMORY_FRACTION and RESERVED_MEMORY_GB are taken off.
     """
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
+    if device.type != "cpu":
+        devices = device_module(device.type)
+        free, total = devices.mem_get_info(device)
         reserved = int(env.get("RESERVED_MEMORY_GB")) * GIB
         own = int(free - (1 - float(env.get("NPU_MEMORY_FRACTION"))) * total) - reserved
-        return Free(own, most_ranks=torch.cuda.device_count())
+        return Free(own, most_ranks=devices.device_count())
     return Free(_process_available() - ADDRESS_SPACE_BYTES, shared=min(_host_available(), _cgroup_available()))
 
 

@@ -16,8 +16,8 @@ from atb_models.engine.health import Health
 from atb_models.engine.ordered_sum import quiet_sum
 from atb_models.errors import ConfigError
 
-# The one place that says which library moves a device's tensors; the NPU's "hccl" belongs here.
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+# The one place that says which library moves a device's tensors.
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 FOREVER = timedelta(days=3650)  # an idle server waits for its next step as long as it takes
 _BLOCK = 4096  # int32 words of the first message block, which carries a decode step whole
 _CLOSED = -1

@@ -207,8 +207,7 @@ def _environment(rank: int, size: int, device: str) -> dict[str, str]:
     environment.update({name: str(size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})
     environment[LAUNCHER_PID] = str(os.getpid())
     environment["PYTHONSAFEPATH"] = "1"  # else -m puts the working folder first, with whatever modules it holds
-    if device != "npu":
-        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a rank imports torch_npu itself, where it computes on it
     # Not when installed: site-packages ahead of the standard library could shadow it.
     home = str(Path(__file__).resolve().parents[2])
     if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):

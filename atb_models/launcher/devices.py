@@ -14,12 +14,12 @@ DEFAULT_DEVICES = (0, 1, 2, 3, 4, 5, 6, 7)
 
 def existing_devices(wanted: str | None) -> tuple[str, int | None]:
     """The kind of device to use and how many of it there are; None on a CPU, which any number of ranks may share."""
-    import torch
+    from atb_models.engine.device import device_module, present_device
+    from atb_models.engine.npu_setup import all_visible
 
-    from atb_models.engine.device import present_device
-
-    kind = present_device(wanted)
-    return kind, None if kind == "cpu" else torch.cuda.device_count()
+    with all_visible():
+        kind = present_device(wanted)
+        return kind, None if kind == "cpu" else device_module(kind).device_count()
 
 
 def choose_devices(listed: Sequence[int] | None, existing: int | None, tp: int | None) -> tuple[int, ...]:

@@ -37,6 +37,11 @@ CONDITIONS = {
     "preempted": Condition({"block_size": 16, "kv_blocks": 34}, happened=("preemptions", 1)),
     "prefix_hit": Condition({"block_size": 16, "prefix_cache": True}, happened=("prefix_hit_tokens", 300)),
 }
+# In blocks that the operators of the NPU take.
+NPU_CONDITIONS = {
+    "blocks_of_256": Condition({"block_size": 256}, happened=("total_blocks", 5 * 1024 // 256)),
+    "whole_blocks_hit": Condition({"prefix_cache": True}, happened=("prefix_hit_tokens", 384)),
+}
 COUNTED_UP = ("steps", "chunks", "preemptions", "prefix_hit_tokens")
 
 
@@ -45,11 +50,11 @@ def golden(request: pytest.FixtureRequest, shared: Any) -> Golden:
     return Golden(shared / "golden" / request.param)
 
 
-def run(golden: Golden, name: str, dtype: str, tp: int) -> None:
+def run(golden: Golden, name: str, dtype: str, tp: int, device: str = "cpu") -> None:
     """Check all logits, each answer's first logits and the greedy tokens of all prompts under one condition."""
-    condition = CONDITIONS[name]
+    condition = (CONDITIONS | NPU_CONDITIONS)[name]
     arguments = {"max_batch_size": 5, "prefix_cache": False, **condition.arguments}
-    with LLM(golden.path, dtype=dtype, tp=tp, device="cpu", **arguments) as llm:
+    with LLM(golden.path, dtype=dtype, tp=tp, device=device, **arguments) as llm:
         batches = [golden.prompts] if condition.together else [[prompt] for prompt in golden.prompts]
         logits = [one for batch in batches for one in llm.prompt_logits(batch)]
         before = llm.metrics()
@@ -75,7 +80,7 @@ def generate(llm: LLM, batches: list[list[list[int]]]) -> tuple[list[RequestOutp
         def keep(rows: list[Row], logits: Tensor, _: list[int], seen: dict[int, Tensor] = seen) -> None:
             for row, line in zip([row for row in rows if row.completes], logits, strict=True):
                 if len(row.seq.token_ids) == row.seq.num_prompt_tokens:
-                    seen[row.seq.index] = line.clone()
+                    seen[row.seq.index] = line.to("cpu", copy=True)
 
         llm.on_step = keep
         outputs += llm.generate(batch, GREEDY)

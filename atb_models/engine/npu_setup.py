@@ -1,0 +1,123 @@
+"""Bringing up the Ascend device: what must stand before torch_npu is imported, and in words why it cannot be used."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module, metadata
+
+from atb_models import env
+from atb_models.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# For the Ascend libraries, which read them when they are loaded; the user's own values stay.
+DEFAULTS = {
+    "HCCL_HOST_SOCKET_PORT_RANGE": "auto",  # each rank takes free ports, whatever else runs on the host
+    "HCCL_NPU_SOCKET_PORT_RANGE": "auto",
+    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+    "INF_NAN_MODE_ENABLE": "1",  # overflow is inf, as on other devices
+}
+SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+_VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
+
+
+def installed() -> bool:
+    """Whether there is a torch_npu to import; does not import it."""
+    return importlib.util.find_spec("torch_npu") is not None
+
+
+def usable(*, wanted: bool) -> bool:
+    """Whether ranks can compute on an NPU here. Where it is `wanted`, raises ConfigError with what is missing."""
+    if not wanted and not installed():
+        return False
+    try:
+        load()
+    except ConfigError as error:
+        if wanted:
+            raise
+        logger.warning("torch_npu is installed, but no NPU is used: %s", error)
+        return False
+    return True
+
+
+def load() -> None:
+    """Import torch_npu and see that there are devices; raises ConfigError that names the remedy."""
+    if not installed():
+        raise ConfigError("device npu: torch_npu is not installed; pip install 'atb-models[npu]', or use --device cpu")
+    check_versions(metadata.version("torch"), metadata.version("torch_npu"))
+    _set_defaults()
+    try:
+        import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(f"device npu: {import_problem(str(error))}") from None
+    visible_count()
+
+
+def _set_defaults() -> None:
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if os.environ["INF_NAN_MODE_ENABLE"] == "0":
+        # Atlas A2 and later saturate only where this is said too, and do not start otherwise.
+        os.environ.setdefault("INF_NAN_MODE_FORCE_DISABLE", "1")
+
+
+def check_versions(torch: str, torch_npu: str) -> None:
+    """torch_npu is built for one torch; raises ConfigError where the first three numbers differ."""
+    built_for = _release(torch_npu)
+    if _release(torch) != built_for:
+        raise ConfigError(
+            f"device npu: torch_npu {torch_npu} does not go with torch {torch};"
+            f" pip install torch=={built_for}, or the torch_npu of that torch"
+        )
+
+
+def _release(version: str) -> str:
+    """The numbers: 2.13.0 of 2.13.0+cpu, of 2.13.0.post2 and of 2.13.0rc1."""
+    found = re.match(r"\d+(\.\d+){0,2}", version)
+    return found[0] if found else version
+
+
+def import_problem(message: str) -> str:
+    """What an import error of torch_npu means, and what to do."""
+    absent = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", message)
+    if absent and absent[1].startswith(("libascend_hal", "libdrvdsmi", "libc_sec")):
+        return f"the Ascend driver is not there ({absent[1]}); install it, or mount it into this container"
+    if absent:
+        return f"CANN is not there or not set up ({absent[1]} was not found); {SET_ENV}, or install CANN"
+    if "undefined symbol" in message:
+        symbol = message.rpartition("undefined symbol: ")[2].split()[0]
+        return f"CANN is older or newer than this torch_npu needs (no {symbol}); install the CANN it was released for"
+    return f"torch_npu cannot be imported: {message.strip().splitlines()[0] if message.strip() else 'no reason given'}"
+
+
+def visible_count() -> int:
+    """Devices that this process sees, which are those that the user lists, if he does; raises ConfigError."""
+    listed, count = env.get(_VISIBLE), int(import_module("torch_npu").npu.device_count())
+    if listed and len(listed) != count:
+        raise ConfigError(
+            f"{_VISIBLE}={','.join(map(str, listed))} names {len(listed)} devices, the driver shows {count} of them;"
+            " name only those that `npu-smi info` lists"
+        )
+    if count == 0:
+        raise ConfigError(
+            "device npu: the driver shows no device; see `npu-smi info`, and start a container with"
+            " --device /dev/davinci0 (and so on) and --device /dev/davinci_manager"
+        )
+    return count
+
+
+@contextmanager
+def all_visible() -> Iterator[None]:
+    """All devices of this host, whichever the user lists. For the launcher, which itself computes nothing: the driver
+    reads the list once in a process."""
+    listed = os.environ.pop(_VISIBLE, None)
+    try:
+        yield
+    finally:
+        if listed is not None:
+            os.environ[_VISIBLE] = listed

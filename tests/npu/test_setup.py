@@ -1,0 +1,102 @@
+"""Device set-up from outside: commands on machines with and without CANN and devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.npu.conftest import Run
+
+SHORT = ("--max_output_length", "3")
+
+
+def ask(*words: str, root: Path, run: Run | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [str(root / "run_pa.py"), *SHORT, *words]
+    if run is not None:
+        return run(*command, **options)  # type: ignore[arg-type]
+    environ = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    return subprocess.run([sys.executable, *command], env=environ, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def without_cann() -> None:
+    if importlib.util.find_spec("torch_npu") is None:
+        pytest.skip("torch_npu is not installed")
+
+
+def test_torch_npu_without_cann(root: Path, without_cann: None) -> None:
+    refused = ask("--device", "npu", root=root)
+    assert refused.returncode == 2
+    assert "error: device npu: CANN is not there or not set up (lib" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    computed = ask("--device", "cpu", root=root)
+    assert computed.returncode == 0 and "no NPU is used" not in computed.stdout + computed.stderr
+    chosen = ask(root=root)
+    assert chosen.returncode == 0
+    assert "torch_npu is installed, but no NPU is used: device npu: CANN" in chosen.stdout + chosen.stderr
+
+
+def test_python_without_cann(without_cann: None) -> None:
+    """Importing torch itself fails there, unless torch_npu's autoload is off."""
+    program = (
+        "from atb_models import LLM\nwith LLM(device='cpu') as llm: print(llm.generate([[1, 2]])[0].finish_reason)"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "TORCH_DEVICE_BACKEND_AUTOLOAD"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("devices", "variables", "words", "message"),
+    [
+        (0, {}, (), "device npu: the driver shows no device; see `npu-smi info`"),
+        (2, {"ASCEND_RT_VISIBLE_DEVICES": "0,5"}, (), "DEVICES=0,5 names 2 devices, the driver shows 1"),
+        (2, {}, ("--tp", "4"), "rank 2 of this host has no device of its own: 2 NPU devices are visible"),
+        (1, {}, ("--block_size", "16"), "block_size 16: attention on npu takes blocks of 128"),
+        (1, {}, ("--dtype", "fp32"), "dtype fp32: attention on npu takes fp16 and bf16"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    soft_npu: Run, root: Path, devices: int, variables: dict[str, str], words: tuple[str, ...], message: str
+) -> None:
+    done = ask("--device", "npu", *words, root=root, run=soft_npu, devices=devices, **variables)
+    assert done.returncode != 0 and message in done.stderr, done.stderr
+
+
+def test_an_npu_is_the_first_choice(soft_npu: Run, root: Path) -> None:
+    program = "from atb_models.engine.device import choose_device; print(choose_device(None))"
+    assert soft_npu("-c", program).stdout.split()[-1] == "npu"
+
+
+def test_defaults_give_way_to_the_users_values(soft_npu: Run) -> None:
+    program = """
+import os
+from atb_models.engine.device import rank_device
+device = rank_device("npu", 1)
+import torch
+print(device, torch.npu.current_device(), torch.npu.matmul.allow_hf32)
+print(*(os.environ[name] for name in ("HCCL_HOST_SOCKET_PORT_RANGE", "HCCL_NPU_SOCKET_PORT_RANGE",
+                                      "PYTORCH_NPU_ALLOC_CONF", "INF_NAN_MODE_FORCE_DISABLE")))
+"""
+    done = soft_npu("-c", program, devices=2, HCCL_NPU_SOCKET_PORT_RANGE="50000-50100", INF_NAN_MODE_ENABLE="0")
+    assert done.stdout.splitlines()[-2:] == ["npu:1 1 False", "auto 50000-50100 expandable_segments:True 1"]
+
+
+def test_a_driver_that_refuses_is_quoted(soft_npu: Run, root: Path) -> None:
+    wrong = {"INF_NAN_MODE_ENABLE": "0", "INF_NAN_MODE_FORCE_DISABLE": "0"}
+    done = ask("--device", "npu", root=root, run=soft_npu, **wrong)
+    assert done.returncode == 2 and "cannot use number 0: INF_NAN_MODE_ENABLE shouldn't be set to 0" in done.stderr
+
+
+def test_the_launcher_starts_a_rank_on_each_listed_device(soft_npu: Run) -> None:
+    words = ("-m", "atb_models.cli", "launch", "--device", "npu", *SHORT)
+    done = soft_npu(*words, devices=8, ASCEND_RT_VISIBLE_DEVICES="4,6")
+    assert done.returncode == 0, done.stderr
+    assert "Answer[0]: Deep learning is" in done.stdout
+    refused = soft_npu(*words, devices=4, ASCEND_RT_VISIBLE_DEVICES="4,6")
+    assert refused.returncode == 2 and "names 2 devices up to number 6, 4 exist" in refused.stderr

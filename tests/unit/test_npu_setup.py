@@ -1,0 +1,91 @@
+"""Bringing up the Ascend device, as far as it needs no torch_npu: what is missing is said in words, with the remedy."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from atb_models.engine import npu_setup
+from atb_models.engine.device import present_device
+from atb_models.engine.process_group import BACKENDS
+from atb_models.errors import ConfigError
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npu_setup, "installed", lambda: False)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch_npu is installed, CANN is not."""
+
+    def load() -> None:
+        raise ConfigError("device npu: CANN is not there")
+
+    monkeypatch.setattr(npu_setup, "installed", lambda: True)
+    monkeypatch.setattr(npu_setup, "load", load)
+
+
+def test_an_npu_that_is_asked_for_must_be_there(absent: None) -> None:
+    with pytest.raises(ConfigError, match=r"torch_npu is not installed; pip install 'atb-models\[npu\]'"):
+        present_device("npu")
+
+
+def test_nothing_is_said_of_an_npu_nobody_has_nor_wants(absent: None, caplog: pytest.LogCaptureFixture) -> None:
+    assert present_device(None) in ("cuda", "cpu") and present_device("cpu") == "cpu"
+    assert not caplog.text
+
+
+def test_an_npu_that_cannot_be_used_is_a_warning_unless_it_is_asked_for(
+    broken: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert present_device("cpu") == "cpu" and not caplog.text
+        assert present_device(None) in ("cuda", "cpu")
+    assert "torch_npu is installed, but no NPU is used: device npu: CANN is not there" in caplog.text
+    with pytest.raises(ConfigError, match="CANN is not there"):
+        present_device("npu")
+
+
+@pytest.mark.parametrize("torch_npu", ["2.13.0", "2.13.0.post2", "2.13.0rc1"])
+def test_versions_that_go_together(torch_npu: str) -> None:
+    npu_setup.check_versions("2.13.0+cpu", torch_npu)
+
+
+def test_versions_that_do_not_go_together() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"torch_npu 2\.10\.0\.post4 does not go with torch 2\.13\.0\+cpu; pip install torch==2\.10\.0,",
+    ):
+        npu_setup.check_versions("2.13.0+cpu", "2.10.0.post4")
+
+
+NO_FILE = "cannot open shared object file: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (f"libhccl.so: {NO_FILE}", "CANN is not there or not set up (libhccl.so was not found); source "),
+        (f"libascend_hal.so: {NO_FILE}", "the Ascend driver is not there (libascend_hal.so)"),
+        ("/x/lib.so: undefined symbol: aclrtNew", "CANN is older or newer than this torch_npu needs (no aclrtNew)"),
+        ("something else\nand more", "torch_npu cannot be imported: something else"),
+        ("", "no reason given"),
+    ],
+)
+def test_what_an_import_error_means(message: str, said: str) -> None:
+    assert said in npu_setup.import_problem(message) and "\n" not in npu_setup.import_problem(message)
+
+
+def test_the_launcher_looks_at_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,6")
+    with npu_setup.all_visible():
+        assert "ASCEND_RT_VISIBLE_DEVICES" not in os.environ
+    assert os.environ["ASCEND_RT_VISIBLE_DEVICES"] == "4,6"
+
+
+def test_the_library_of_its_collectives() -> None:
+    assert BACKENDS["npu"] == "hccl"
