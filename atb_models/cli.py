@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -95,6 +96,15 @@ def _env(words: list[str]) -> int:
     return ConfigError.exit_status if problems else 0
 
 
+def _doctor(words: list[str]) -> int:
+    """whether an Ascend NPU can be used here, step by step; for a bug report"""
+    from atb_models.doctor import print_checks
+
+    _no_more("doctor", words)
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    return 0 if print_checks(sys.stdout) else 1
+
+
 def _demo_path(words: list[str]) -> int:
     """the folder of the embedded checkpoint"""
     from atb_models.demo import demo_path
@@ -121,6 +131,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": _plan,
     "graph": _graph,
     "env": _env,
+    "doctor": _doctor,
     "demo_path": _demo_path,
 }
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TextIO
 
 from atb_models import __version__, env
+from atb_models.doctor import Unusual, cann, driver
 from atb_models.errors import ConfigError
 
 PACKAGES = ("torch", "torch_npu", "transformers", "tokenizers", "safetensors", "numpy")
@@ -22,6 +23,11 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     python = f"python {platform.python_version()} ({sys.executable})"
     print(f"atb-models {__version__}, {python}, {platform.platform()}", file=out)
     print(", ".join(f"{name} {_version(name)}" for name in PACKAGES), file=out)
+    for name, look in (("driver", driver), ("CANN", cann)):
+        try:
+            print(f"Ascend {name}: {look()}", file=out)
+        except Unusual as error:
+            print(f"Ascend {name}: none seen; {error}", file=out)
     rows = [("variable", "value", "default", "use", "meaning")]
     for v in env.TABLE.values():
         rows.append((v.name, _without_password(environ.get(v.name, "")) or "-", v.default or "-", v.use, v.meaning))

@@ -54,6 +54,13 @@ def rank_device(kind: str, local_rank: int) -> torch.device:
     return torch.device(kind, local_rank)
 
 
+def check_device_for_each(kind: str, ranks: int) -> None:
+    """Before ranks are started; raises ConfigError where they would have to share."""
+    count = ranks if kind == "cpu" else int(device_module(kind).device_count())
+    if count < ranks:
+        raise ConfigError(f"tp {ranks} needs {ranks} devices, {count} {kind.upper()} devices are visible; lower it")
+
+
 def device_module(kind: str) -> Any:
     """torch.cuda, or torch.npu once torch_npu is imported, which has the same functions."""
     return getattr(torch, kind)

@@ -22,7 +22,9 @@ DEFAULTS = {
     "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
     "INF_NAN_MODE_ENABLE": "1",  # overflow is inf, as on other devices
 }
+NOT_INSTALLED = "torch_npu is not installed; pip install 'atb-models[npu]', or use --device cpu"
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+SET_ENV_NNAL = "source /usr/local/Ascend/nnal/atb/set_env.sh"
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
@@ -48,7 +50,7 @@ def usable(*, wanted: bool) -> bool:
 def load() -> None:
     """Import torch_npu and see that there are devices; raises ConfigError that names the remedy."""
     if not installed():
-        raise ConfigError("device npu: torch_npu is not installed; pip install 'atb-models[npu]', or use --device cpu")
+        raise ConfigError(f"device npu: {NOT_INSTALLED}")
     check_versions(metadata.version("torch"), metadata.version("torch_npu"))
     _set_defaults()
     try:
@@ -87,6 +89,8 @@ def import_problem(message: str) -> str:
     absent = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", message)
     if absent and absent[1].startswith(("libascend_hal", "libdrvdsmi", "libc_sec")):
         return f"the Ascend driver is not there ({absent[1]}); install it, or mount it into this container"
+    if absent and absent[1].startswith("libatb"):
+        return f"nnal is not there or not set up ({absent[1]} was not found); {SET_ENV_NNAL}, or install nnal"
     if absent:
         return f"CANN is not there or not set up ({absent[1]} was not found); {SET_ENV}, or install CANN"
     if "undefined symbol" in message:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from atb_models.engine.device import check_device_for_each
 from atb_models.engine.health import Health
 from atb_models.engine.lifetime import LAUNCHER_PID
 from atb_models.engine.ranks import MEET_TIMEOUT_S, Place, RankGroup, connect, group_from_environment, spins
@@ -49,8 +50,10 @@ def open_group(config_json: str, tp: int, device: str) -> RankGroup:
 def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> RankGroup:
     """Start ranks 1 to size-1 and return rank 0's group; each of them runs `target(payload, group)`, "module:function".
 
-    Raises RankError when one of them dies, then or in any later call that waits for them; the others are killed.
+    Raises ConfigError where there is not a device for each, and RankError when one of them dies, then or in any later
+    call that waits for them; the others are killed.
     """
+    check_device_for_each(device, size)
     place, health, threads = Place(0, size, 0, size, device), Health(), torch.get_num_threads()
     segment = Segment(SharedMemory.bytes_needed(size))
     try:

@@ -56,7 +56,7 @@ def test_python_without_cann(without_cann: None) -> None:
     [
         (0, {}, (), "device npu: the driver shows no device; see `npu-smi info`"),
         (2, {"ASCEND_RT_VISIBLE_DEVICES": "0,5"}, (), "DEVICES=0,5 names 2 devices, the driver shows 1"),
-        (2, {}, ("--tp", "4"), "rank 2 of this host has no device of its own: 2 NPU devices are visible"),
+        (2, {}, ("--tp", "4"), "tp 4 needs 4 devices, 2 NPU devices are visible; lower it"),
         (1, {}, ("--block_size", "16"), "block_size 16: attention on npu takes blocks of 128"),
         (1, {}, ("--dtype", "fp32"), "dtype fp32: attention on npu takes fp16 and bf16"),
     ],
@@ -93,6 +93,12 @@ def test_a_driver_that_refuses_is_quoted(soft_npu: Run, root: Path) -> None:
     assert done.returncode == 2 and "cannot use number 0: INF_NAN_MODE_ENABLE shouldn't be set to 0" in done.stderr
 
 
+def test_a_rank_without_a_device_of_its_own_is_refused(soft_npu: Run) -> None:
+    program = "from atb_models.engine.device import rank_device; rank_device('npu', 2)"
+    done = soft_npu("-c", program, devices=2)
+    assert "rank 2 of this host has no device of its own: 2 NPU devices are visible" in done.stderr
+
+
 def test_the_launcher_starts_a_rank_on_each_listed_device(soft_npu: Run) -> None:
     words = ("-m", "atb_models.cli", "launch", "--device", "npu", *SHORT)
     done = soft_npu(*words, devices=8, ASCEND_RT_VISIBLE_DEVICES="4,6")
@@ -100,3 +106,18 @@ def test_the_launcher_starts_a_rank_on_each_listed_device(soft_npu: Run) -> None
     assert "Answer[0]: Deep learning is" in done.stdout
     refused = soft_npu(*words, devices=4, ASCEND_RT_VISIBLE_DEVICES="4,6")
     assert refused.returncode == 2 and "names 2 devices up to number 6, 4 exist" in refused.stderr
+
+
+def test_the_doctor_says_yes_where_an_operator_computes(soft_npu: Run) -> None:
+    done = soft_npu("-m", "atb_models.cli", "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line[:2] in ("ok", "? ", "FA")]
+    assert [line.split()[0] for line in lines if line.split()[1] not in ("driver", "CANN")] == ["ok"] * 5
+    assert done.stdout.splitlines()[-1] == "yes"
+
+
+def test_the_doctor_says_what_is_missing(without_cann: None) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    command = [sys.executable, "-m", "atb_models.cli", "doctor"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "FAIL  libraries   CANN is not there or not set up (lib" in done.stdout

@@ -70,6 +70,7 @@ NO_FILE = "cannot open shared object file: No such file or directory"
     ("message", "said"),
     [
         (f"libhccl.so: {NO_FILE}", "CANN is not there or not set up (libhccl.so was not found); source "),
+        (f"libatb.so: {NO_FILE}", "nnal is not there or not set up (libatb.so was not found); source "),
         (f"libascend_hal.so: {NO_FILE}", "the Ascend driver is not there (libascend_hal.so)"),
         ("/x/lib.so: undefined symbol: aclrtNew", "CANN is older or newer than this torch_npu needs (no aclrtNew)"),
         ("something else\nand more", "torch_npu cannot be imported: something else"),

@@ -1,0 +1,123 @@
+"""What `atb-models doctor` prints: whether an Ascend NPU can be used here, step by step, and what to do if not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from atb_models import __version__
+from atb_models.errors import ConfigError
+
+OK, ODD, BAD, SKIPPED = "ok", "?", "FAIL", "-"
+# Variables that the vendor's set_env.sh exports, and the file beside CANN that says its version.
+CANN_HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
+INSTALL_INFO = "ascend_toolkit_install.info"
+TOLERANCE = 2e-3  # of float16 numbers around 1
+
+
+class Unusual(Exception):
+    """Not as it is on a machine with an NPU, yet later steps decide."""
+
+
+def print_checks(out: TextIO) -> bool:
+    """Write the check-list to `out`, to be pasted into a bug report; whether an NPU can be used.
+
+    After the first step that fails the others are not tried, for each needs those before it.
+    """
+    print(f"atb-models {__version__} doctor: can the ranks compute on an Ascend NPU here?", file=out)
+    failed = False
+    for name, check in CHECKS.items():
+        state, said = (SKIPPED, "not tried") if failed else _outcome(check)
+        failed = failed or state == BAD
+        print(f"{state:4}  {name:10}  {said}", file=out, flush=True)
+    print("no: mend the line that says FAIL" if failed else "yes", file=out)
+    return not failed
+
+
+def _outcome(check: Callable[[], str]) -> tuple[str, str]:
+    try:
+        return OK, check()
+    except Unusual as error:
+        return ODD, str(error)
+    except (ConfigError, ImportError, OSError, RuntimeError, metadata.PackageNotFoundError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return BAD, lines[0].removeprefix("device npu: ")
+
+
+def _system() -> str:
+    return f"python {platform.python_version()}, {platform.platform()}"
+
+
+def _packages() -> str:
+    from atb_models.engine import npu_setup
+
+    if not npu_setup.installed():
+        raise ConfigError(npu_setup.NOT_INSTALLED)
+    torch, torch_npu = (metadata.version(name) for name in ("torch", "torch_npu"))
+    npu_setup.check_versions(torch, torch_npu)
+    return f"torch {torch}, torch_npu {torch_npu}"
+
+
+def driver(dev: Path = Path("/dev"), info: Path = Path("/usr/local/Ascend/driver/version.info")) -> str:
+    """The driver's version and device files; raises Unusual where there are none."""
+    devices = sorted((path.name for path in dev.glob("davinci[0-9]*")), key=lambda name: int(name[len("davinci") :]))
+    version = re.search(r"(?im)^version=(\S+)", info.read_text()) if info.is_file() else None
+    said = f"version {version[1] if version else 'unknown'}, {dev}: {', '.join(devices) or 'no davinci devices'}"
+    if not devices or not version:
+        raise Unusual(f"{said}; in a container, is the driver mounted, and are the devices passed on?")
+    return said
+
+
+def cann(environ: Mapping[str, str] | None = None) -> str:
+    """CANN's version and place as its set_env.sh tells them; raises Unusual where it tells nothing."""
+    environ = os.environ if environ is None else environ
+    homes = [environ[name] for name in CANN_HOMES if environ.get(name)]
+    if not homes:
+        raise Unusual("set_env.sh was not sourced (ASCEND_HOME_PATH is not set)")
+    files = sorted(Path(homes[0]).glob(f"**/{INSTALL_INFO}"))
+    version = re.search(r"(?m)^version=(\S+)", files[0].read_text()) if files else None
+    return f"version {version[1] if version else 'unknown'}, {homes[0]}"
+
+
+def _libraries() -> str:
+    from atb_models.engine import npu_setup
+
+    npu_setup.load()
+    return f"torch_npu is imported, {npu_setup.visible_count()} devices"
+
+
+def _device() -> str:
+    from atb_models.engine.device import rank_device
+
+    device = rank_device("npu", 0)
+    torch: Any = import_module("torch")
+    free, total = torch.npu.mem_get_info(device)
+    return f"{device}: {torch.npu.get_device_name(0)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def _operator() -> str:
+    """One of torch_npu's operators against the same on the CPU."""
+    torch: Any = import_module("torch")
+    x = torch.linspace(-1, 1, 256, dtype=torch.float16).view(2, 128)
+    weight = torch.ones(128, dtype=torch.float16)
+    ours = import_module("torch_npu").npu_rms_norm(x.to("npu:0"), weight.to("npu:0"), 1e-6)[0].cpu()
+    error = (ours.float() - torch.nn.functional.rms_norm(x.float(), (128,), None, 1e-6)).abs().max().item()
+    if not error <= TOLERANCE:
+        raise ConfigError(f"npu_rms_norm is off by {error:.1e}: the device or CANN does not compute as it should")
+    return f"npu_rms_norm agrees with the CPU (off by {error:.0e})"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "system": _system,
+    "packages": _packages,
+    "driver": driver,
+    "CANN": cann,
+    "libraries": _libraries,
+    "device": _device,
+    "operator": _operator,
+}
