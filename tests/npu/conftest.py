@@ -23,8 +23,8 @@ def soft_npu() -> Run:
         pytest.skip("torch_npu is not installed")
     from tests.npu.soft import environment
 
-    def run(*words: str, devices: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, devices: int = 1, limit_s: int = 900, **variables: str) -> subprocess.CompletedProcess[str]:
         environ = os.environ | environment(devices) | variables
-        return subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, timeout=900)
+        return subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, timeout=limit_s)
 
     return run

@@ -18,3 +18,9 @@ INSIDE = Path(__file__).parent / "inside"
 def test_module(soft_npu: Run, module: str) -> None:
     done = soft_npu("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(INSIDE / module), devices=8)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.full
+def test_wide_crosses(soft_npu: Run) -> None:
+    done = soft_npu("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "full", str(INSIDE), devices=8, limit_s=36000)
+    assert done.returncode == 0, done.stdout + done.stderr

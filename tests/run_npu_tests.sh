@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Tests the Ascend backend on pretend devices, in an environment of its own (.venv-npu, or $VENV): torch_npu is installed
+# there and nowhere else. Needs gcc and binutils, no NPU. --full adds the wide crosses; further arguments go to pytest.
+: "${VENV:=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.venv-npu}"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../examples/venv.sh"
+selection=()
+if [ "${1:-}" = "--full" ]; then
+    selection=(-m "full or not full")
+    shift
+fi
+ensure_venv npu,test
+cd "$root"
+export TORCH_DEVICE_BACKEND_AUTOLOAD=0
+exec "$python" -m pytest tests/npu tests/unit/test_npu_setup.py tests/unit/test_llm.py tests/ops "${selection[@]}" "$@"
