@@ -51,7 +51,7 @@ def decode_step(message: Int32, block_size: int, device: torch.device) -> StepIn
     slots_T = table_BC[row_T, positions_T // block_size] * block_size + positions_T % block_size
     logits_rows_L = _last_of_each(np.cumsum(query_B, dtype=np.int32), logits_B)
     arrays = (message[-num_tokens:], positions_T, slots_T, logits_rows_L, table_BC.ravel())
-    on_device = torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
+    on_device = _moved(torch.from_numpy(np.concatenate(arrays)), device)
     tokens, positions, slots, logits_rows, table = on_device.split([a.size for a in arrays])
     return StepInput(
         token_ids_T=tokens,
@@ -62,6 +62,14 @@ def decode_step(message: Int32, block_size: int, device: torch.device) -> StepIn
         kv_lens=kv_B.tolist(),
         logits_rows_L=logits_rows,
     )
+
+
+def _moved(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Without waiting for the device: the allocator keeps pinned memory until the copy out of it is done.
+
+    Memory that is not pinned could be freed, and written by somebody else, before an NPU has read it.
+    """
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def _last_of_each(stop_B: Int32, count_B: Int32) -> Int32:

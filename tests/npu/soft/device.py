@@ -123,6 +123,8 @@ def _count_transfers(name: str, to_host: bool, lowered: _Lowered, args: Any, kwa
         counts.COPIES["to_device"] += 1
         if not (args[2] if len(args) > 2 else kwargs.get("non_blocking")):
             counts.waited("blocking copy to the device")
+        elif not args[is_copy].is_pinned():  # it may be freed, and written anew, before the device has read it
+            counts.waited("copy from memory that is not pinned")
     indices = args[1] if name in MIXED and len(args) > 1 and isinstance(args[1], list) else ()
     if name in WAITING or any(isinstance(index, Tensor) and index.dtype is torch.bool for index in indices):
         counts.waited(f"aten::{name}")
