@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.npu.soft import counts, device
+from tests.npu.soft.contracts import need
 
 
 def install() -> torch.library.Library:
@@ -35,8 +36,8 @@ def _gather(rows: list[Tensor], mine: Tensor) -> Any:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    if not tensor.is_contiguous():
-        raise RuntimeError(f"HCCL takes contiguous tensors, not strides {tensor.stride()}")
+    need(dist.get_backend() == "hccl", f"tensors of a device in a group of {dist.get_backend()}")
+    need(tensor.is_contiguous(), f"HCCL takes contiguous tensors, not strides {tensor.stride()}")
     return device.as_cpu(tensor).reshape(-1).view(torch.uint8)
 
 

@@ -181,7 +181,7 @@ static int device_of(const char *pointer) {    /* -1: not a device's memory */
 }
 aclError aclrtPointerGetAttributes(const void *pointer, aclrtPtrAttributes *attributes) {
     int device = device_of(pointer);
-    memset(attributes, 0, sizeof *attributes);
+    *attributes = (aclrtPtrAttributes){0};
     attributes->location.id = device < 0 ? 0 : (uint32_t)device;
     attributes->location.type = device < 0 ? ACL_MEM_LOCATION_TYPE_UNREGISTERED : ACL_MEM_LOCATION_TYPE_DEVICE;
     return OK;
@@ -203,9 +203,7 @@ aclError aclrtMemcpy(void *to, size_t room_, const void *from, size_t size, aclr
 ASYNC(aclrtMemcpyAsync)
 ASYNC(aclrtMemcpyAsyncWithCondition)
 aclError aclrtMemset(void *p, size_t room_, int32_t value, size_t size) {
-    if (size > room_) return BAD_PARAM;
-    memset(p, value, size);
-    return OK;
+    return size > room_ ? BAD_PARAM : (memset(p, value, size), OK);
 }
 aclError aclrtMemsetAsync(void *p, size_t room_, int32_t v, size_t n, aclrtStream s) { return aclrtMemset(p, room_, v, n); }
 

@@ -1,0 +1,186 @@
+"""Mistakes that somebody could make, each put into a copy of the project: does a test see it?
+
+python tests/npu/mutants.py [word ...]     # those whose area or name has one of the words; all take minutes
+
+python tests/npu/mutants.py [word ...]     # those whose area or name has one of the words; all take a while
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+OPS, SETUP = "atb_models/ops/npu.py", "atb_models/engine/npu_setup.py"
+DEVICE, GROUPS = "atb_models/engine/device.py", "atb_models/engine/process_group.py"
+LIMIT_S = 600
+INSIDE = "tests/npu/inside"
+# In this order, until one fails; for some areas the one that is made for them comes first.
+FIRST = {"device": "set-up", "collectives": "parity"}
+CHECKS = {
+    "contracts": (f"{INSIDE}/test_widths.py", "-k", "contract or falls_back"),
+    "operations": (f"{INSIDE}/test_operations.py",),
+    "steps": (f"{INSIDE}/test_step.py",),
+    "set-up": ("tests/unit/test_npu_setup.py", "tests/npu/test_setup.py"),
+    "parity": (f"{INSIDE}/test_parity.py", "-k", "eight or deepseek_d128 or xverse or conditions"),
+}
+
+
+class Mutant(NamedTuple):
+    """`old` stands once in `file`, and `new` takes its place."""
+
+    area: str
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant("attention", "query lengths for totals", OPS, "=_running_totals(query_lens)", "=query_lens"),
+    Mutant("attention", "totals of the keys", OPS, "_kv=kv_lens", "_kv=list(accumulate(kv_lens))"),
+    Mutant("attention", "totals of an older step", OPS, "if _totals[0] is not query_lens", "if not _totals[0]"),
+    Mutant("attention", "no mask", OPS, "        atten_mask=_mask(q_TND.device),\n", ""),
+    Mutant("attention", "mask of what may be seen", OPS, ".triu_(1)", ".tril_()"),
+    Mutant("attention", "mask without the diagonal", OPS, ".triu_(1)", ".triu_()"),
+    Mutant("attention", "mask of another size", OPS, "MASK_SIZE = 2048", "MASK_SIZE = 1024"),
+    Mutant("attention", "no sparse mode", OPS, "CAUSAL = 3", "CAUSAL = 0"),
+    Mutant("attention", "key-value heads for heads", OPS, "num_heads=q_TND.shape[1]", "num_heads=kv_heads"),
+    Mutant("attention", "no key-value heads", OPS, "        num_key_value_heads=kv_heads,\n", ""),
+    Mutant("attention", "default scale", OPS, "        scale=scale,\n", ""),
+    Mutant("attention", "default layout", OPS, '        input_layout="TND",\n', ""),
+    Mutant("attention", "block table of int64", OPS, "=block_table_BC,", "=block_table_BC.long(),"),
+    Mutant("attention", "heads not padded", OPS, "_widened(q_TND, width),", "q_TND.contiguous(),"),
+    Mutant("cache", "default cache layout", OPS, 'slots_T,\n        cache_mode="Norm",', "slots_T,"),
+    Mutant("cache", "slots of int16", OPS, "        slots_T,\n", "        slots_T.to(torch.int16),\n"),
+    Mutant("cache", "values that are a view", OPS, "_widened(v_TMD, width)", "v_TMD"),
+    Mutant("cache", "values for keys", OPS, "_widened(k_TMD, width)", "_widened(v_TMD, width)"),
+    Mutant("cache", "caches swapped", OPS,
+        "k_cache_PSMD,\n        v_cache_PSMD,\n        slots", "v_cache_PSMD,\n        k_cache_PSMD,\n        slots"),
+    Mutant("cache", "blocks of 16 allowed", OPS, "BLOCK_SIZES = (", "BLOCK_SIZES = (16, "),
+    Mutant("cache", "block size fixed", OPS, "block_size=block_size", "block_size=128"),
+    Mutant("cache", "narrow heads in the cache", OPS, "kv_heads, HEAD_SIZE\n", "kv_heads, head_dim\n"),
+    Mutant("router", "scores in half precision", OPS,
+        "moe.router.reference", "lambda x, w: F.linear(x, w.to(x.dtype))"),
+    Mutant("router", "sigmoid for softmax", OPS, "SOFTMAX = 0", "SOFTMAX = 1"),
+    Mutant("router", "renormalised by the operator", OPS, "renorm=0)", "renorm=1)"),
+    Mutant("router", "never renormalised", OPS, "if renormalize_eps is not None", "if False"),
+    Mutant("router", "expert numbers of int64", OPS,
+        "return weights_TK, experts_TK", "return weights_TK, experts_TK.long()"),
+    Mutant("experts", "totals for counts", OPS, "expert_tokens_num_type=COUNTS", "expert_tokens_num_type=0"),
+    Mutant("experts", "counts read as totals", OPS, "group_list_type=COUNTS", "group_list_type=0"),
+    Mutant("experts", "weights not prepared", OPS, 'PREPARE = {"GroupedMatmul": prepare_experts}', "PREPARE = {}"),
+    Mutant("experts", "weights [E, O, I]", OPS, "[weight_EOI.transpose(1, 2)]", "[weight_EOI]"),
+    Mutant("experts", "no group type", OPS, "        group_type=0,  # groups of rows\n", ""),
+    Mutant("experts", "tokens for rows", OPS, "active_num=experts_TK.numel()", "active_num=experts_TK.shape[0]"),
+    Mutant("experts", "one expert left out", OPS, "[0, num_experts]", "[0, num_experts - 1]"),
+    Mutant("experts", "combined in float32", OPS, "weights_TK.to(y_RH.dtype)", "weights_TK"),
+    Mutant("experts", "prepared to another shape", OPS, ".contiguous().transpose(1, 2)\n", ".contiguous()\n"),
+    Mutant("norms", "residual not added", OPS, "return normed_TH, sum_TH", "return normed_TH, x_TH"),
+    Mutant("rotation", "half of the head", OPS, "torch.cat((half_TD, half_TD), dim=-1)", "half_TD"),
+    Mutant("rotation", "tables in half precision", OPS,
+        "x_TND.float()[None], cos_1T1D, sin_1T1D)[0]",
+        "x_TND[None], cos_1T1D.to(x_TND.dtype), sin_1T1D.to(x_TND.dtype))[0]"),
+    Mutant("collectives", "gloo on the device", GROUPS, '"npu": "hccl"', '"npu": "gloo"'),
+    Mutant("collectives", "shares not summed", GROUPS, "        self._call(dist.all_reduce, x)\n", ""),
+    Mutant("collectives", "gathered side by side wrongly", GROUPS, "gathered.movedim(0, dim)", "gathered"),
+    Mutant("collectives", "only one rank's logits", GROUPS,
+        "list(gathered.unbind()), x)", "list(gathered.unbind())[::-1], x)"),
+    Mutant("device", "device not set", DEVICE,
+        "        device_module(kind).set_device(local_rank)\n", "        pass\n"),
+    Mutant("device", "all ranks on one device", DEVICE,
+        "return torch.device(kind, local_rank)", "return torch.device(kind, 0)"),
+    Mutant("device", "a rank without a device", DEVICE, "if local_rank >= count", "if False"),
+    Mutant("device", "torch_npu not imported", DEVICE, "        npu_setup.load()\n", "        pass\n"),
+    Mutant("device", "coarse float32 products", DEVICE, ".allow_hf32 = False", ".allow_hf32 = True"),
+    Mutant("device", "user's values overwritten", SETUP,
+        "os.environ.setdefault(name, value)", "os.environ[name] = value"),
+    Mutant("device", "saturation half set", SETUP, 'os.environ["INF_NAN_MODE_ENABLE"] == "0"', "False"),
+    Mutant("device", "list of devices unchecked", SETUP, "if listed and len(listed) != count", "if False"),
+    Mutant("device", "no devices unnoticed", SETUP, "if count == 0", "if False"),
+    Mutant("device", "errors of the import unexplained", SETUP, "(ImportError, OSError, RuntimeError)", "KeyError"),
+    Mutant("device", "launcher sees the listed alone", "atb_models/launcher/devices.py",
+        "with all_visible():", "if True:"),
+    Mutant("step", "a value looked at", OPS,
+        "    x_RH, rows_R, counts_E, _ =", "    experts_TK.max().item()\n    x_RH, rows_R, counts_E, _ ="),
+    Mutant("step", "copied from pageable memory", "atb_models/engine/message.py", "host.pin_memory().to", "host.to"),
+    Mutant("step", "lengths taken from the device", OPS,
+        "=_running_totals(query_lens)", "=torch.tensor(query_lens, device=q_TND.device).cumsum(0).tolist()"),
+]  # fmt: skip
+
+
+def copy_of_the_project(parent: Path) -> Path:
+    """The files that git knows or does not ignore, and the developers' data beside them."""
+    copy = parent / "project"
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout
+    for name in filter(None, names.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    (parent / "shared").symlink_to(ROOT.parent / "shared")
+    return copy
+
+
+def caught(project: Path, area: str = "") -> str | None:
+    """The check that fails, None where all pass."""
+    for name in sorted(CHECKS, key=lambda name: name != FIRST.get(area)):
+        selection = CHECKS[name]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selection]
+        if any(INSIDE in word for word in selection):
+            command = [sys.executable, "-m", "tests.npu.soft", "--devices", "8", *command]
+        try:
+            done = subprocess.run(
+                command, cwd=project, capture_output=True, text=True, env=environment(project), timeout=LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
+            return f"{name}: no end within {LIMIT_S} s"
+        if done.returncode == 1:
+            by_contract = "ContractError" in done.stdout
+            return f"{name}{' (contract)' if by_contract else ''}: {failure(done.stdout)}"
+        if done.returncode:
+            raise SystemExit(f"{name} could not run: {done.stdout}{done.stderr}")
+    return None
+
+
+def failure(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].partition("::")[2][:100] if lines else "?"
+
+
+def environment(project: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+
+
+def main(words: list[str]) -> int:
+    chosen = [one for one in MUTANTS if not words or any(word in f"{one.area} {one.name}" for word in words)]
+    alive, by_contract = 0, 0
+    with tempfile.TemporaryDirectory() as parent:
+        project = copy_of_the_project(Path(parent))
+        if not words and (found := caught(project)):
+            raise SystemExit(f"a check fails without any mistake: {found}")
+        for mutant in chosen:
+            path = project / mutant.file
+            text = path.read_text()
+            assert text.count(mutant.old) == 1, f"{mutant.name}: {mutant.old!r} stands {text.count(mutant.old)} times"
+            path.write_text(text.replace(mutant.old, mutant.new))
+            found = caught(project, mutant.area)
+            path.write_text(text)
+            alive += found is None
+            by_contract += found is not None and "(contract)" in found
+            print(f"{mutant.area:12} {mutant.name:34} {found or 'SURVIVES'}", flush=True)
+    print(f"{len(chosen)} mistakes, {len(chosen) - alive} caught, {by_contract} of them by a contract")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
