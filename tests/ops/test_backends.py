@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atb_models import LLM, ops
@@ -17,6 +18,8 @@ from atb_models.layers.mlp import Experts
 from atb_models.layers.parameter import parts_of
 from atb_models.ops import table
 from tests.tiny import write_checkpoint
+
+PROMPT = [3, 1, 4, 1, 5]
 
 
 @pytest.fixture
@@ -57,9 +60,8 @@ def test_loading_leaves_the_experts_of_a_cpu_alone(demo: Path) -> None:
 
 def test_a_backend_lays_out_each_loaded_stack_once(tmp_path: Path, backend: ModuleType) -> None:
     write_checkpoint(tmp_path)
-    prompt = [[3, 1, 4, 1, 5]]
     with LLM(tmp_path, dtype="fp32", device="cpu") as llm:
-        expected = llm.prompt_logits(prompt)[0]
+        expected = llm.prompt_logits([PROMPT])[0]
         loaded = [experts.gate_up.clone() for experts in experts_of(llm)]
     laid_out: list[Tensor] = []
 
@@ -74,21 +76,32 @@ def test_a_backend_lays_out_each_loaded_stack_once(tmp_path: Path, backend: Modu
             assert torch.equal(experts.gate_up, before)
             assert experts.gate_up.transpose(1, 2).is_contiguous()
             assert parts_of(experts.gate_up) == {}, "they would keep the memory of the weights as loaded"
-        torch.testing.assert_close(llm.prompt_logits(prompt)[0], expected)
+        torch.testing.assert_close(llm.prompt_logits([PROMPT])[0], expected)
 
 
 def test_a_backend_may_pad_the_heads_of_the_cache(tmp_path: Path, backend: ModuleType) -> None:
+    """With operations that write padded heads and read the narrow ones."""
     write_checkpoint(tmp_path)
+    with LLM(tmp_path, dtype="fp32", device="cpu") as llm:
+        expected = llm.prompt_logits([PROMPT])[0]
     asked: list[tuple[int, int, int, torch.dtype]] = []
 
     def block_shape(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
         asked.append((block_size, kv_heads, head_dim, dtype))
         return block_size, kv_heads, 2 * head_dim
 
-    backend.block_shape = block_shape
+    def write(k: Tensor, v: Tensor, *rest: Tensor) -> None:
+        table.TABLE["ReshapeAndCache"].reference(*(F.pad(x, (0, x.shape[-1])) for x in (k, v)), *rest)
+
+    def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: object) -> Tensor:
+        narrow = (cache[..., : q.shape[-1]] for cache in (k_cache, v_cache))
+        return table.TABLE["PagedAttention"].reference(q, *narrow, *rest)
+
+    backend.block_shape, backend.OPS = block_shape, {"ReshapeAndCache": write, "PagedAttention": attend}
     with LLM(tmp_path, dtype="fp32", device="cpu", block_size=16, kv_blocks=4) as llm:
         assert llm._runner.caches[0].k_PSMD.shape == (4, 16, 8, 16)
         assert (16, 8, 8, torch.float32) in asked
+        torch.testing.assert_close(llm.prompt_logits([PROMPT])[0], expected)
 
 
 def test_what_a_backend_refuses_is_refused_before_loading(tmp_path: Path, backend: ModuleType) -> None:
