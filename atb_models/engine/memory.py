@@ -66,6 +66,7 @@ def free_memory(device: torch.device) -> Free:
     """
     if device.type != "cpu":
         devices = device_module(device.type)
+        devices.empty_cache()  # an earlier model of this process may have left its memory there
         free, total = devices.mem_get_info(device)
         reserved = int(env.get("RESERVED_MEMORY_GB")) * GIB
         own = int(free - (1 - float(env.get("NPU_MEMORY_FRACTION"))) * total) - reserved
