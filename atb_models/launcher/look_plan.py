@@ -11,6 +11,7 @@ from contextlib import suppress
 import torch
 
 from atb_models.engine.cores import used_cores
+from atb_models.engine.device import device_module
 from atb_models.engine.memory import free_memory
 from atb_models.launcher.look import Subject
 from atb_models.layers.heads import kv_heads_per_rank
@@ -43,7 +44,7 @@ def print_plan(subject: Subject, args: argparse.Namespace) -> None:
 def _shown_in_full(name: str | None, device: str, chips: Mapping[str, Chip]) -> list[str]:
     """Names of chips: those asked for, else the machine's own if the table has it."""
     if name is None and device != "cpu":
-        here = chip_named_in(torch.cuda.get_device_name(), chips)
+        here = chip_named_in(device_module(device).get_device_name(), chips)
         return [here.name] if here else []
     if name is None or name.casefold() == THIS_CPU.casefold():
         return [THIS_CPU]
@@ -52,6 +53,6 @@ def _shown_in_full(name: str | None, device: str, chips: Mapping[str, Chip]) -> 
 
 def _free_here(subject: Subject) -> int | None:
     """Bytes that each rank may use; None: there are fewer devices than ranks."""
-    if subject.device != "cpu" and torch.cuda.device_count() < subject.tp:
+    if subject.device != "cpu" and device_module(subject.device).device_count() < subject.tp:
         return None
     return free_memory(torch.device(subject.device)).of_rank(subject.tp)

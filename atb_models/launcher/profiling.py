@@ -70,10 +70,10 @@ class Profiling:
         chips = load_chips(file)
         if name is not None and name.casefold() == ALL_CHIPS:
             raise ConfigError("--chip all is of --plan only; --profile compares with one chip, name it")
-        if name is None and self._device == "cuda":
-            import torch
+        if name is None and self._device != "cpu":
+            from atb_models.engine.device import device_module
 
-            self._chip = chip_named_in(torch.cuda.get_device_name(), chips)
+            self._chip = chip_named_in(device_module(self._device).get_device_name(), chips)
             self._no_chip = None if self._chip else "this device is not in the table of chips"
         elif name is not None and name.casefold() != THIS_CPU.casefold():
             self._chip = find_chip(name, chips)
@@ -86,6 +86,7 @@ class Profiling:
     def _run(self, llm: LLM) -> Run:
         import torch
 
+        from atb_models.engine.device import device_module
         from atb_models.models.label import model_label
         from atb_models.profiler.report import Run
 
@@ -95,7 +96,9 @@ class Profiling:
         return Run(
             model=model_label(llm.config.folder),
             dtype=llm._runner.model_config.run_dtype(llm.config.dtype),
-            device=f"cpu, {threads} thread{'s' * (threads > 1)}" if on_cpu else torch.cuda.get_device_name(),
+            device=f"cpu, {threads} thread{'s' * (threads > 1)}"
+            if on_cpu
+            else device_module(self._device).get_device_name(),
             rank=build.rank,
             ranks=build.size,
             waits=not on_cpu,
