@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -139,9 +140,12 @@ def cpu_ticks(pid: int) -> int:
 
 
 def children(pid: int | None = None) -> list[int]:
-    """Child processes of all threads of a process."""
-    tasks = Path(f"/proc/{pid or os.getpid()}/task").iterdir()
-    return sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
+    """Child processes of all threads of a process; a thread that ends meanwhile leaves its own to others."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
+        with suppress(FileNotFoundError):
+            found.update(map(int, (task / "children").read_text().split()))
+    return sorted(found)
 
 
 def wait_until_dead(pids: Iterable[int], timeout: float = 5.0) -> float:
