@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,6 @@ from atb_models import env
 from atb_models.errors import ConfigError, RequestError
 from atb_models.launcher.args import AUTO
 from atb_models.sampling_params import DEFAULTS, SamplingParams
-
-logger = logging.getLogger(__name__)
 
 # A filter of this list means that sampling is wanted, but for the values that filter nothing.
 NEUTRAL: dict[str, tuple[float, ...]] = {"top_k": (0, -1), "top_p": (1.0,), "min_p": (0.0,)}
@@ -30,8 +27,6 @@ def sampling_params(args: argparse.Namespace, generation: Mapping[str, object]) 
         values["temperature"] = (generation.get("temperature") if args.use_generation_config else None) or 1.0
     if not args.use_generation_config:
         values = {name: DEFAULTS[name] if value is None else value for name, value in values.items()}
-    if args.seed is not None and values["temperature"] == 0:
-        logger.warning("--seed has no effect: decoding is greedy (--do_sample samples)")
     try:
         return SamplingParams(
             max_tokens=args.max_output_length,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from atb_models.launcher.inputs import Inputs, read_inputs
 from atb_models.launcher.results import check_results
 from atb_models.models.config import ModelConfig
 from atb_models.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,26 @@ def prepare(args: argparse.Namespace) -> Job:
     inputs = read_inputs(args)
     sampling_params(args, {})  # what is out of range is said first
     check_results(profile=args.profile)
-    llm = llm_arguments(args) | {"model_path": find_checkpoint(args.model_path, fetch=args.download)}
-    config = EngineConfig(model_path=llm["model_path"], config_overrides=llm["config_overrides"])
+    config, model, length = asked_engine(args)
+    params = sampling_params(args, model.generation)
+    if args.seed is not None and params.temperature == 0:
+        logger.warning("--seed has no effect: decoding is greedy (--do_sample samples)")
+    llm = llm_arguments(args) | {"model_path": config.model_path, "max_prefill_tokens": config.max_prefill_tokens}
+    return Job(llm, model, inputs, params, length)
+
+
+def asked_engine(args: argparse.Namespace) -> tuple[EngineConfig, ModelConfig, int]:
+    """The engine that the arguments ask for, its model, and the prompt tokens planned for.
+
+    Raises ConfigError or CheckpointError.
+    """
+    path = find_checkpoint(args.model_path, fetch=args.download)
+    config = EngineConfig(**llm_arguments(args) | {"model_path": path})
     model = config.load_model_config()
     limit = model.max_position_embeddings
     check_lengths(args, limit, f"{config.folder / 'config.json'}")
-    length, params = input_length(args, limit), sampling_params(args, model.generation)
-    return Job(llm | {"max_prefill_tokens": prefill_tokens(args, length)}, model, inputs, params, length)
+    length = input_length(args, limit)
+    return replace(config, max_prefill_tokens=_prefill_tokens(args, length)), model, length
 
 
 def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
@@ -67,7 +83,7 @@ def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
     return str(model_folder(path))
 
 
-def prefill_tokens(args: argparse.Namespace, length: int) -> int | None:
+def _prefill_tokens(args: argparse.Namespace, length: int) -> int | None:
     """--max_prefill_tokens; automatic: by --max_prefill_batch_size as in MindIE, else the engine's own."""
     if args.max_prefill_tokens > 0:
         return int(args.max_prefill_tokens)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atb_models import env
-from atb_models.engine.config import EngineConfig
-from atb_models.launcher.args import check_lengths, input_length
-from atb_models.launcher.engine_args import llm_arguments
 from atb_models.launcher.interrupt import interrupt_ends_at_once
-from atb_models.launcher.job import find_checkpoint, prefill_tokens
+from atb_models.launcher.job import asked_engine
 from atb_models.launcher.limits import LOOK_BYTES, check_address_space
 from atb_models.models.config import ModelConfig
 
@@ -55,13 +52,9 @@ def _subject(args: argparse.Namespace, tp: int) -> Subject:
     from atb_models.engine.device import choose_device
     from atb_models.engine.kv_pool import engine_limits
 
-    path = find_checkpoint(args.model_path, fetch=args.download)
-    config = EngineConfig(**llm_arguments(args) | {"model_path": path, "tp": tp})
-    model, device = config.load_model_config(), choose_device(args.device)
+    config, model, length = asked_engine(args)
+    device = choose_device(args.device)
     ops.bind(device)
-    check_lengths(args, model.max_position_embeddings, f"{config.folder / 'config.json'}")
-    length = input_length(args, model.max_position_embeddings)
-    config = replace(config, max_prefill_tokens=prefill_tokens(args, length))
     return Subject(
         model=model,
         folder=str(config.folder),

@@ -12,6 +12,7 @@ from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import FIXED, REFUSED, build_parser, check_lengths, input_length, parse_args
 from atb_models.launcher.engine_args import llm_arguments, sampling_params
+from atb_models.launcher.job import prepare
 from atb_models.launcher.main import _warn_of_lengths
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import DEFAULTS, SamplingParams
@@ -136,6 +137,14 @@ def test_every_flag_is_tested():
 def test_flags_of_looking_that_do_not_go_together(line, message):
     with pytest.raises(ConfigError, match=message):
         parse(line)
+
+
+def test_a_seed_without_effect_is_said_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        prepare(parse("--seed 3"))
+    assert [record.getMessage() for record in caplog.records if "--seed" in record.getMessage()] == [
+        "--seed has no effect: decoding is greedy (--do_sample samples)"
+    ]
 
 
 @pytest.mark.parametrize("flag", REFUSED)
