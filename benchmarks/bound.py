@@ -8,7 +8,6 @@ exit status 1 if a measured time is shorter. The processor is measured before an
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
@@ -33,13 +32,7 @@ RUNS = 4
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", required=True)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
-    args = parser.parse_args()
-    config = few_layers(args.model_path, args.layers, args.tp, args.dtype, kv_blocks=16)
+    config = few_layers(__doc__, kv_blocks=16)
     before = measure_cpu(available_cores())
     measured = [max(seconds) for seconds in zip(*run_ranks(config, __file__), strict=True)]
     chips = before, measure_cpu(available_cores())

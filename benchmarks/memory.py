@@ -9,7 +9,6 @@ what torch's libraries take at run time. Exit status 1 if a plan is off by more 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -30,13 +29,7 @@ TOLERANCE = 0.1
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", required=True)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
-    args = parser.parse_args()
-    config = few_layers(args.model_path, args.layers, args.tp, args.dtype, kv_blocks=BATCH + PROMPT // BLOCK_SIZE)
+    config = few_layers(__doc__, kv_blocks=BATCH + PROMPT // BLOCK_SIZE)
     planned = plan(config)
     off = False
     for rank, measured in enumerate(run_ranks(config, __file__)):

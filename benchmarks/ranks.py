@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -17,15 +18,21 @@ from atb_models.engine.spawn import spawn
 BLOCK_SIZE = 128
 
 
-def few_layers(model_path: str, layers: int, tp: int, dtype: str, kv_blocks: int) -> EngineConfig:
-    """Random weights of a model's width on `tp` ranks of the CPU."""
+def few_layers(description: str | None, kv_blocks: int) -> EngineConfig:
+    """What the command line asks for: random weights of a model's width on some ranks of the CPU."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", required=True)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
+    args = parser.parse_args()
     return EngineConfig(
-        model_path,
-        dtype=dtype,
-        tp=tp,
+        args.model_path,
+        dtype=args.dtype,
+        tp=args.tp,
         load_format="dummy",
         kv_blocks=kv_blocks,
-        config_overrides={"num_hidden_layers": layers},
+        config_overrides={"num_hidden_layers": args.layers},
     )
 
 

@@ -13,8 +13,9 @@ from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError, ConfigError
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype
-from atb_models.plan.capacity import Deployment, Shortage, gib
+from atb_models.plan.capacity import Deployment, Shortage
 from atb_models.plan.memory import Limits
+from atb_models.wording import gib
 
 logger = logging.getLogger(__name__)
 

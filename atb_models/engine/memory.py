@@ -13,8 +13,8 @@ from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
 from atb_models.engine.device import device_module
 from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError
+from atb_models.wording import GIB
 
-GIB = 1 << 30
 UNLIMITED = 1 << 62
 # What torch's libraries take of a CPU rank's memory once it runs: kernels made at first use, buffers of threads.
 # Measured with benchmarks/memory.py.

@@ -10,6 +10,7 @@ import torch
 from atb_models.graph.fold import Folded, within_layer
 from atb_models.graph.graph import Node, OpGraph
 from atb_models.ops.cost import Cost
+from atb_models.wording import counted
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -110,14 +111,10 @@ def step_title(name: str, graph: OpGraph) -> str:
     tokens, batch = sum(graph.query_lens), len(graph.query_lens)
     cached = sorted(set(graph.kv_lens))
     lengths = str(cached[0]) if len(cached) == 1 else f"{cached[0]} to {cached[-1]}"
-    return f"{name}: {_count(tokens, 'token')} of {_count(batch, 'sequence')}, KV {lengths}{' each' * (batch > 1)}"
+    return f"{name}: {counted(tokens, 'token')} of {counted(batch, 'sequence')}, KV {lengths}{' each' * (batch > 1)}"
 
 
 def subject_title(model: str, graph: OpGraph) -> str:
     """As "deepseek-moe-16b-base, fp16, rank 0 of 8"; what cannot be printed of the name is ?."""
     model = "".join(letter if letter.isprintable() else "?" for letter in model)
     return f"{model}, {dtype_name(graph.dtype)}, rank {graph.rank} of {graph.size}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

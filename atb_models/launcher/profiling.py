@@ -18,6 +18,7 @@ from atb_models.files import written_whole
 from atb_models.launcher.affinity import rank_cores
 from atb_models.launcher.engine_args import ranks
 from atb_models.launcher.results import PROFILE_FILES
+from atb_models.wording import counted
 
 if TYPE_CHECKING:
     from atb_models import LLM
@@ -96,9 +97,7 @@ class Profiling:
         return Run(
             model=model_label(llm.config.folder),
             dtype=llm._runner.model_config.run_dtype(llm.config.dtype),
-            device=f"cpu, {threads} thread{'s' * (threads > 1)}"
-            if on_cpu
-            else device_module(self._device).get_device_name(),
+            device=f"cpu, {counted(threads, 'thread')}" if on_cpu else device_module(self._device).get_device_name(),
             rank=build.rank,
             ranks=build.size,
             waits=not on_cpu,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,8 +15,8 @@ from atb_models.errors import ConfigError
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.models.config import ModelConfig
 from atb_models.plan.memory import Limits, RankMemory, rank_memory
+from atb_models.wording import counted, gib
 
-GIB = 1 << 30
 NUM_REMEDIES = 3
 LEAST_PREFILL_TOKENS = 64
 MOST_RANKS = 64
@@ -31,7 +32,11 @@ class Deployment:
     limits: Limits
 
     def memory(self) -> RankMemory:
-        """What each of its ranks needs."""
+        """What each of its ranks needs, worked out once."""
+        return self._memory
+
+    @cached_property
+    def _memory(self) -> RankMemory:
         return rank_memory(self.model, self.dtype, self.size, self.limits)
 
     def memory_within(self, usable: int, blocks: int | None = None) -> RankMemory:
@@ -71,12 +76,13 @@ class Shortage:
     def message(self) -> str:
         """Several lines: total, weights, activations, left, needed for one request, three remedies."""
         deployment, memory, limits = self.deployment, self.memory, self.deployment.limits
-        left = max(0, self.usable - memory.weights - memory.activations)
+        left = max(0, self.usable - memory.needed(0))
         longest = -(-limits.max_seq_len // limits.block_size) * memory.kv_block
         what = f"--kv_blocks {self.blocks} does not fit" if memory.kv_blocks(self.usable) else "the model does not fit"
         ranks = f"each of {deployment.size} ranks" if deployment.size > 1 else "it"
+        needed = gib(memory.needed(self.blocks))
         lines = [
-            f"{what}: {ranks} needs {gib(self._needed(memory))} and may use {gib(max(0, self.usable))} {self.where}",
+            f"{what}: {ranks} needs {needed} and may use {gib(max(0, self.usable))} {self.where}",
             f"  weights      {gib(memory.weights)}",
             f"  activations  {gib(memory.activations)} at most, in a step of {limits.max_prefill_tokens} prompt tokens"
             f" and {counted(limits.max_batch_size, 'sequence')}",
@@ -101,25 +107,21 @@ class Shortage:
     def _more_memory(self) -> Iterator[str]:
         """For this run, for its smallest form, and for a full batch."""
         whom = f"for each of {self.deployment.size} ranks" if self.deployment.size > 1 else "for the process"
-        needed, limits = self._needed(self.memory), self.deployment.limits
+        needed, limits = self.memory.needed(self.blocks), self.deployment.limits
         yield f"{gib(needed)} of memory {whom}, {gib(needed - self.usable)} more than now"
         smallest = replace(limits, max_batch_size=1, max_prefill_tokens=LEAST_PREFILL_TOKENS)
         small = replace(self.deployment, limits=smallest).memory_within(self.usable, 1)
-        least = small.weights + small.activations + small.kv_block
-        yield f"{gib(least)} {whom} with {_step_flags(smallest)} --kv_blocks 1, the least that it runs with"
+        yield f"{gib(small.needed(1))} {whom} with {_step_flags(smallest)} --kv_blocks 1, the least that it runs with"
         full = self.deployment.memory()
-        enough = full.weights + full.activations + limits.full_batch_blocks * full.kv_block
+        enough = full.needed(limits.full_batch_blocks)
         yield f"{gib(enough)} {whom} hold {counted(limits.max_batch_size, 'sequence')} of {limits.max_seq_len} tokens"
-
-    def _needed(self, memory: RankMemory) -> int:
-        return memory.weights + memory.activations + self.blocks * memory.kv_block
 
     def _try(self, remedy: str, deployment: Deployment) -> list[str]:
         """`remedy` with what a rank needs then, if that fits."""
         usable = self.usable if deployment.size == self.deployment.size else self.usable_by(deployment.size)
         if usable is None:
             return []
-        needed = self._needed(deployment.memory_within(usable, self.blocks))
+        needed = deployment.memory_within(usable, self.blocks).needed(self.blocks)
         return [f"{remedy}: a rank needs {gib(needed)}"] if needed <= usable else []
 
     def _half_precision(self) -> list[str]:
@@ -152,8 +154,7 @@ class Shortage:
         fitting = self.memory.kv_blocks(self.usable)
         if not fitting:
             return []
-        needed = self._needed(self.memory) - (self.blocks - fitting) * self.memory.kv_block
-        return [f"--kv_blocks {fitting}: a rank needs {gib(needed)}"]
+        return [f"--kv_blocks {fitting}: a rank needs {gib(self.memory.needed(fitting))}"]
 
     def _fewer_layers(self) -> list[str]:
         """The most layers that fit: not the model any more, but a trial of it."""
@@ -181,13 +182,3 @@ def _can_share(model: ModelConfig, size: int) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def gib(size: int) -> str:
-    """As GiB with two digits; MiB below a tenth of one."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.1f} MiB"
-
-
-def counted(number: int, noun: str) -> str:
-    """As "1 sequence", "2 sequences"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

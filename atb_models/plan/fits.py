@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from atb_models import env
 from atb_models.errors import ConfigError
-from atb_models.plan.capacity import GIB, Deployment
+from atb_models.plan.capacity import Deployment
 from atb_models.plan.memory import RankMemory
+from atb_models.wording import GIB
 
 CARDS = (1, 2, 4, 8)
 CARD_GIB = (24, 32, 64)
@@ -28,7 +29,7 @@ class Fit:
     def missing(self, card_gib: int) -> int:
         """Bytes that such a card lacks for the model and one KV block; 0: it fits."""
         assert self.memory is not None, self.refusal
-        return max(0, self.memory.weights + self.memory.activations + self.memory.kv_block - usable(card_gib))
+        return max(0, self.memory.needed(1) - usable(card_gib))
 
     def kv_tokens(self, card_gib: int) -> int:
         """Tokens of KV that fit beside the model, in whole blocks."""

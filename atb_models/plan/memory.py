@@ -53,7 +53,11 @@ class RankMemory:
 
     def kv_blocks(self, usable: int) -> int:
         """Whole KV blocks that fit into `usable` bytes beside the weights and activations; 0 where not one does."""
-        return max(0, usable - self.weights - self.activations) // self.kv_block
+        return max(0, usable - self.needed(0)) // self.kv_block
+
+    def needed(self, blocks: int) -> int:
+        """Bytes with so many KV blocks."""
+        return self.weights + self.activations + blocks * self.kv_block
 
 
 def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> RankMemory:
@@ -68,7 +72,7 @@ def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limi
     ]
     return RankMemory(
         weights=weight_bytes(model) + sum(more * weight_bytes(layer) for more, layer in equal),
-        activations=peak_activations(config, dtype, size, limits),
+        activations=peak_activations(model, limits),
         kv_per_token=kv_bytes_per_token(model) // len(equal) * config.num_hidden_layers,
         block_size=limits.block_size,
     )
@@ -89,17 +93,16 @@ def kv_bytes_per_token(model: Decoder) -> int:
     return total
 
 
-def peak_activations(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> int:
-    """The peak of the largest step that the limits allow, from the recorded graph.
+def peak_activations(model: Decoder, limits: Limits) -> int:
+    """The peak of the largest step that the limits allow, from the recorded graph of a shard on meta tensors.
 
     Layers follow one another and free what they used, so one layer of each kind has the peak of all.
     """
-    model = meta_model(one_of_each_layer(config), dtype, size)
     query_lens, kv_lens = largest_step(limits)
     blocks = sum(-(-length // limits.block_size) for length in kv_lens)
     step = meta_step(query_lens, kv_lens, limits.block_size)
     graph = OpGraph.trace(model, step, meta_caches(model, blocks, limits.block_size))
-    logits = limits.max_batch_size * config.vocab_size
+    logits = limits.max_batch_size * model.config.vocab_size
     peak = max(graph.peak_activation_bytes, logits * SAMPLING_BYTES) + logits * SEEN_BYTES
     return peak + min(peak, MOST_SLACK)
 

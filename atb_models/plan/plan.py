@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from atb_models.plan.capacity import GIB, Deployment
+from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
 from atb_models.plan.memory import RankMemory
 from atb_models.plan.parameters import Parameters, count_parameters
 from atb_models.plan.times import PAIRS, Cell, pairs_within, roofline_cells
+from atb_models.wording import GIB
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Plan:
         """Bytes that a rank lacks on this machine; 0 where a start finds what it needs."""
         if self.here is None or self._start is None:
             return 0
-        memory = self._start[0]
-        return max(0, memory.weights + memory.activations + (self.kv_blocks or 1) * memory.kv_block - self.here)
+        return max(0, self._start[0].needed(self.kv_blocks or 1) - self.here)
 
     @cached_property
     def _start(self) -> tuple[RankMemory, int] | None:

@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from atb_models.models.label import model_label
-from atb_models.plan.capacity import counted, gib
 from atb_models.plan.chips import FIGURES, PEAKS, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, RULE, Fit, kept_free
 from atb_models.plan.memory import largest_step
 from atb_models.plan.plan import Plan
 from atb_models.plan.roofline import Times
 from atb_models.plan.times import BATCHES, Cell, pairs_within
+from atb_models.wording import counted, gib
 
 WIDTH = 100
 MOST_NAME = 24  # of a chip in the table of all
@@ -87,7 +87,7 @@ def _cards(plan: Plan) -> Iterator[str]:
 
 def _card_row(fit: Fit) -> str:
     assert fit.memory is not None
-    needed = f"{gib(fit.memory.weights + fit.memory.activations)} a card"
+    needed = f"{gib(fit.memory.needed(0))} a card"
     cells = [f"lacks {gib(missing)}" if (missing := fit.missing(n)) else f"{fit.kv_tokens(n):,}" for n in CARD_GIB]
     return f"{needed:>21}" + "".join(f"{cell:>16}" for cell in (*cells, gib(int(fit.rule_bytes))))
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atb_models.engine.device import device_module
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.engine.scheduler import Row
 from atb_models.graph.paths import ModulePaths
@@ -36,7 +37,7 @@ class Recorder:
 
     def __init__(self, runner: ModelRunner, price: Price | None = None, traced_calls: int = TRACED_CALLS) -> None:
         self._runner, self._model, self._price, self._room = runner, runner.model, price, traced_calls
-        self._synchronize: Callable[[], None] = getattr(torch, runner.group.device.type).synchronize
+        self._synchronize: Callable[[], None] = device_module(runner.group.device.type).synchronize
         self._paths = _TimedPaths(self._model)
         self._open = ExitStack()
         self._steps: list[Step] = []

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from atb_models.profiler.profile import Profile, Total
 from atb_models.profiler.report import KINDS, Run
 from atb_models.profiler.table import Row, by_module, by_operation, rest
+from atb_models.wording import counted
 
 MODULES = 15  # rows of the modules' table
 COLUMNS = ("calls", "time ms", "wall %", "GFLOP/s", "GB/s", "roofline %", "lost ms")
@@ -47,7 +48,7 @@ def _steps(profile: Profile) -> Iterator[str]:
         if steps:
             tokens = sum(step.tokens for step in steps)
             took = sum(step.end - step.start - step.recorder_ns for step in steps) / 1e6
-            count = f"{len(steps)} step{'s' * (len(steps) > 1)}, {tokens} tokens"
+            count = f"{counted(len(steps), 'step')}, {tokens} tokens"
             yield f"  {kind:<10} {count}: {took:.2f} ms, {took / len(steps):.2f} ms a step (without the recorder)"
 
 
