@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
-# One token's log-probabilities by token id: the chosen token first, then the most probable ones.
+# Log-probabilities at one place by token id: the token that stands there first, then the most probable ones, then the
+# ids that were asked for.
 TokenLogprobs = dict[int, float]
 
 
@@ -20,6 +21,8 @@ class RequestOutput:
     finish_reason: "stop" (EOS, stop token or stop string), "length" (max_tokens or max_seq_len), "abort"; None while
     running.
     logprobs: one {token id: log-probability} per new token if asked for.
+    prompt_logprobs: the same per prompt token if asked for, None for the first, which nothing predicts; in streaming in
+    every output. None in a request that was aborted before its prompt was computed.
     metrics: queue_s, first_token_s and total_s in seconds since arrival (absent until known), prompt_tokens,
     generated_tokens, cached_tokens (prompt tokens found in the prefix cache) and preemptions.
     """
@@ -30,5 +33,6 @@ class RequestOutput:
     text: str
     finish_reason: FinishReason | None
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
     delta: str = ""
     metrics: dict[str, float] = field(default_factory=dict)

@@ -38,8 +38,10 @@ class SamplingParams:
     seed: any whole number; the same seed gives the same tokens. None: different ones each time.
     stop: strings that end the text, itself cut before them. stop_token_ids: token ids that end it like the EOS token.
     ignore_eos: go on after the EOS token (stop and stop_token_ids still count).
-    logprobs: N >= 0 returns for each token the log-probability of it and of the top N in the raw model, before all of
-    the above.
+    logprobs: N >= 0 returns for each new token the log-probability of it and of the top N in the raw model, before all
+    of the above. logprob_token_ids: with or without `logprobs`, those of exactly these ids too.
+    prompt_logprobs: N >= 0 returns for each prompt token its log-probability after the tokens before it, and those of
+    the top N. Such a request takes nothing from the prefix cache, which has no logits, and runs in smaller chunks.
 
     Raises RequestError naming the field, its value and its range.
     """
@@ -57,6 +59,8 @@ class SamplingParams:
     stop_token_ids: Iterable[int] | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
+    logprob_token_ids: Iterable[int] | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1)
@@ -69,10 +73,12 @@ class SamplingParams:
         _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _whole("seed", self.seed, None)
         _whole("logprobs", self.logprobs, 0)
+        _whole("prompt_logprobs", self.prompt_logprobs, 0)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        for name in ("stop_token_ids", "logprob_token_ids"):
+            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
 
     def resolve(self, generation: Mapping[str, object]) -> SamplingParams:
         """These parameters with every None of a sampling field filled: generation_config, then the default.
@@ -100,9 +106,19 @@ class SamplingParams:
         return _stop_strings(self.stop)
 
     @property
+    def logprob_ids(self) -> tuple[int, ...]:
+        """`logprob_token_ids` as a tuple, whatever it was given as."""
+        return _token_ids("logprob_token_ids", self.logprob_token_ids)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """True when log-probabilities of the new tokens are wanted."""
+        return self.logprobs is not None or bool(self.logprob_ids)
+
+    @property
     def is_plain_greedy(self) -> bool:
         """True when the next token is the argmax of the raw logits and nothing but its id is wanted (once resolved)."""
-        return not self.temperature and not self.has_penalties and self.logprobs is None
+        return not self.temperature and not self.has_penalties and not self.wants_logprobs
 
     @property
     def has_penalties(self) -> bool:
@@ -140,13 +156,13 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     return strings
 
 
-def _token_ids(ids: object) -> tuple[int, ...]:
+def _token_ids(name: str, ids: object) -> tuple[int, ...]:
     if ids is None:
         return ()
     if not isinstance(ids, Iterable) or isinstance(ids, (str, bytes)):
-        raise RequestError(f"stop_token_ids must be a list of token ids, not {ids!r}")
+        raise RequestError(f"{name} must be a list of token ids, not {ids!r}")
     values = tuple(ids)
     for value in values:
         if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
-            raise RequestError(f"stop_token_ids must be whole numbers of 0 or more, not {value!r}")
+            raise RequestError(f"{name} must be whole numbers of 0 or more, not {value!r}")
     return tuple(int(value) for value in values)

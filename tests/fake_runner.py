@@ -14,6 +14,7 @@ from torch import Tensor
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.engine import Engine
 from atb_models.engine.scheduler import Row, Scheduler
+from atb_models.plan.memory import Limits
 
 VOCAB = 53
 LOGITS = torch.randn(997, VOCAB, generator=torch.Generator().manual_seed(0)) * 3
@@ -94,8 +95,10 @@ def fake_engine(
     batch: int = 8,
     prefill: int = 64,
     max_seq_len: int = 100,
+    prompt_logits: int = 64,
     look: Callable[[list[Row]], None] | None = None,
     **options: object,
 ) -> Engine:
-    scheduler = Scheduler(BlockManager(num_blocks, block_size, prefix_cache), batch, prefill, max_seq_len)
+    limits = Limits(batch, prefill, max_seq_len, block_size, prompt_logits)
+    scheduler = Scheduler(BlockManager(num_blocks, block_size, prefix_cache), limits)
     return Engine(FakeRunner(num_blocks, block_size, look), scheduler, vocab_size=VOCAB, **options)

@@ -37,7 +37,7 @@ class BlockManager:
 
     def match_prefix(self, seq: Sequence) -> list[int]:
         """The registered blocks that hold the longest known prefix of the sequence, never its last token."""
-        if not self.prefix_cache or seq.want_prompt_logits:
+        if not self.prefix_cache or seq.scores_prompt:
             return []
         blocks: list[int] = []
         size = self.block_size

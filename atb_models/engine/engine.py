@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from atb_models.engine.detokenizer import Detokenizer
+from atb_models.engine.logprobs import token_logprobs
 from atb_models.engine.sampler import sample
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence, Status
@@ -36,7 +37,7 @@ class Engine:
     """Drives one runner with one scheduler.
 
     eos_token_ids: ids that end a request. generation: the checkpoint's sampling defaults. tokenizer: None leaves texts
-    empty and refuses stop strings. vocab_size: prompts with ids beyond are refused.
+    empty and refuses stop strings. vocab_size: ids beyond are refused.
     on_step(rows, logits [L, V], sampled tokens): called in each step before the rows are marked as computed; it may
     look, not change.
     """
@@ -83,7 +84,8 @@ class Engine:
             want_prompt_logits=want_prompt_logits,
             ends_with_pool=params.max_tokens is None,
         )
-        self._check_ids(seq.token_ids)
+        self._check_ids("the prompt", seq.token_ids)
+        self._check_ids("logprob_token_ids", resolved.logprob_ids)
         stop = resolved.stop_strings
         if stop and self.tokenizer is None:
             raise RequestError(f"stop {list(stop)} needs the checkpoint's tokenizer files; use stop_token_ids instead")
@@ -157,9 +159,9 @@ class Engine:
         self._decode_step_s: deque[float] = deque(maxlen=TIMED_STEPS)
 
     def _rows_to_sample(self, rows: list[Row], logits_LV: Tensor) -> tuple[list[Sequence], Tensor]:
-        """The sequences that get a token in this step and the logits for it; prompt logits are put aside."""
+        """The sequences that get a token in this step and the logits for it; a prompt's are kept or reduced."""
         seqs = [row.seq for row in rows if row.completes]
-        if any(row.seq.want_prompt_logits for row in rows):
+        if any(row.scores_prompt for row in rows):
             last: list[int] = []
             parts = logits_LV.split([row.num_logits for row in rows])
             end = 0
@@ -167,8 +169,8 @@ class Engine:
                 end += len(part)
                 if row.completes:
                     last.append(end - 1)
-                if row.seq.want_prompt_logits:
-                    row.seq.prompt_logits.append(part.to("cpu", copy=True))
+                if row.scores_prompt:
+                    _score_prompt(row, part)
             logits_LV = logits_LV[last]
         assert len(logits_LV) == len(seqs), f"{len(logits_LV)} rows of logits for {len(seqs)} sequences"
         return seqs, logits_LV
@@ -211,14 +213,30 @@ class Engine:
             seq.text = self.tokenizer.decode(seq.text_token_ids)
         return False
 
-    def _check_ids(self, token_ids: list[int]) -> None:
-        low, high = min(token_ids), max(token_ids)
+    def _check_ids(self, what: str, token_ids: Collection[int]) -> None:
+        low, high = min(token_ids, default=0), max(token_ids, default=0)
         if low < 0 or (self.vocab_size is not None and high >= self.vocab_size):
             limit = "" if self.vocab_size is None else f" to {self.vocab_size - 1}"
-            raise RequestError(f"the prompt has token id {low if low < 0 else high}; ids go from 0{limit}")
+            raise RequestError(f"{what} has token id {low if low < 0 else high}; ids go from 0{limit}")
 
     def _record(self, is_prefill: bool, step_s: float, run_s: float) -> None:
         self._num_steps += 1
         self._run_s += run_s
         self._host_s += step_s - run_s
         (self._prefill_step_s if is_prefill else self._decode_step_s).append(step_s)
+
+
+def _score_prompt(row: Row, logits_LV: Tensor) -> None:
+    """Keep what the sequence wants of the logits of the row's tokens, each of which predicts the prompt's next.
+
+    Log-probabilities are written to their places: a part that is computed again replaces itself.
+    """
+    seq = row.seq
+    if seq.want_prompt_logits:
+        seq.prompt_logits.append(logits_LV.to("cpu", copy=True))
+    if seq.prompt_logprobs is not None:
+        first = seq.num_computed_tokens + 1
+        tokens = seq.prompt_token_ids[first : first + row.num_tokens]
+        count = len(tokens)
+        tops = [seq.params.prompt_logprobs or 0] * count
+        seq.prompt_logprobs[first:] = token_logprobs(logits_LV[:count], tokens, tops, [()] * count)

@@ -242,10 +242,9 @@ class LLM:
     def _build_engine(self) -> Engine:
         config, model = self.config, self._runner.model_config
         blocks = BlockManager(self._runner.kv_blocks, config.block_size, config.prefix_cache)
-        limits = engine_limits(config, model)
         return Engine(
             self._runner,
-            Scheduler(blocks, limits.max_batch_size, limits.max_prefill_tokens, limits.max_seq_len),
+            Scheduler(blocks, engine_limits(config, model)),
             eos_token_ids=model.eos_token_ids,
             generation=model.generation,
             tokenizer=self._tokenizer,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atb_models.engine.logprobs import token_logprobs
 from atb_models.engine.sequence import Sequence
 from atb_models.outputs import TokenLogprobs
 
@@ -170,18 +171,18 @@ def _top_k_top_p(probs_BV: Tensor, top_k: list[int], top_p: list[float]) -> tupl
 
 
 def _logprobs(logits_BV: Tensor, seqs: Rows[Sequence], tokens: list[int]) -> list[TokenLogprobs | None] | None:
-    """Per row {id: log-probability}, the chosen token first, then the top N; None for rows that want none."""
-    wanted = {row: seq.params.logprobs for row, seq in enumerate(seqs) if seq.params.logprobs is not None}
-    if not wanted:
+    """What `token_logprobs` says of the chosen tokens; None for rows that want none, or where no row wants any."""
+    rows = [row for row, seq in enumerate(seqs) if seq.logprobs is not None]
+    if not rows:
         return None
-    index = torch.tensor(list(wanted), device=logits_BV.device)
-    logprobs_BV = torch.log_softmax(logits_BV[index], -1)
-    chosen_B1 = torch.tensor([tokens[row] for row in wanted], device=logits_BV.device)[:, None]
-    top = logprobs_BV.topk(min(max(wanted.values()), logits_BV.shape[1]), sorted=True)
-    ids = top.indices.tolist()
-    values = torch.cat([logprobs_BV.gather(1, chosen_B1), top.values], -1).tolist()
+    params = [seqs[row].params for row in rows]
+    known = token_logprobs(
+        logits_BV[torch.tensor(rows, device=logits_BV.device)],
+        [tokens[row] for row in rows],
+        [p.logprobs or 0 for p in params],
+        [p.logprob_ids for p in params],
+    )
     result: list[TokenLogprobs | None] = [None] * len(seqs)
-    for i, (row, count) in enumerate(wanted.items()):
-        chosen = {tokens[row]: values[i][0]}
-        result[row] = chosen | dict(zip(ids[i][:count], values[i][1 : count + 1], strict=True))
+    for row, one in zip(rows, known, strict=True):
+        result[row] = one
     return result

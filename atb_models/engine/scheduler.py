@@ -8,29 +8,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import CapacityError, RequestError
 from atb_models.outputs import FinishReason
 
+if TYPE_CHECKING:
+    from atb_models.plan.memory import Limits
+
 
 class Row:
     """A sequence's part of a step: compute its `num_tokens` tokens after the first `num_computed_tokens`.
 
-    completes: they are all it has, so that their last logits give its next token.
+    completes: they are all it has, so that their last logits give its next token. scores_prompt: the logits of all of
+    them are wanted.
     """
 
-    __slots__ = ("completes", "num_tokens", "seq")
+    __slots__ = ("completes", "num_tokens", "scores_prompt", "seq")
 
     def __init__(self, seq: Sequence, num_tokens: int, completes: bool) -> None:
-        self.seq, self.num_tokens, self.completes = seq, num_tokens, completes
+        self.seq, self.num_tokens, self.completes, self.scores_prompt = seq, num_tokens, completes, seq.scores_prompt
 
     @property
     def num_logits(self) -> int:
-        """Logits wanted, of the row's last tokens: the one that gives the next token, or all for prompt logits."""
-        return self.num_tokens if self.seq.want_prompt_logits else int(self.completes)
+        """Logits wanted, of the row's last tokens."""
+        return self.num_tokens if self.scores_prompt else int(self.completes)
 
     @property
     def is_prefill(self) -> bool:
@@ -38,19 +44,32 @@ class Row:
         return self.seq.status is Status.PREFILL
 
 
+@dataclass
+class Budget:
+    """What is left of a step: prompt tokens, and how many of them may have logits."""
+
+    tokens: int
+    logits: int
+
+    def take(self, seq: Sequence) -> int:
+        """Tokens of the sequence's next chunk; 0 when those of its kind are used up."""
+        num_tokens = min(self.tokens, len(seq.token_ids) - seq.num_computed_tokens)
+        if seq.scores_prompt:
+            num_tokens = min(num_tokens, self.logits)
+            self.logits -= num_tokens
+        self.tokens -= num_tokens
+        return num_tokens
+
+
 class Scheduler:
     """Continuous batching over one block manager.
 
-    max_batch_size: sequences running at once. max_prefill_tokens: prompt and recomputed tokens per step; decode rows
-    are not counted. max_seq_len: prompt and output tokens of a sequence.
+    limits: of a step. Recomputed tokens count as prompt tokens, decode rows do not.
     """
 
-    def __init__(
-        self, block_manager: BlockManager, max_batch_size: int, max_prefill_tokens: int, max_seq_len: int
-    ) -> None:
-        assert min(max_batch_size, max_prefill_tokens, max_seq_len) >= 1
-        self.block_manager = block_manager
-        self.max_batch_size, self.max_prefill_tokens, self.max_seq_len = max_batch_size, max_prefill_tokens, max_seq_len
+    def __init__(self, block_manager: BlockManager, limits: Limits) -> None:
+        assert min(astuple(limits)) >= 1 and limits.block_size == block_manager.block_size
+        self.block_manager, self.limits = block_manager, limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_chunks = self.num_preemptions = self.num_prefix_hit_tokens = 0
@@ -65,12 +84,12 @@ class Scheduler:
     def schedule(self) -> list[Row]:
         """The next step: decode rows first, then prefill chunks, each oldest first; empty only when nothing is left."""
         rows = self._decode_rows()
-        budget = self.max_prefill_tokens
+        budget = Budget(self.limits.max_prefill_tokens, self.limits.max_prompt_logits)
         for seq in self.running:
-            if seq.status is Status.PREFILL and budget:
-                budget -= self._add_chunk(rows, seq, budget)
-        while budget and self._admit_next():
-            budget -= self._add_chunk(rows, self.running[-1], budget)
+            if seq.status is Status.PREFILL:
+                self._add_chunk(rows, seq, budget)
+        while budget.tokens and self._admit_next():
+            self._add_chunk(rows, self.running[-1], budget)
         assert rows or not self._unfinished, "sequences are left but none can run"
         return rows
 
@@ -113,7 +132,7 @@ class Scheduler:
     def check(self) -> None:
         """Verify the invariants of queue and blocks. Raises AssertionError."""
         self.block_manager.check(self.running)
-        assert len(self.running) <= self.max_batch_size
+        assert len(self.running) <= self.limits.max_batch_size
         assert list(self._unfinished) == [seq.seq_id for seq in (*self.running, *self.waiting)], "out of order"
         assert all(seq.status in (Status.PREFILL, Status.DECODE) for seq in self.running)
         assert all(seq.status is Status.WAITING and not seq.block_table for seq in self.waiting)
@@ -156,7 +175,7 @@ class Scheduler:
 
         One that was preempted in this step comes back at once only if it can share more blocks now than it held.
         """
-        if not self.waiting or len(self.running) >= self.max_batch_size:
+        if not self.waiting or len(self.running) >= self.limits.max_batch_size:
             return False
         seq = self.waiting[0]
         if not self.block_manager.admit(seq):
@@ -168,18 +187,17 @@ class Scheduler:
             seq.scheduled_s, seq.num_cached_tokens = perf_counter(), seq.num_computed_tokens
         return True
 
-    def _add_chunk(self, rows: list[Row], seq: Sequence, budget: int) -> int:
-        """Append the sequence's next prefill chunk, at most `budget` tokens -> its length."""
-        missing = len(seq.token_ids) - seq.num_computed_tokens
-        num_tokens = min(missing, budget)
-        rows.append(Row(seq, num_tokens, num_tokens == missing))
-        self.num_chunks += 1
-        return num_tokens
+    def _add_chunk(self, rows: list[Row], seq: Sequence, budget: Budget) -> None:
+        """Append the sequence's next prefill chunk if the budget has tokens for it."""
+        num_tokens = budget.take(seq)
+        if num_tokens:
+            rows.append(Row(seq, num_tokens, seq.num_computed_tokens + num_tokens == len(seq.token_ids)))
+            self.num_chunks += 1
 
     def _length_limit(self, seq: Sequence) -> int:
         """Tokens at which the sequence ends. The last one is never computed, so KV blocks hold one token less."""
         prompt, size, total = seq.num_prompt_tokens, self.block_manager.block_size, self.block_manager.num_blocks
-        limit = self.max_seq_len
+        limit = self.limits.max_seq_len
         room = limit if seq.want_prompt_logits else limit - 1
         if prompt > room:
             raise RequestError(

@@ -44,17 +44,17 @@ class Sequence:
     one token is not computed yet: the last one, whose logits give the next.
 
     params: resolved. eos_token_ids: ids that end it (unless ignore_eos). want_prompt_logits: keep the logits of every
-    prompt token in `prompt_logits`; nothing is taken from the prefix cache then. ends_with_pool: nobody asked for this
-    many max_tokens, so it may end where the KV blocks do.
+    prompt token in `prompt_logits`. ends_with_pool: nobody asked for this many max_tokens, so it may end where the KV
+    blocks do.
     Raises RequestError for an empty prompt or one that is not made of whole numbers.
     """
 
     __slots__ = (
         "arrival_s", "block_hashes", "block_table", "detokenizer", "ends_with_pool", "finish_reason", "finished_s",
         "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
-        "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_token_ids",
-        "random", "scheduled_s", "seen", "seq_id", "status", "stop_ids", "stream", "text", "token_ids",
-        "want_prompt_logits",
+        "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_logprobs",
+        "prompt_token_ids", "random", "scheduled_s", "seen", "seq_id", "status", "stop_ids", "stream", "text",
+        "token_ids", "want_prompt_logits",
     )  # fmt: skip
 
     def __init__(
@@ -97,13 +97,28 @@ class Sequence:
         self.seen: SeenTokens | None = None
         self.detokenizer: Detokenizer | None = None
         self.text = ""
-        self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self.logprobs: list[TokenLogprobs] | None = [] if params.wants_logprobs else None
+        # Of the leading prompt tokens; a token's logits give the next one's, so all are known before the last is run.
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self.prompt_logits: list[Tensor] = []  # [rows, V] float32 each, in prompt order, together all the prompt
 
         self.arrival_s = perf_counter()
         self.scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """True while the logits of all the tokens that it computes are wanted; then it has prompt tokens only.
+
+        Nothing is taken from the prefix cache as long, which has no logits.
+        """
+        return self.want_prompt_logits or not self.knows_prompt
+
+    @property
+    def knows_prompt(self) -> bool:
+        """True when no log-probability of a prompt token is missing that was asked for."""
+        return self.prompt_logprobs is None or len(self.prompt_logprobs) == self.num_prompt_tokens
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -125,6 +140,7 @@ class Sequence:
             text=self.text if self.detokenizer is None else self.detokenizer.text,
             finish_reason=self.finish_reason,
             logprobs=None if self.logprobs is None else list(self.logprobs),
+            prompt_logprobs=self.prompt_logprobs if self.knows_prompt else None,
             delta=self.detokenizer.take() if self.stream and self.detokenizer is not None else "",
             metrics=self._metrics(),
         )

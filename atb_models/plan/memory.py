@@ -9,12 +9,15 @@ from torch import nn
 
 from atb_models import ops
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.graph.meta import META
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
 
 # Bytes for each logit while tokens are sampled with every option: the logits, their copies and sorting keys. 68 were
 # measured as growth of the resident memory.
 SAMPLING_BYTES = 72
+# Bytes for each logit, and of its log-probability; the CPU's topk takes no copy of its row.
+LOGIT_BYTES, SCORING_BYTES = 4, 4
 # What stays with the allocator after steps of different sizes, beyond the peak of the largest: no more than that peak
 # again, and not more than this; 61 MiB were seen.
 MOST_SLACK = 128 << 20
@@ -25,12 +28,16 @@ ANY_BLOCK = 128  # tokens of a KV block that every backend takes; a token needs 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a step: sequences, prompt tokens, length of a sequence; tokens of a KV block."""
+    """What bounds a step: sequences, prompt tokens, length of a sequence; tokens of a KV block.
+
+    max_prompt_logits: prompt tokens whose logits are wanted. More would be faster, and each takes 8 bytes an id.
+    """
 
     max_batch_size: int
     max_prefill_tokens: int
     max_seq_len: int
     block_size: int
+    max_prompt_logits: int = 128
 
     @property
     def full_batch_blocks(self) -> int:
@@ -100,11 +107,22 @@ def peak_activations(model: Decoder, limits: Limits) -> int:
     """
     query_lens, kv_lens = largest_step(limits)
     blocks = sum(-(-length // limits.block_size) for length in kv_lens)
-    step = meta_step(query_lens, kv_lens, limits.block_size)
+    scored = min(limits.max_prompt_logits, limits.max_prefill_tokens)
+    rows = torch.empty(limits.max_batch_size + scored, dtype=torch.int32, device=META)
+    step = replace(meta_step(query_lens, kv_lens, limits.block_size), logits_rows_L=rows)
     graph = OpGraph.trace(model, step, meta_caches(model, blocks, limits.block_size))
-    logits = limits.max_batch_size * model.config.vocab_size
-    peak = max(graph.peak_activation_bytes, logits * SAMPLING_BYTES) + logits * SEEN_BYTES
+    after = after_the_model(limits.max_batch_size, scored, model.config.vocab_size)
+    peak = max(graph.peak_activation_bytes, after) + limits.max_batch_size * model.config.vocab_size * SEEN_BYTES
     return peak + min(peak, MOST_SLACK)
+
+
+def after_the_model(sampled: int, scored: int, vocab_size: int) -> int:
+    """Bytes at most while a step's logits are reduced: `sampled` rows of sequences, `scored` rows of prompt tokens.
+
+    First the prompts' are, then, with these still there, the others are sampled.
+    """
+    scoring = (sampled + scored) * LOGIT_BYTES + scored * SCORING_BYTES
+    return vocab_size * max(scoring, scored * LOGIT_BYTES + sampled * SAMPLING_BYTES)
 
 
 def one_of_each_layer(config: ModelConfig) -> ModelConfig:

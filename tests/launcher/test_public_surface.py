@@ -18,7 +18,7 @@ LLM_DEFAULTS = {
 SAMPLING_DEFAULTS = {
     "max_tokens": None, "temperature": None, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None,
     "presence_penalty": None, "frequency_penalty": None, "seed": None, "stop": None, "stop_token_ids": None,
-    "ignore_eos": False, "logprobs": None,
+    "ignore_eos": False, "logprobs": None, "logprob_token_ids": None, "prompt_logprobs": None,
 }  # fmt: skip
 
 
@@ -49,5 +49,5 @@ def test_sampling_params():
 
 
 def test_request_output():
-    wanted = {"prompt_token_ids", "token_ids", "text", "finish_reason", "logprobs", "metrics"}
+    wanted = {"prompt_token_ids", "token_ids", "text", "finish_reason", "logprobs", "prompt_logprobs", "metrics"}
     assert wanted <= {field.name for field in fields(RequestOutput)}

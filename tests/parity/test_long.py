@@ -35,9 +35,9 @@ def test_logits_in_chunks(family: str, tmp_path: Path) -> None:
     fields |= {"first_k_dense_replace": 0} if family == "deepseek" else {}
     tensors = write_checkpoint(tmp_path, family=family, **fields)
     with LLM(tmp_path, dtype="fp32", device="cpu", max_prefill_tokens=CHUNK) as llm:
-        ours = llm.prompt_logits(token_ids(LENGTH))
-        assert llm.metrics()["chunks"] == LENGTH // CHUNK
         (output,) = llm.generate([token_ids(LENGTH)], SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
+        assert llm.metrics()["chunks"] == LENGTH // CHUNK
+        ours = llm.prompt_logits(token_ids(LENGTH))
     exact = plain_logits({**FAMILIES[family], **fields}, tensors, token_ids(LENGTH), PLACES)
     assert (ours[list(PLACES)] - exact).abs().max() <= 2e-4
     assert output.token_ids[0] == exact[-1].argmax()

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from atb_models import SamplingParams, ops
+from atb_models.engine.block_manager import BlockManager
+from atb_models.engine.engine import Engine
 from atb_models.engine.sampler import sample
+from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
 from atb_models.graph.memory import StorageMode
@@ -19,6 +22,7 @@ from atb_models.plan.memory import (
     SEEN_BYTES,
     Limits,
     RankMemory,
+    after_the_model,
     largest_step,
     one_of_each_layer,
     rank_memory,
@@ -56,6 +60,14 @@ def test_one_layer_of_each_kind_has_the_peak_of_all(config: ModelConfig) -> None
     assert peaks[0] == peaks[1] > 0
 
 
+def test_prompt_logits_are_counted_as_far_as_a_step_has_prompt_tokens(config: ModelConfig) -> None:
+    few, all_64, more = (
+        rank_memory(config, torch.float16, 1, replace(LIMITS, max_prompt_logits=count)).activations
+        for count in (1, 64, 1000)
+    )
+    assert few < all_64 == more >= 2 * after_the_model(4, 64, config.vocab_size)
+
+
 @pytest.mark.parametrize("greedy", [True, False])
 def test_sampling_takes_what_is_planned(config: ModelConfig, greedy: bool) -> None:
     """Against the storages that sampling makes at its worst: top_p over flat logits, penalties, log probabilities."""
@@ -71,6 +83,34 @@ def test_sampling_takes_what_is_planned(config: ModelConfig, greedy: bool) -> No
     kept = mode.live / logits.numel()
     assert kept <= SEEN_BYTES + 0.1
     assert mode.peak / logits.numel() <= SAMPLING_BYTES + SEEN_BYTES
+
+
+class Given:
+    """A runner whose logits are known."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+    def run(self, rows: list[Row]) -> torch.Tensor:
+        return self.logits[: sum(row.num_logits for row in rows)]
+
+
+@pytest.mark.parametrize("sampled", [0, 4])
+def test_prompt_logits_take_what_is_planned_and_leave_nothing(sampled: int) -> None:
+    """Steps that score the tokens of two prompts beside so many sequences that sample; no logits are kept."""
+    vocab, limits = 20_000, Limits(max_batch_size=6, max_prefill_tokens=64, max_seq_len=100, block_size=16)
+    logits = torch.randn(limits.max_batch_size + 32, vocab)
+    engine = Engine(Given(logits), Scheduler(BlockManager(42, 16), replace(limits, max_prompt_logits=32)))
+    for prompt in range(sampled):
+        engine.add_request([prompt], SamplingParams(max_tokens=9, temperature=100.0, top_p=0.9999, seed=1))
+    engine.step()
+    for prompt in range(2):
+        engine.add_request([prompt, *range(40)], SamplingParams(max_tokens=9, prompt_logprobs=5))
+    mode = StorageMode([logits], lambda _: None)
+    with mode:
+        engine.step()
+    held = (sampled + 32) * vocab * 4
+    assert mode.live < vocab and mode.peak + held <= 1.01 * after_the_model(sampled, 32, vocab)
 
 
 @pytest.mark.parametrize(

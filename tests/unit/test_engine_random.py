@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from fake_runner import VOCAB, alone, fake_engine
+from fake_runner import LOGITS, VOCAB, alone, fake_engine, states_of
 
 from atb_models.engine.scheduler import Row
 from atb_models.engine.sequence import Sequence, Status
@@ -14,6 +14,7 @@ from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
 
 STEPS = 600
+LOGPROBS = LOGITS.log_softmax(-1)
 
 
 class Traffic:
@@ -33,6 +34,7 @@ class Traffic:
             batch=self.batch,
             prefill=self.prefill,
             max_seq_len=self.max_seq_len,
+            prompt_logits=rng.choice([1, 4, 64]),
             eos_token_ids=self.eos,
             look=self.look,
         )
@@ -46,7 +48,9 @@ class Traffic:
         prompt = rng.choice(self.prefixes)[: rng.randint(1, 24)] + rng.choices(range(VOCAB), k=rng.randint(0, 6))
         max_tokens = rng.choice([None, 1, 5, 12, 30])
         index = len(self.seqs)
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=rng.random() < 0.3)
+        params = SamplingParams(
+            max_tokens=max_tokens, ignore_eos=rng.random() < 0.3, prompt_logprobs=rng.choice([None, None, 0])
+        )
         self.seqs[index] = self.engine.add_request(prompt, params, index=index, stream=rng.random() < 0.2)
         length = min(self.max_seq_len - len(prompt), max_tokens or self.max_seq_len)
         self.want[index] = alone(prompt, length, () if params.ignore_eos else self.eos)
@@ -84,6 +88,17 @@ class Traffic:
             else:
                 assert output.token_ids == want, f"request {output.index}"
                 assert output.finish_reason == ("stop" if self._hit_eos(output) else "length")
+                self._check_prompt(output)
+
+    def _check_prompt(self, output: RequestOutput) -> None:
+        prompt, known = output.prompt_token_ids, output.prompt_logprobs
+        if self.seqs[output.index].params.prompt_logprobs is None:
+            assert known is None
+            return
+        states = states_of(prompt)
+        places = [LOGPROBS[hash(tuple(states[:i])) % len(LOGITS)] for i in range(1, len(prompt))]
+        want = [{token: float(place[token])} for place, token in zip(places, prompt[1:], strict=True)]
+        assert known == [None, *(pytest.approx(one) for one in want)], f"request {output.index}"
 
     def _hit_eos(self, output: RequestOutput) -> bool:
         return not self.seqs[output.index].params.ignore_eos and output.token_ids[-1] in self.eos

@@ -27,15 +27,17 @@ NAN, INF = float("nan"), float("inf")
         ("seed", [1.0, "1", True]),
         ("stop", ["", ["a", ""], [3], 3]),
         ("stop_token_ids", [[-1], ["a"], "12", 7, [1.0], [True]]),
+        ("logprob_token_ids", [[-1], ["a"], "12", 7, [1.0], [True]]),
         ("ignore_eos", [1, None, "yes"]),
         ("logprobs", [-1, 1.0, True]),
+        ("prompt_logprobs", [-1, 1.0, True]),
     ],
 )
 def test_bad_values_are_refused_by_name_and_value(field: str, values: list[object]) -> None:
     for value in values:
-        with pytest.raises(RequestError, match=field) as caught:
+        with pytest.raises(RequestError, match=f"^{field} must be") as caught:
             SamplingParams(**{field: value})
-        shown = value[-1] if field == "stop_token_ids" and isinstance(value, list) else value
+        shown = value[-1] if field.endswith("token_ids") and isinstance(value, list) else value
         assert repr(shown) in str(caught.value)
 
 
@@ -61,6 +63,7 @@ def test_stop_becomes_a_tuple() -> None:
     assert SamplingParams(stop=["ab", "c"]).stop == ("ab", "c")
     assert SamplingParams().stop == SamplingParams().stop_token_ids == ()
     assert SamplingParams(stop_token_ids=[3]).stop_token_ids == (3,)
+    assert SamplingParams(logprob_token_ids=np.array([3])).logprob_ids == (3,) and not SamplingParams().wants_logprobs
     assert hash(SamplingParams(stop=["a"])) == hash(SamplingParams(stop="a"))
 
 
@@ -110,6 +113,12 @@ def test_a_bad_generation_config_is_named() -> None:
 
 
 def test_what_counts_as_plain_greedy() -> None:
-    for fields in ({"temperature": 0.1}, {"logprobs": 0}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}):
+    for fields in (
+        {"temperature": 0.1},
+        {"logprobs": 0},
+        {"logprob_token_ids": [1]},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.1},
+    ):
         assert not SamplingParams(**fields).resolve({}).is_plain_greedy
-    assert SamplingParams(top_k=5, top_p=0.5, seed=1, stop="x").resolve({}).is_plain_greedy
+    assert SamplingParams(top_k=5, top_p=0.5, seed=1, stop="x", prompt_logprobs=1).resolve({}).is_plain_greedy

@@ -8,13 +8,20 @@ from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import CapacityError, RequestError
+from atb_models.plan.memory import Limits
 from atb_models.sampling_params import SamplingParams
 
 
 def scheduler(
-    blocks: int = 32, size: int = 4, *, batch: int = 8, prefill: int = 16, max_seq_len: int = 100
+    blocks: int = 32,
+    size: int = 4,
+    *,
+    batch: int = 8,
+    prefill: int = 16,
+    max_seq_len: int = 100,
+    prompt_logits: int = 16,
 ) -> Scheduler:
-    return Scheduler(BlockManager(blocks, size), batch, prefill, max_seq_len)
+    return Scheduler(BlockManager(blocks, size), Limits(batch, prefill, max_seq_len, size, prompt_logits))
 
 
 _next_token = iter(range(10_000))
@@ -74,6 +81,17 @@ def test_rows_tell_which_logits_are_wanted() -> None:
         (whole, True, 3, True),
     ]
     assert Row(plain, 1, False).num_logits == 0
+
+
+def test_prompt_logits_have_a_budget_of_their_own() -> None:
+    target = scheduler(prefill=16, prompt_logits=5)
+    a, b = add(target, 7, want_prompt_logits=True), add(target, 4, want_prompt_logits=True)
+    plain = add(target, 3)
+    assert step(target) == [(a, 5), (plain, 3)]
+    assert b.status is Status.PREFILL and b.num_computed_tokens == 0
+    assert step(target) == [(plain, 1), (a, 2), (b, 3)]
+    assert step(target) == [(plain, 1), (b, 1)]
+    assert target.num_chunks == 5
 
 
 def test_places_are_limited_and_filled_in_order() -> None:
