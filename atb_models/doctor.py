@@ -14,9 +14,11 @@ from atb_models import __version__
 from atb_models.errors import ConfigError
 
 OK, ODD, BAD, SKIPPED = "ok", "?", "FAIL", "-"
-# Variables that the vendor's set_env.sh exports, and the file beside CANN that says its version.
+# Variables that the vendor's set_env.sh exports; the files that say the versions, CANN's in the folder of a machine
+# (x86_64-linux), nnal's above that of an ABI (latest/atb/cxx_abi_1).
 CANN_HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 INSTALL_INFO = "ascend_toolkit_install.info"
+NNAL_HOME, NNAL_INFO = "ATB_HOME_PATH", "../../version.info"
 TOLERANCE = 2e-3  # of float16 numbers around 1
 
 
@@ -79,16 +81,25 @@ def cann(environ: Mapping[str, str] | None = None) -> str:
     homes = [environ[name] for name in CANN_HOMES if environ.get(name)]
     if not homes:
         raise Unusual("set_env.sh was not sourced (ASCEND_HOME_PATH is not set)")
-    files = sorted(Path(homes[0]).glob(f"**/{INSTALL_INFO}"))
+    files = sorted(Path(homes[0]).glob(f"*-linux/{INSTALL_INFO}"))
     version = re.search(r"(?m)^version=(\S+)", files[0].read_text()) if files else None
     return f"version {version[1] if version else 'unknown'}, {homes[0]}"
+
+
+def nnal(environ: Mapping[str, str] | None = None) -> str:
+    """nnal's version and place, as `cann` does it; nothing here calls its operators (ATB)."""
+    home = (os.environ if environ is None else environ).get(NNAL_HOME)
+    if not home:
+        return f"not set up ({NNAL_HOME} is not set), nor needed"
+    info = Path(home) / NNAL_INFO
+    version = re.search(r"(?m)^\s*Ascend-cann-atb Version *: *(\S+)", info.read_text()) if info.is_file() else None
+    return f"version {version[1] if version else 'unknown'}, {home}"
 
 
 def _libraries() -> str:
     from atb_models.engine import npu_setup
 
-    npu_setup.load()
-    return f"torch_npu is imported, {npu_setup.visible_count()} devices"
+    return f"torch_npu is imported, {npu_setup.devices()}"
 
 
 def _device() -> str:
@@ -97,7 +108,7 @@ def _device() -> str:
     device = rank_device("npu", 0)
     torch: Any = import_module("torch")
     free, total = torch.npu.mem_get_info(device)
-    return f"{device}: {torch.npu.get_device_name(0)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return f"{device}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
 def _operator() -> str:
@@ -117,6 +128,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "packages": _packages,
     "driver": driver,
     "CANN": cann,
+    "nnal": nnal,
     "libraries": _libraries,
     "device": _device,
     "operator": _operator,

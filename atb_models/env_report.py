@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ from importlib import metadata
 from typing import TextIO
 
 from atb_models import __version__, env
-from atb_models.doctor import Unusual, cann, driver
+from atb_models.doctor import Unusual, cann, driver, nnal
 from atb_models.errors import ConfigError
 
 PACKAGES = ("torch", "torch_npu", "transformers", "tokenizers", "safetensors", "numpy")
@@ -19,14 +20,14 @@ PACKAGES = ("torch", "torch_npu", "transformers", "tokenizers", "safetensors", "
 
 def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[str]:
     """Write the report to `out`; returns what is wrong with the values, one line each."""
-    environ = os.environ if environ is None else environ
+    environ = dict(os.environ if environ is None else environ)  # torch_npu and what it takes set more
     python = f"python {platform.python_version()} ({sys.executable})"
     print(f"atb-models {__version__}, {python}, {platform.platform()}", file=out)
     print(", ".join(f"{name} {_version(name)}" for name in PACKAGES), file=out)
-    for name, look in (("driver", driver), ("CANN", cann)):
+    for name, look in (("driver", driver), ("CANN", cann), ("nnal", nnal), ("devices", _devices)):
         try:
             print(f"Ascend {name}: {look()}", file=out)
-        except Unusual as error:
+        except (Unusual, ConfigError) as error:
             print(f"Ascend {name}: none seen; {error}", file=out)
     rows = [("variable", "value", "default", "use", "meaning")]
     for v in env.TABLE.values():
@@ -39,6 +40,15 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     if unread:
         print(f"\nset, but nothing here reads them: {', '.join(unread)}", file=out)
     return problems(environ)
+
+
+def _devices() -> str:
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    if importlib.util.find_spec("torch_npu") is None:  # without torch, which takes seconds to import
+        raise Unusual("torch_npu is not installed")
+    from atb_models.engine import npu_setup
+
+    return npu_setup.devices()
 
 
 def problems(environ: Mapping[str, str] | None = None) -> list[str]:

@@ -65,7 +65,7 @@ def _devices(args: argparse.Namespace) -> tuple[str, Sequence[int]]:
     """The kind of device and the numbers of those that the ranks take, one each."""
     listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
     with interrupt_ends_at_once():
-        kind, existing = existing_devices(args.device)
+        kind, existing = existing_devices(args.device, deterministic=args.deterministic)
     return kind, choose_devices(listed, existing, None if args.tp == AUTO else args.tp)
 
 

@@ -25,7 +25,8 @@ class EngineConfig:
     """The arguments of `LLM`, checked one by one; what needs the model's config is checked when it is read.
 
     Lengths are in tokens. None: `model_path` the embedded checkpoint, `device` the first present of npu, cuda and cpu,
-    `max_seq_len` the model's limit, `max_prefill_tokens` 2048 a step, `kv_blocks` what memory allows.
+    `max_seq_len` the model's limit, `max_prefill_tokens` 2048 a step, `kv_blocks` what memory allows, `graph_capture`
+    what the device can.
     """
 
     model_path: str | None = None
@@ -42,15 +43,19 @@ class EngineConfig:
     config_overrides: dict[str, Any] | None = None
     trust_remote_code: bool = False
     load_format: str = "auto"
+    deterministic: bool = False
+    graph_capture: bool | None = None
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, (*DTYPES, "auto"))
         _one_of("load_format", self.load_format, LOAD_FORMATS)
         if self.device is not None:
             _one_of("device", self.device, DEVICES)
-        for name in ("prefix_cache", "trust_remote_code"):
+        for name in ("prefix_cache", "trust_remote_code", "deterministic"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.graph_capture, bool | None):
+            raise ConfigError(f"graph_capture must be True, False or None, not {self.graph_capture!r}")
         self._check_overrides()
         for name in ("tp", "block_size", "max_batch_size", "max_seq_len", "max_prefill_tokens", "kv_blocks"):
             value = getattr(self, name)

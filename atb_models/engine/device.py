@@ -9,23 +9,27 @@ from typing import Any
 import torch
 
 from atb_models import env
-from atb_models.engine import npu_setup
+from atb_models.engine import determinism, npu_setup
 from atb_models.errors import ConfigError
 
 
-def choose_device(wanted: str | None) -> str:
+def choose_device(wanted: str | None, *, deterministic: bool = False) -> str:
     """The device type to use: `wanted`, else the first of npu, cuda and cpu. Raises ConfigError if it is absent.
 
     Users of the launcher name their devices in ASCEND_RT_VISIBLE_DEVICES; on CUDA it means the same from then on.
+    deterministic: see `determinism.export`, which comes before the device's libraries are loaded.
     """
     if wanted in ("cuda", None):
         _share_visible_devices()
-    return present_device(wanted)
+    kind = present_device(wanted, deterministic=deterministic)
+    if deterministic and kind == "cuda":
+        determinism.export(kind)
+    return kind
 
 
-def present_device(wanted: str | None) -> str:
-    """What `choose_device` says, with an environment that stays as it is."""
-    if wanted in ("npu", None) and npu_setup.usable(wanted=wanted == "npu"):
+def present_device(wanted: str | None, *, deterministic: bool = False) -> str:
+    """What `choose_device` says, with the user's list of devices as it is."""
+    if wanted in ("npu", None) and npu_setup.usable(wanted=wanted == "npu", deterministic=deterministic):
         return "npu"
     if wanted == "cuda" or wanted is None:
         if torch.cuda.is_available():

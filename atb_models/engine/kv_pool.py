@@ -85,6 +85,7 @@ def engine_limits(config: EngineConfig, model: ModelConfig) -> Limits:
         max_prefill_tokens=config.max_prefill_tokens or PREFILL_TOKENS,
         max_seq_len=sequence_limit(config, model),
         block_size=config.block_size,
+        graph_capture=bool(config.graph_capture),
     )
 
 

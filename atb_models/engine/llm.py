@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as List
+from dataclasses import replace
 from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, NoReturn, overload
@@ -18,6 +19,7 @@ from atb_models.engine.config import EngineConfig
 from atb_models.engine.device import choose_device
 from atb_models.engine.engine import Engine
 from atb_models.engine.expert_counts import ExpertCounts
+from atb_models.engine.graph_capture import decide_capture
 from atb_models.engine.kv_pool import agree_on_kv_blocks, engine_limits, sequence_limit
 from atb_models.engine.model_runner import ModelRunner, serve
 from atb_models.engine.scheduler import Row, Scheduler
@@ -47,6 +49,8 @@ class LLM:
     max_seq_len: prompt and answer together. max_prefill_tokens: prompt tokens of a step; longer prompts run in chunks.
     kv_blocks: size of the KV pool; None takes what memory allows, at most what a full batch needs.
     load_format: auto, or dummy for random weights. config_overrides: fields of config.json to replace.
+    deterministic: the same bits in every run; on npu and cuda a setting of the whole process, see determinism.py.
+    graph_capture: capture decode steps as graphs at the start and replay them; None does so where the device can (npu).
 
     Raises ConfigError, CheckpointError, CapacityError or RankError.
     """
@@ -68,6 +72,8 @@ class LLM:
         config_overrides: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
         load_format: str = "auto",
+        deterministic: bool = False,
+        graph_capture: bool | None = None,
     ) -> None:
         self.config = config = EngineConfig(
             model_path=None if model_path is None else os.fspath(model_path),
@@ -84,9 +90,13 @@ class LLM:
             config_overrides=config_overrides,
             trust_remote_code=trust_remote_code,
             load_format=load_format,
+            deterministic=deterministic,
+            graph_capture=graph_capture,
         )
         model_config = self._model_config()
-        self._group = open_group(config.to_json(), tp, choose_device(device))
+        kind = choose_device(device, deterministic=deterministic)
+        self.config = config = replace(config, graph_capture=decide_capture(graph_capture, kind))
+        self._group = open_group(config.to_json(), tp, kind)
         try:
             if self._group.rank != 0:
                 serve(config, model_config, self._group)
@@ -198,7 +208,7 @@ class LLM:
 
     @property
     def on_step(self) -> StepHook | None:
-        """Called in every step with its rows, their logits [L, V] and the sampled tokens."""
+        """Called in every step with its rows, their logits [L, V] (good until the next one) and the sampled tokens."""
         return self._engine.on_step
 
     @on_step.setter
@@ -220,9 +230,9 @@ class LLM:
             if experts is not None:
                 experts.save()
         finally:
-            self._group.close()
-            self.__dict__.pop("_runner", None)
+            self.__dict__.pop("_runner", None)  # first: its graphs hold collectives of the group
             self.__dict__.pop("_engine", None)
+            self._group.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as Rows
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +42,35 @@ def encode_step(rows: Rows[Row]) -> Int32:
     )
 
 
+class HostStep(NamedTuple):
+    """A step on the host: what its tensors hold, one after the other in `ints`, and its lists of lengths."""
+
+    ints: Int32
+    sizes: list[int]  # of tokens, positions, slots, logits rows and block table
+    query_lens: list[int]
+    kv_lens: list[int]
+
+    def on(self, ints: torch.Tensor) -> StepInput:
+        """The model input whose tensors are parts of `ints`, a copy of this step's."""
+        tokens, positions, slots, logits_rows, table = ints.split(self.sizes)
+        return StepInput(
+            token_ids_T=tokens,
+            positions_T=positions,
+            slots_T=slots,
+            block_table_BC=table.view(len(self.query_lens), -1),
+            query_lens=self.query_lens,
+            kv_lens=self.kv_lens,
+            logits_rows_L=logits_rows,
+        )
+
+
 def decode_step(message: Int32, block_size: int, device: torch.device) -> StepInput:
     """The model input of a step message, moved to `device` in one transfer."""
+    step = host_step(message, block_size)
+    return step.on(sendable(step.ints, device).to(device, non_blocking=True))
+
+
+def host_step(message: Int32, block_size: int) -> HostStep:
     batch, columns, num_tokens = message[:HEADER].tolist()
     query_B, kv_B, logits_B = message[HEADER : HEADER + 3 * batch].reshape(3, batch)
     table_BC = message[HEADER + 3 * batch :][: batch * columns].reshape(batch, columns)
@@ -51,25 +79,42 @@ def decode_step(message: Int32, block_size: int, device: torch.device) -> StepIn
     slots_T = table_BC[row_T, positions_T // block_size] * block_size + positions_T % block_size
     logits_rows_L = _last_of_each(np.cumsum(query_B, dtype=np.int32), logits_B)
     arrays = (message[-num_tokens:], positions_T, slots_T, logits_rows_L, table_BC.ravel())
-    on_device = _moved(torch.from_numpy(np.concatenate(arrays)), device)
-    tokens, positions, slots, logits_rows, table = on_device.split([a.size for a in arrays])
-    return StepInput(
-        token_ids_T=tokens,
-        positions_T=positions,
-        slots_T=slots,
-        block_table_BC=table.view(batch, columns),
-        query_lens=query_B.tolist(),
-        kv_lens=kv_B.tolist(),
-        logits_rows_L=logits_rows,
-    )
+    return HostStep(np.concatenate(arrays), [a.size for a in arrays], query_B.tolist(), kv_B.tolist())
 
 
-def _moved(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Without waiting for the device: the allocator keeps pinned memory until the copy out of it is done.
+def sendable(ints: Int32, device: torch.device) -> torch.Tensor:
+    """On the host, to be copied without waiting for the device: the allocator keeps pinned memory until that is done.
 
     Memory that is not pinned could be freed, and written by somebody else, before an NPU has read it.
     """
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+    host = torch.from_numpy(ints)
+    return host if device.type == "cpu" else host.pin_memory()
+
+
+def is_decode(message: Int32) -> bool:
+    """Whether every row is one token, and its logits are wanted."""
+    batch, _, num_tokens = message[:HEADER].tolist()
+    return bool(num_tokens == batch and (message[HEADER + 2 * batch :][:batch] == 1).all())
+
+
+def padded(message: Int32, rows: int, columns: int, spare: int, block_size: int) -> Int32:
+    """A decode message with more rows, and with block tables of `columns` blocks.
+
+    An added row is like one of a sequence within a block that is nobody's: each has a slot of its own there, and sees
+    those before it. They fill `spare`, and then the blocks below it.
+    """
+    batch, width, _ = message[:HEADER].tolist()
+    lens_3B = np.ones((3, rows), dtype=np.int32)
+    table_BC = np.zeros((rows, columns), dtype=np.int32)
+    tokens_B = np.zeros(rows, dtype=np.int32)
+    added = np.arange(rows - batch, dtype=np.int32)
+    lens_3B[1, batch:] += added % block_size
+    table_BC[batch:, 0] = spare - added // block_size
+    lens_3B[:, :batch] = message[HEADER:][: 3 * batch].reshape(3, batch)
+    table_BC[:batch, :width] = message[HEADER + 3 * batch :][: batch * width].reshape(batch, width)
+    tokens_B[:batch] = message[len(message) - batch :]
+    header = np.array((rows, columns, rows), dtype=np.int32)
+    return np.concatenate([header, lens_3B.ravel(), table_BC.ravel(), tokens_B])
 
 
 def _last_of_each(stop_B: Int32, count_B: Int32) -> Int32:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from atb_models import ops
+from atb_models.engine import determinism
 from atb_models.engine.config import EngineConfig
-from atb_models.engine.kv_pool import agree_on_kv_blocks
-from atb_models.engine.message import Int32, decode_step, encode_step
+from atb_models.engine.graph_capture import DecodeGraphs, check_agreement
+from atb_models.engine.kv_pool import agree_on_kv_blocks, sequence_limit
+from atb_models.engine.message import Int32, decode_step, encode_step, is_decode
 from atb_models.engine.ranks import RankGroup
 from atb_models.engine.scheduler import Row
 from atb_models.layers.attention import LayerCache
@@ -33,11 +35,16 @@ class ModelRunner:
         self.config, self.model_config, self.group, self.kv_blocks = config, model_config, group, kv_blocks
         dtype = torch_dtype(model_config.run_dtype(config.dtype))
         ops.bind(group.device.type)
+        check_agreement(bool(config.graph_capture), group)
+        if config.deterministic:
+            determinism.switch_on(group.device.type)
         self.model: Decoder = build_model(model_config, Build(dtype, group.device, group.rank, group.size, group))
         with group.doing("loading weights"):
             self._load(progress=group.rank == 0)
             group.barrier("loading")
-        self.caches = [self._layer_cache(layer) for layer in self.model.layers]
+        spare = kv_blocks if config.graph_capture else None  # behind the blocks that are given away
+        self.caches = [self._layer_cache(layer, kv_blocks + (spare is not None)) for layer in self.model.layers]
+        self._graphs = None if spare is None else self._capture(spare)
 
     def run(self, rows: Rows[Row]) -> Tensor:
         """Rank 0: send the step to the other ranks and execute it -> logits [L, V] float32."""
@@ -49,7 +56,17 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, message: Int32) -> Tensor:
         """Run the model on a step message; every rank gets the same logits."""
+        if self._graphs is not None and is_decode(message):
+            return self._graphs.run(message)
         return self.model(decode_step(message, self.config.block_size, self.group.device), self.caches)
+
+    def _capture(self, spare: int) -> DecodeGraphs:
+        config = self.config
+        columns = -(-sequence_limit(config, self.model_config) // config.block_size)
+        with self.group.doing("capturing graphs"):
+            graphs = DecodeGraphs(self.model, self.caches, columns, config.block_size, spare)
+            graphs.capture(min(config.max_batch_size, spare), log=self.group.rank == 0)
+        return graphs
 
     def _load(self, *, progress: bool) -> None:
         source = open_weights(self.config.folder, self.config.load_format, self.model, self.model_config)
@@ -59,10 +76,10 @@ class ModelRunner:
             source.close()
         prepare_weights(self.model)
 
-    def _layer_cache(self, layer: DecoderLayer) -> LayerCache:
+    def _layer_cache(self, layer: DecoderLayer, blocks: int) -> LayerCache:
         dtype = layer.build.dtype
         block = ops.kv_block_shape(self.config.block_size, layer.attn.kv_heads, layer.attn.head_dim, dtype)
-        k, v = (lazy_zeros((self.kv_blocks, *block), dtype, self.group.device) for _ in range(2))
+        k, v = (lazy_zeros((blocks, *block), dtype, self.group.device) for _ in range(2))
         return LayerCache(k, v)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib import import_module, metadata
 
 from atb_models import env
+from atb_models.engine import determinism
 from atb_models.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,7 @@ DEFAULTS = {
     "INF_NAN_MODE_ENABLE": "1",  # overflow is inf, as on other devices
 }
 NOT_INSTALLED = "torch_npu is not installed; pip install 'atb-models[npu]', or use --device cpu"
-SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
-SET_ENV_NNAL = "source /usr/local/Ascend/nnal/atb/set_env.sh"
+SET_ENV = "source /usr/local/Ascend/cann/set_env.sh"
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
@@ -33,12 +33,17 @@ def installed() -> bool:
     return importlib.util.find_spec("torch_npu") is not None
 
 
-def usable(*, wanted: bool) -> bool:
-    """Whether ranks can compute on an NPU here. Where it is `wanted`, raises ConfigError with what is missing."""
+def usable(*, wanted: bool, deterministic: bool = False) -> bool:
+    """Whether ranks can compute on an NPU here. Where it is `wanted`, raises ConfigError with what is missing.
+
+    With `deterministic`, also raises for a variable that contradicts it, wanted or not.
+    """
     if not wanted and not installed():
         return False
+    if deterministic:
+        determinism.check("npu")
     try:
-        load()
+        load(deterministic=deterministic)
     except ConfigError as error:
         if wanted:
             raise
@@ -47,17 +52,36 @@ def usable(*, wanted: bool) -> bool:
     return True
 
 
-def load() -> None:
-    """Import torch_npu and see that there are devices; raises ConfigError that names the remedy."""
+def load(*, deterministic: bool = False) -> None:
+    """Import torch_npu and see that there are devices; raises ConfigError that names the remedy.
+
+    What the libraries must find in the environment is set before, and gone again if this fails.
+    """
     if not installed():
         raise ConfigError(f"device npu: {NOT_INSTALLED}")
     check_versions(metadata.version("torch"), metadata.version("torch_npu"))
-    _set_defaults()
+    with _unset_on_failure():
+        if deterministic:
+            determinism.export("npu")
+        _set_defaults()
+        try:
+            import_module("torch_npu")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ConfigError(f"device npu: {import_problem(str(error))}") from None
+        visible_count()
+
+
+@contextmanager
+def _unset_on_failure() -> Iterator[None]:
+    """An exception takes the variables that were set within along: they would be reported as the user's."""
+    before = dict(os.environ)
     try:
-        import_module("torch_npu")
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ConfigError(f"device npu: {import_problem(str(error))}") from None
-    visible_count()
+        yield
+    except BaseException:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+        raise
 
 
 def _set_defaults() -> None:
@@ -89,10 +113,9 @@ def import_problem(message: str) -> str:
     absent = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", message)
     if absent and absent[1].startswith(("libascend_hal", "libdrvdsmi", "libc_sec")):
         return f"the Ascend driver is not there ({absent[1]}); install it, or mount it into this container"
-    if absent and absent[1].startswith("libatb"):
-        return f"nnal is not there or not set up ({absent[1]} was not found); {SET_ENV_NNAL}, or install nnal"
     if absent:
-        return f"CANN is not there or not set up ({absent[1]} was not found); {SET_ENV}, or install CANN"
+        where = f"{SET_ENV} (ascend-toolkit/ before CANN 8.5)"
+        return f"CANN is not there or not set up ({absent[1]} was not found); {where}, or install it"
     if "undefined symbol" in message:
         symbol = message.rpartition("undefined symbol: ")[2].split()[0]
         return f"CANN is older or newer than this torch_npu needs (no {symbol}); install the CANN it was released for"
@@ -113,6 +136,13 @@ def visible_count() -> int:
             " --device /dev/davinci0 (and so on) and --device /dev/davinci_manager"
         )
     return count
+
+
+def devices() -> str:
+    """How many there are and of which chip, which the driver tells without giving out one of them."""
+    load()
+    # With a number: without one it would be the current device's name, and take that device.
+    return f"{visible_count()} x {import_module('torch_npu').npu.get_device_name(0)}"
 
 
 @contextmanager

@@ -63,13 +63,15 @@ class _Group:
     def _gather(self, gathered: Tensor, x: Tensor) -> None:
         self._call(dist.all_gather, list(gathered.unbind()), x)
 
-    def _call(self, collective: Callable[..., Any], *args: Any) -> None:
+    def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
         try:
-            collective(*args, group=self._group)
+            collective(*args, group=self._group, **options)
         except RuntimeError as error:
             self._health.wait_for_failure(1.0)  # whoever watches the ranks knows which one it was
             during = self._health.during()
-            self._health.fail(f"{collective.__name__} failed {during}, a rank or its host is gone: {error}")
+            self._health.fail(
+                f"{collective.__name__} failed {during}, a rank or its host is gone or stands still: {error}"
+            )
             self._health.check()
 
 
@@ -104,8 +106,9 @@ class HostGroup(_Group):
         rows = gathered.view(self.size, -1).view(torch.uint8)  # gloo does not know every dtype
         self._call(dist.all_gather, list(rows.unbind()), x.reshape(-1).view(torch.uint8))
 
-    def barrier(self) -> None:
-        self._call(dist.barrier)
+    def barrier(self, name: str, timeout: float) -> None:
+        """The error of one that takes longer than `timeout` seconds has the ranks' numbers, and `name` by `during`."""
+        self._call(dist.monitored_barrier, timeout=timedelta(seconds=timeout), wait_all_ranks=True)
 
     def send(self, message: np.ndarray | None) -> None:
         """Rank 0: an int32 array to all others; None ends their `receive` with None."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 MEET_TIMEOUT_S = 600.0
+# Ranks read the same files at about the same time: one that comes so much later than another does not come.
+BARRIER_TIMEOUT_S = 1800.0
 CLOSE_TIMEOUT_S = 3.0
 # While there is a core for each rank, it may ask this often for the others before it sleeps (about 0.1 ms).
 SPINS = 100
@@ -68,7 +70,7 @@ class Collectives(Protocol):
 class Transport(Collectives, Protocol):
     """What also moves messages; its tensors are on the CPU."""
 
-    def barrier(self) -> None: ...
+    def barrier(self, name: str, timeout: float) -> None: ...
 
     def send(self, message: np.ndarray | None) -> None: ...
 
@@ -112,10 +114,10 @@ class RankGroup:
         return value if self.size == 1 else int(_open(self._host).all_gather(torch.tensor([value])).min())
 
     def barrier(self, name: str) -> None:
-        """Wait for the other ranks to finish what `name` says, e.g. "loading"."""
+        """Wait for the other ranks to finish what `name` says, e.g. "loading"; RankError if one takes too long."""
         if self.size > 1:
             with self.doing(f"waiting for all ranks to finish {name}"):
-                _open(self._host).barrier()
+                _open(self._host).barrier(name, BARRIER_TIMEOUT_S)
 
     def send_step(self, message: np.ndarray) -> None:
         """Rank 0: one step, a one-dimensional int32 array of any length, to all other ranks."""

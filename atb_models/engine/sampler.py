@@ -129,9 +129,16 @@ def _invert(probs_BW: Tensor, min_p: list[float], uniform_B1: Tensor) -> Tensor:
     if any(min_p):
         least_B1 = _column(min_p, probs_BW) * probs_BW.amax(-1, keepdim=True)
         probs_BW = probs_BW.masked_fill(probs_BW < least_B1, 0.0)
-    mass_BW = probs_BW.cumsum(-1)
+    mass_BW = _running_sums(probs_BW)
     # The first column whose running mass exceeds the number: one of probability 0 adds no mass and is never the first.
     return torch.searchsorted(mass_BW, uniform_B1 * mass_BW[:, -1:], right=True).squeeze(1)
+
+
+def _running_sums(probs_BW: Tensor) -> Tensor:
+    """Along each row; in a deterministic run on the CPU, for torch has no such sum on CUDA that repeats its bits."""
+    if torch.are_deterministic_algorithms_enabled():
+        return probs_BW.cpu().cumsum(-1).to(probs_BW.device)
+    return probs_BW.cumsum(-1)
 
 
 def _random(seq: Sequence) -> Random:
@@ -158,7 +165,7 @@ def _top_k_top_p(probs_BV: Tensor, top_k: list[int], top_p: list[float]) -> tupl
     while True:
         ids_BW = vocab_size - 1 - (key_BV.topk(width, sorted=True).values & 0xFFFFFFFF)
         probs_BW = probs_BV.gather(1, ids_BW)
-        mass_BW = probs_BW.cumsum(-1)
+        mass_BW = _running_sums(probs_BW)
         short_B1 = (k_B1 == vocab_size) & (mass_BW[:, -1:] < p_B1)
         if width == vocab_size or not short_B1.any():
             break

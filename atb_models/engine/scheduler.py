@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,8 @@ class Scheduler:
     """
 
     def __init__(self, block_manager: BlockManager, limits: Limits) -> None:
-        assert min(astuple(limits)) >= 1 and limits.block_size == block_manager.block_size
+        assert limits.block_size == block_manager.block_size
+        assert min(limits.max_batch_size, limits.max_prefill_tokens, limits.max_seq_len, limits.max_prompt_logits) >= 1
         self.block_manager, self.limits = block_manager, limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []

@@ -21,8 +21,9 @@ from atb_models.errors import ConfigError, RankError
 SLOT = 512 << 10
 # Up to here every rank sums the whole tensor after one meeting; beyond, each rank sums its share and they meet twice.
 SMALL = 16 << 10  # elements
-_PIDS, _BARRIER, _HEADER = 64, 3072, 4096  # offsets of pids (uint32), barrier words and data; first the segment's token
-_MAX_RANKS = (_BARRIER - _PIDS) // 4
+# Offsets of pids and counts of barriers (uint32), barrier words and data; first the segment's token.
+_PIDS, _CAME, _BARRIER, _HEADER = 64, 1568, 3072, 4096
+_MAX_RANKS = (_CAME - _PIDS) // 4
 _CLOSED = -1
 _KEPT_PLANS = 256
 
@@ -59,6 +60,7 @@ class SharedMemory:
         self.rank, self.size, self._health = rank, size, health
         self._pids = memoryview(memory)[_PIDS : _PIDS + 4 * size].cast("I")
         self._pids[rank] = os.getpid()
+        self._came = memoryview(memory)[_CAME : _CAME + 4 * size].cast("I")
         # Rank 0 answers Ctrl-C and a failure seen by its other thread; the others may idle for days.
         patience = SHORT_PAUSE_S if rank == 0 else LONG_PAUSE_S
         self._barrier = Barrier(memory, _BARRIER, size, spins=spins, patience=patience)
@@ -95,8 +97,21 @@ class SharedMemory:
         """rank -> pid, complete after the first barrier."""
         return dict(enumerate(self._pids))
 
-    def barrier(self) -> None:
-        self._exchange()
+    def barrier(self, name: str, timeout: float) -> None:
+        """Raises RankError naming the ranks that have not finished `name` in `timeout` seconds more than this one."""
+        deadline = time.monotonic() + timeout
+        self._came[self.rank] += 1
+
+        def idle() -> None:
+            self._idle()
+            if time.monotonic() > deadline:
+                absent = [str(rank) for rank, count in enumerate(self._came) if count < self._came[self.rank]]
+                raise RankError(
+                    f"rank {', '.join(absent) or 'unknown'} has not finished {name} {timeout:g} s after"
+                    f" rank {self.rank}"
+                )
+
+        self._exchange(idle)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks into x (fp32, fp16, bf16 or int64), which is returned."""

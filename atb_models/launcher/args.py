@@ -138,6 +138,10 @@ def _model_flags(group: Group) -> None:
     add("--tp", type=_tp, default=AUTO, help="tensor-parallel ranks; -1: as many as there are devices listed")
     add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
         help="dummy: random weights, for measuring")  # fmt: skip
+    add("--graph_capture", action="store_const", const=True,
+        help="replay decode steps as captured graphs, or refuse (default: on npu, where it can be)")  # fmt: skip
+    add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")
+    add("--deterministic", action="store_true", help="the same bits in every run, on npu and cuda at the price of time")
     add("--config_overrides", type=_json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
 
 
@@ -288,6 +292,9 @@ def _check_look(args: argparse.Namespace, parser: Parser) -> None:
     if len(chosen) > 1:
         parser.error(f"--{chosen[0]} and --{chosen[1]} are two different things; give one of them")
     args.profile = args.profile or (not chosen and env.get("ATB_PROFILING_ENABLE"))
+    if args.profile and args.graph_capture:
+        parser.error("--graph_capture launches a decode step as a whole, --profile (ATB_PROFILING_ENABLE) times each"
+            " operation; give one of them")  # fmt: skip
     goes_with = {
         "format": ("plan", "print_graph"),
         "svg": ("print_graph",),

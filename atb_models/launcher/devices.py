@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 DEFAULT_DEVICES = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
-def existing_devices(wanted: str | None) -> tuple[str, int | None]:
+def existing_devices(wanted: str | None, *, deterministic: bool = False) -> tuple[str, int | None]:
     """The kind of device to use and how many of it there are; None on a CPU, which any number of ranks may share."""
     from atb_models.engine.device import device_module, present_device
     from atb_models.engine.npu_setup import all_visible
 
     with all_visible():
-        kind = present_device(wanted)
+        kind = present_device(wanted, deterministic=deterministic)
         return kind, None if kind == "cpu" else device_module(kind).device_count()
 
 

@@ -63,6 +63,8 @@ def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "config_overrides": overrides or None,
         "trust_remote_code": args.trust_remote_code,
         "load_format": args.load_format,
+        "deterministic": args.deterministic,
+        "graph_capture": False if args.profile else args.graph_capture,
     }
 
 

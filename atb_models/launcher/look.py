@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from atb_models import env
@@ -50,6 +50,7 @@ def look(args: argparse.Namespace, tp: int) -> None:
 def _subject(args: argparse.Namespace, tp: int) -> Subject:
     from atb_models import ops
     from atb_models.engine.device import choose_device
+    from atb_models.engine.graph_capture import decide_capture
     from atb_models.engine.kv_pool import engine_limits
 
     config, model, length = asked_engine(args)
@@ -61,7 +62,7 @@ def _subject(args: argparse.Namespace, tp: int) -> Subject:
         dtype=model.run_dtype(config.dtype),
         tp=tp,
         device=device,
-        limits=engine_limits(config, model),
+        limits=replace(engine_limits(config, model), graph_capture=decide_capture(config.graph_capture, device)),
         input_length=length,
         kv_blocks=config.kv_blocks,
     )

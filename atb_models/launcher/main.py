@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> None:
     with interrupt_ends_at_once():
         from atb_models import LLM
         from atb_models.engine.device import choose_device
-    device = choose_device(args.device)
+    device = choose_device(args.device, deterministic=args.deterministic)
     bind_cores(device)
     profiling = Profiling(args, device)
     _say_before(job, device)

@@ -41,6 +41,8 @@ class Profiling:
         self._chip: Chip | None = None
         self._no_chip: str | None = None  # why there is none
         if self._on:
+            if device == "npu" and args.graph_capture is None and not env.get("RANK"):
+                logger.info("decode steps are not captured as graphs: each operation is timed")
             self._choose_chip(args.chip, args.chips_file, ranks(args))
 
     @contextmanager

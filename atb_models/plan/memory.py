@@ -31,6 +31,7 @@ class Limits:
     """What bounds a step: sequences, prompt tokens, length of a sequence; tokens of a KV block.
 
     max_prompt_logits: prompt tokens whose logits are wanted. More would be faster, and each takes 8 bytes an id.
+    graph_capture: decode steps run as captured graphs, which keep memory for themselves.
     """
 
     max_batch_size: int
@@ -38,6 +39,7 @@ class Limits:
     max_seq_len: int
     block_size: int
     max_prompt_logits: int = 128
+    graph_capture: bool = False
 
     @property
     def full_batch_blocks(self) -> int:
@@ -50,7 +52,7 @@ class RankMemory:
     """Bytes of one rank. The largest shard: ranks differ by nothing but padding."""
 
     weights: int
-    activations: int  # at the peak of the largest step, workspaces and the allocator's slack included
+    activations: int  # at the peak of the largest step, with workspaces, the allocator's slack, and what graphs keep
     kv_per_token: int
     block_size: int
 
@@ -77,10 +79,12 @@ def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limi
     equal = [
         (config.moe_layers.count(kind) - 1, layer) for kind, layer in zip(kinds.moe_layers, model.layers, strict=True)
     ]
+    kv_per_token = kv_bytes_per_token(model) // len(equal) * config.num_hidden_layers
+    graphs = graph_bytes(model, limits) + limits.block_size * kv_per_token if limits.graph_capture else 0
     return RankMemory(
         weights=weight_bytes(model) + sum(more * weight_bytes(layer) for more, layer in equal),
-        activations=peak_activations(model, limits),
-        kv_per_token=kv_bytes_per_token(model) // len(equal) * config.num_hidden_layers,
+        activations=peak_activations(model, limits) + graphs,
+        kv_per_token=kv_per_token,
         block_size=limits.block_size,
     )
 
@@ -105,14 +109,11 @@ def peak_activations(model: Decoder, limits: Limits) -> int:
 
     Layers follow one another and free what they used, so one layer of each kind has the peak of all.
     """
-    query_lens, kv_lens = largest_step(limits)
-    blocks = sum(-(-length // limits.block_size) for length in kv_lens)
     scored = min(limits.max_prompt_logits, limits.max_prefill_tokens)
-    rows = torch.empty(limits.max_batch_size + scored, dtype=torch.int32, device=META)
-    step = replace(meta_step(query_lens, kv_lens, limits.block_size), logits_rows_L=rows)
-    graph = OpGraph.trace(model, step, meta_caches(model, blocks, limits.block_size))
-    after = after_the_model(limits.max_batch_size, scored, model.config.vocab_size)
-    peak = max(graph.peak_activation_bytes, after) + limits.max_batch_size * model.config.vocab_size * SEEN_BYTES
+    sampled = limits.max_batch_size
+    after = after_the_model(sampled, scored, model.config.vocab_size)
+    peak = max(_peak_of_step(model, limits, *largest_step(limits), sampled + scored), after)
+    peak += sampled * model.config.vocab_size * SEEN_BYTES
     return peak + min(peak, MOST_SLACK)
 
 
@@ -123,6 +124,32 @@ def after_the_model(sampled: int, scored: int, vocab_size: int) -> int:
     """
     scoring = (sampled + scored) * LOGIT_BYTES + scored * SCORING_BYTES
     return vocab_size * max(scoring, scored * LOGIT_BYTES + sampled * SAMPLING_BYTES)
+
+
+def graph_bytes(model: Decoder, limits: Limits) -> int:
+    """What captured decode steps keep, but for their spare KV block: one memory for all of them, as the largest needs
+    it, and the logits of each."""
+    batch = limits.max_batch_size
+    logits = sum(graph_sizes(batch, limits.block_size)) * model.config.vocab_size * LOGIT_BYTES
+    return _peak_of_step(model, limits, [1] * batch, [limits.max_seq_len] * batch, batch) + logits
+
+
+def graph_sizes(most: int, block_size: int) -> list[int]:
+    """Batch sizes for which a decode step is captured: 1, 2, 4, 8 ... up to `most`.
+
+    The rows that fill a step up have their slots in one KV block, so sizes are no further apart than its tokens.
+    """
+    sizes = [1]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], sizes[-1] + block_size, most))
+    return sizes
+
+
+def _peak_of_step(model: Decoder, limits: Limits, query_lens: list[int], kv_lens: list[int], num_logits: int) -> int:
+    blocks = sum(-(-length // limits.block_size) for length in kv_lens)
+    rows = torch.empty(num_logits, dtype=torch.int32, device=META)
+    step = replace(meta_step(query_lens, kv_lens, limits.block_size), logits_rows_L=rows)
+    return OpGraph.trace(model, step, meta_caches(model, blocks, limits.block_size)).peak_activation_bytes
 
 
 def one_of_each_layer(config: ModelConfig) -> ModelConfig:

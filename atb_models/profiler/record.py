@@ -36,6 +36,7 @@ class Recorder:
     """
 
     def __init__(self, runner: ModelRunner, price: Price | None = None, traced_calls: int = TRACED_CALLS) -> None:
+        assert not runner.config.graph_capture, "a replayed step calls no operation"
         self._runner, self._model, self._price, self._room = runner, runner.model, price, traced_calls
         self._synchronize: Callable[[], None] = device_module(runner.group.device.type).synchronize
         self._paths = _TimedPaths(self._model)

@@ -75,6 +75,17 @@ def test_several_hosts() -> None:
     assert not torch.distributed.is_initialized()
 
 
+def test_host_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "BARRIER_TIMEOUT_S", 0.2)
+    store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    program = f"from tests.distributed import toys; toys.sleeping_host({store.port})"
+    with subprocess.Popen([sys.executable, "-c", program]) as other:
+        with join(Place(0, 2, 0, 1, "cpu"), store, Health()) as group:
+            with pytest.raises(RankError, match="waiting for all ranks to finish loading.*Ranks 1 failed"):
+                group.barrier("loading")
+        other.kill()
+
+
 def test_rank_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "MEET_TIMEOUT_S", 0.2)
     for local_size, message in ((1, "within 0.2 s: atb_models/here/1"), (2, "ranks not there after 0.2 s: 1")):

@@ -82,6 +82,14 @@ def test_error_in_a_rank(payload: str, message: str) -> None:
     assert ("in fail" in str(caught.value)) == (payload == "")
 
 
+def test_rank_that_lives_and_never_finishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks_module, "BARRIER_TIMEOUT_S", 0.3)
+    with spawn(3, "cpu", "", SERVE) as group:
+        group.send_step(np.array([60], dtype=np.int32))  # the others sleep
+        with pytest.raises(RankError, match=r"^rank 1, 2 has not finished loading 0\.3 s after rank 0$"):
+            group.barrier("loading")
+
+
 def test_group_that_is_dropped() -> None:
     """It takes its ranks along; a copy of it in a forked process does not."""
     group = spawn(2, "cpu", "", SERVE)

@@ -91,6 +91,7 @@ def check_hosts(group: RankGroup) -> None:
 
     check_collectives(group, [(1, 128), (3, 5, 7), (SMALL + 1,)])
     check_messages(group)
+    group.barrier("checking")
     device = DeviceGroup(None, group.health)
     x = torch.full((2, 3), float(group.rank))
     assert torch.equal(device.all_gather(x), torch.cat([torch.full((2, 3), float(r)) for r in range(group.size)], -1))
@@ -103,6 +104,12 @@ def other_host(port: int) -> None:
     store = TCPStore("127.0.0.1", port, 2, is_master=False, wait_for_workers=False)
     with join(Place(1, 2, 0, 1, "cpu"), store, Health()) as group:
         check_hosts(group)
+
+
+def sleeping_host(port: int) -> None:
+    store = TCPStore("127.0.0.1", port, 2, is_master=False, wait_for_workers=False)
+    with join(Place(1, 2, 0, 1, "cpu"), store, Health()):
+        time.sleep(60)
 
 
 def check_no_named_memory() -> None:

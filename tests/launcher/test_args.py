@@ -69,6 +69,8 @@ ACCEPTED = {
     "device": ("cpu", "cpu"),
     "tp": ("4", 4),
     "load_format": ("dummy", "dummy"),
+    "deterministic": ("", True),
+    "graph_capture": ("", True),
     "config_overrides": ("'{\"num_hidden_layers\": 4}'", {"num_hidden_layers": 4}),
     "input_texts": ("one 'two words'", ["one", "two words"]),
     "input_ids": ("1,2 3", [[1, 2], [3]]),
@@ -116,6 +118,10 @@ def test_flag_gives_its_value(flag):
     assert getattr(parse(f"--{flag} {typed}"), flag) == value
 
 
+def test_graph_capture_may_be_left_open():
+    assert [parse(line).graph_capture for line in ("", "--graph_capture", "--no_graph_capture")] == [None, True, False]
+
+
 def test_every_flag_is_tested():
     flags = {action.dest for action in build_parser()._actions} - {"help", "weight_path"}
     assert flags == set(ACCEPTED) | set(REFUSED) | set(FIXED)
@@ -132,6 +138,7 @@ def test_every_flag_is_tested():
         ("--chip H200", "--chip goes with --plan or --profile only"),
         ("--chips_file c.json --print_graph", "--chips_file goes with --plan or --profile only"),
         ("--plan --format dot", "--format dot is of --print_graph"),
+        ("--profile --graph_capture", "--graph_capture launches a decode step as a whole"),
     ],
 )
 def test_flags_of_looking_that_do_not_go_together(line, message):

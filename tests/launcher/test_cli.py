@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -27,6 +28,8 @@ def test_env(capsys, clean_environ, monkeypatch):
     out = capsys.readouterr().out
     assert out.startswith(f"atb-models {atb_models.__version__}, python ")
     assert "transformers 4.36.2" in out and "RESERVED_MEMORY_GB" in out
+    if importlib.util.find_spec("torch_npu") is None:
+        assert "torch_npu (not installed)" in out and "Ascend devices: none seen; torch_npu is not installed" in out
     monkeypatch.setenv("BIND_CPU", "x")
     assert cli.main(["env"]) == 2
     assert capsys.readouterr().err == "atb-models: error: BIND_CPU='x' must be 0 or 1\n"

@@ -11,6 +11,11 @@ from collections.abc import Callable
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+# Operations that torch_npu itself must serve.
+NATIVE = (
+    *("RmsNorm", "AddRmsNorm", "Rope", "ReshapeAndCache", "PagedAttention", "SwiGlu"),
+    *("Router", "MoeGating", "MoeInitRouting", "GroupedMatmul", "MoeFinalizeRouting"),
+)
 # Set by the soft NPU; without it the modules of `inside` have no device.
 if "SOFT_NPU_DEVICES" not in os.environ:
     collect_ignore = ["inside"]
@@ -18,13 +23,15 @@ if "SOFT_NPU_DEVICES" not in os.environ:
 
 @pytest.fixture(scope="session")
 def soft_npu() -> Run:
-    """Runs this Python with pretend devices: `soft_npu("-c", "...", devices=2)`."""
+    """Runs this Python, or another program, with pretend devices: `soft_npu("-c", "...", devices=2)`."""
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("torch_npu is not installed")
     from tests.npu.soft import environment
 
-    def run(*words: str, devices: int = 1, limit_s: int = 900, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, program: str = sys.executable, devices: int = 1, limit_s: int = 900, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         environ = os.environ | environment(devices) | variables
-        return subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, timeout=limit_s)
+        return subprocess.run([program, *words], env=environ, capture_output=True, text=True, timeout=limit_s)
 
     return run

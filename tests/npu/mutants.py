@@ -1,7 +1,5 @@
 """Mistakes that somebody could make, each put into a copy of the project: does a test see it?
 
-python tests/npu/mutants.py [word ...]     # those whose area or name has one of the words; all take minutes
-
 python tests/npu/mutants.py [word ...]     # those whose area or name has one of the words; all take a while
 """
 
@@ -17,17 +15,19 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS, SETUP = "atb_models/ops/npu.py", "atb_models/engine/npu_setup.py"
+GRAPHS, MESSAGE = "atb_models/engine/graph_capture.py", "atb_models/engine/message.py"
 DEVICE, GROUPS = "atb_models/engine/device.py", "atb_models/engine/process_group.py"
 LIMIT_S = 600
 INSIDE = "tests/npu/inside"
 # In this order, until one fails; for some areas the one that is made for them comes first.
-FIRST = {"device": "set-up", "collectives": "parity"}
+FIRST = {"device": "set-up", "collectives": "parity", "graphs": "graphs"}
 CHECKS = {
     "contracts": (f"{INSIDE}/test_widths.py", "-k", "contract or falls_back"),
     "operations": (f"{INSIDE}/test_operations.py",),
     "steps": (f"{INSIDE}/test_step.py",),
+    "graphs": (f"{INSIDE}/test_capture.py",),
     "set-up": ("tests/unit/test_npu_setup.py", "tests/npu/test_setup.py"),
-    "parity": (f"{INSIDE}/test_parity.py", "-k", "eight or deepseek_d128 or xverse or conditions"),
+    "parity": (f"{INSIDE}/test_parity.py", "-k", "deepseek_d128 or xverse or conditions or answers"),
 }
 
 
@@ -108,9 +108,15 @@ MUTANTS = [
         "with all_visible():", "if True:"),
     Mutant("step", "a value looked at", OPS,
         "    x_RH, rows_R, counts_E, _ =", "    experts_TK.max().item()\n    x_RH, rows_R, counts_E, _ ="),
-    Mutant("step", "copied from pageable memory", "atb_models/engine/message.py", "host.pin_memory().to", "host.to"),
+    Mutant("step", "copied from pageable memory", MESSAGE,
+        'host if device.type == "cpu" else host.pin_memory()', "host"),
     Mutant("step", "lengths taken from the device", OPS,
         "=_running_totals(query_lens)", "=torch.tensor(query_lens, device=q_TND.device).cumsum(0).tolist()"),
+    Mutant("graphs", "lengths of the capture", GRAPHS,
+        '        captured.graph.update(cpu_update_input=[{"actual_seq_lengths_kv": step.kv_lens}])\n', ""),
+    Mutant("graphs", "another batch size's", GRAPHS, "zip(sizes, reversed(captured)", "zip(sizes, captured"),
+    Mutant("graphs", "added rows among the answers", GRAPHS, "logits_BV[:batch]", "logits_BV"),
+    Mutant("graphs", "added rows in a sequence's block", MESSAGE, "= spare - added //", "= added //"),
 ]  # fmt: skip
 
 

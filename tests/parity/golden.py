@@ -45,7 +45,10 @@ class Golden:
                 error = (logits - self.tensors[f"logits_fp32_{k}"]).abs().max().item()
                 assert error <= FP32_TOLERANCE, f"prompt {k}: logits are off by {error:.1e}"
             return
-        mine = self._deviation(ours)
+        self.check_deviation(self._deviation(ours), dtype)
+
+    def check_deviation(self, mine: Tensor, dtype: str) -> None:
+        """`mine`: [T] d at positions of any text, in half precision."""
         theirs = self._deviation([self.tensors[f"logits_{dtype}_{k}"] for k in PROMPTS])
         assert mine.median() <= 1.25 * theirs.median(), f"median {mine.median():.5f} against {theirs.median():.5f}"
         flipped, published = _share(mine), _share(theirs)

@@ -50,7 +50,7 @@ def golden(request: pytest.FixtureRequest, shared: Any) -> Golden:
     return Golden(shared / "golden" / request.param)
 
 
-def run(golden: Golden, name: str, dtype: str, tp: int, device: str = "cpu") -> None:
+def run(golden: Golden, name: str, dtype: str, tp: int, device: str = "cpu", params: SamplingParams = GREEDY) -> None:
     """Check all logits, each answer's first logits and the greedy tokens of all prompts under one condition."""
     condition = (CONDITIONS | NPU_CONDITIONS)[name]
     arguments = {"max_batch_size": 5, "prefix_cache": False, **condition.arguments}
@@ -58,7 +58,7 @@ def run(golden: Golden, name: str, dtype: str, tp: int, device: str = "cpu") -> 
         batches = [golden.prompts] if condition.together else [[prompt] for prompt in golden.prompts]
         logits = [one for batch in batches for one in llm.prompt_logits(batch)]
         before = llm.metrics()
-        outputs, firsts = generate(llm, batches)
+        outputs, firsts = generate(llm, batches, params)
         after = llm.metrics()
     counter, least = condition.happened
     happened = after[counter] - (before[counter] if counter in COUNTED_UP else 0)
@@ -70,8 +70,10 @@ def run(golden: Golden, name: str, dtype: str, tp: int, device: str = "cpu") -> 
             golden.check_greedy(k, outputs[k].token_ids)
 
 
-def generate(llm: LLM, batches: list[list[list[int]]]) -> tuple[list[RequestOutput], list[Tensor]]:
-    """Greedy outputs, and for each prompt the logits its first new token was taken from."""
+def generate(
+    llm: LLM, batches: list[list[list[int]]], params: SamplingParams
+) -> tuple[list[RequestOutput], list[Tensor]]:
+    """Outputs, and for each prompt the logits its first new token was taken from."""
     outputs: list[RequestOutput] = []
     firsts: list[Tensor] = []
     for batch in batches:
@@ -83,7 +85,7 @@ def generate(llm: LLM, batches: list[list[list[int]]]) -> tuple[list[RequestOutp
                     seen[row.seq.index] = line.to("cpu", copy=True)
 
         llm.on_step = keep
-        outputs += llm.generate(batch, GREEDY)
+        outputs += llm.generate(batch, params)
         firsts += [seen[index] for index in range(len(batch))]
     return outputs, firsts
 

@@ -58,6 +58,25 @@ def test_cann(tmp_path: Path) -> None:
     assert doctor.cann(home) == f"version 8.2.RC1, {tmp_path}"
 
 
+def test_cann_in_a_folder_that_is_a_link(tmp_path: Path) -> None:
+    """As `latest` has them of the version that is installed."""
+    (tmp_path / "9.2.0").mkdir()
+    (tmp_path / "9.2.0" / "ascend_toolkit_install.info").write_text("version=9.2.0\n")
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "aarch64-linux").symlink_to(tmp_path / "9.2.0")
+    assert doctor.cann({"ASCEND_HOME_PATH": f"{tmp_path}/latest"}) == f"version 9.2.0, {tmp_path}/latest"
+
+
+def test_nnal(tmp_path: Path) -> None:
+    assert doctor.nnal({}) == "not set up (ATB_HOME_PATH is not set), nor needed"
+    home = tmp_path / "latest" / "atb" / "cxx_abi_1"
+    home.mkdir(parents=True)
+    assert doctor.nnal({"ATB_HOME_PATH": str(home)}) == f"version unknown, {home}"
+    text = "    Ascend-cann-atb : 8.2.RC2\n    Ascend-cann-atb Version : 8.2.RC2.B030\n    Platform : aarch64\n"
+    (tmp_path / "latest" / "version.info").write_text(text)
+    assert doctor.nnal({"ATB_HOME_PATH": str(home)}) == f"version 8.2.RC2.B030, {home}"
+
+
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(npu_setup, "installed", lambda: True)
     monkeypatch.setattr(doctor.metadata, "version", {"torch": "2.13.0+cpu", "torch_npu": "2.10.0"}.__getitem__)

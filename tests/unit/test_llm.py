@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from atb_models import LLM, SamplingParams
+from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError, CheckpointError, ConfigError, RequestError
 from tests.tiny import write_checkpoint, write_weights
 
@@ -197,6 +198,9 @@ def test_one_params_each_or_one_for_all(llm: LLM) -> None:
         ({"tp": 3}, ConfigError, "3 ranks cannot share 8 attention heads.*runs on 1, 2, 4, 8"),
         ({"max_seq_len": 513}, ConfigError, "max_seq_len 513 is beyond the model's 512 positions"),
         ({"prefix_cache": "no"}, ConfigError, "prefix_cache must be True or False, not 'no'"),
+        ({"graph_capture": 1}, ConfigError, "graph_capture must be True, False or None, not 1"),
+        ({"graph_capture": True}, ConfigError, "graph_capture: device cpu captures no graphs; use --device npu"),
+        ({"deterministic": 1}, ConfigError, "deterministic must be True or False, not 1"),
         ({"config_overrides": ["a"]}, ConfigError, "config_overrides must be a dict"),
         ({"config_overrides": {"torch_dtype": torch.float16}}, ConfigError, "config_overrides must be a dict of JSON"),
         ({"load_format": "gguf"}, ConfigError, "load_format must be one of"),
@@ -214,6 +218,32 @@ def test_a_pool_too_small_for_a_request(folder: Path) -> None:
         with pytest.raises(CapacityError, match="needs 4 KV blocks of 16 tokens.*there are 2"):
             llm.generate([[5] * 50], GREEDY)
         assert len(llm.generate([[5] * 20], GREEDY)[0].token_ids) == 5
+
+
+def test_ranks_wait_for_each_other_after_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def barrier(group: RankGroup, name: str) -> None:
+        names.append(name)
+        wait(group, name)
+
+    names: list[str] = []
+    wait = RankGroup.barrier
+    monkeypatch.setattr(RankGroup, "barrier", barrier)
+    with LLM(folder, device="cpu", tp=2):
+        assert names[:2] == ["their start", "loading"]
+
+
+def test_the_model_is_let_go_before_its_group_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(group: RankGroup) -> None:
+        gone.append(runner() is None)
+        end(group)
+
+    gone: list[bool] = []
+    end = RankGroup.close
+    llm = LLM(folder, device="cpu")
+    runner = weakref.ref(llm._runner)
+    monkeypatch.setattr(RankGroup, "close", close)
+    llm.close()
+    assert gone == [True]
 
 
 def test_dtype_auto_is_the_checkpoints(folder: Path) -> None:

@@ -22,7 +22,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> None:
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch_npu is installed, CANN is not."""
 
-    def load() -> None:
+    def load(**_: bool) -> None:
         raise ConfigError("device npu: CANN is not there")
 
     monkeypatch.setattr(npu_setup, "installed", lambda: True)
@@ -70,7 +70,6 @@ NO_FILE = "cannot open shared object file: No such file or directory"
     ("message", "said"),
     [
         (f"libhccl.so: {NO_FILE}", "CANN is not there or not set up (libhccl.so was not found); source "),
-        (f"libatb.so: {NO_FILE}", "nnal is not there or not set up (libatb.so was not found); source "),
         (f"libascend_hal.so: {NO_FILE}", "the Ascend driver is not there (libascend_hal.so)"),
         ("/x/lib.so: undefined symbol: aclrtNew", "CANN is older or newer than this torch_npu needs (no aclrtNew)"),
         ("something else\nand more", "torch_npu cannot be imported: something else"),
@@ -79,6 +78,32 @@ NO_FILE = "cannot open shared object file: No such file or directory"
 )
 def test_what_an_import_error_means(message: str, said: str) -> None:
     assert said in npu_setup.import_problem(message) and "\n" not in npu_setup.import_problem(message)
+
+
+def test_what_was_set_for_an_import_that_fails_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        seen.update(os.environ)
+        raise ImportError(f"libhccl.so: {NO_FILE}")
+
+    seen: dict[str, str] = {}
+    names = [*npu_setup.DEFAULTS, "HCCL_DETERMINISTIC"]
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LCCL_DETERMINISTIC", "0")  # as nnal's set_env.sh does
+    monkeypatch.setattr(npu_setup, "installed", lambda: True)
+    monkeypatch.setattr(npu_setup.metadata, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(npu_setup, "import_module", fail)
+    assert present_device(None, deterministic=True) in ("cuda", "cpu")
+    assert {name: seen[name] for name in names} == {
+        "HCCL_HOST_SOCKET_PORT_RANGE": "auto",
+        "HCCL_NPU_SOCKET_PORT_RANGE": "auto",
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+        "INF_NAN_MODE_ENABLE": "1",
+        "HCCL_DETERMINISTIC": "true",
+    }
+    assert not set(names) & set(os.environ)
+    assert (seen["LCCL_DETERMINISTIC"], os.environ["LCCL_DETERMINISTIC"]) == ("1", "0")
 
 
 def test_the_launcher_looks_at_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:

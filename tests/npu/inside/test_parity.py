@@ -1,58 +1,80 @@
 """Parity with the published code on the pretend device: the measures of tests/parity, through torch_npu's calls.
 
-Checkpoints whose heads are not 128 wide show that padding them changes nothing.
+Checkpoints whose heads are not 128 wide show that padding them changes nothing. Ranks talk through the process group of
+HCCL.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
-from atb_models import LLM, SamplingParams
+from atb_models import LLM
+from tests.npu.ranks import Ranks
 from tests.parity.golden import Golden
-from tests.parity.test_golden import NPU_CONDITIONS, run
+from tests.parity.test_golden import NPU_CONDITIONS
 
-CONDITIONS = ("one_by_one", "batched", "chunks_of_16", *NPU_CONDITIONS)
-LONG = SamplingParams(max_tokens=132, temperature=0, ignore_eos=True)
-
-
-def golden(shared: Path, name: str) -> Golden:
-    return Golden(shared / "golden" / name)
-
-
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["deepseek", "deepseek_d128", "qwen", "xverse"])
-def test_batched(shared: Path, name: str, dtype: str) -> None:
-    run(golden(shared, name), "batched", dtype, 1, "npu")
+CHECKPOINTS = ("deepseek", "deepseek_d128", "qwen", "xverse")
+CONDITIONS = ("batched", "one_by_one", "chunks_of_16", *NPU_CONDITIONS)
+LONG = 132  # tokens of an answer: each sequence grows beyond its first block
+AMPLE, TIGHT = 6, 4  # KV blocks for three of them
+dtypes = pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+StartRanks = Callable[[int], Ranks]
+checkpoints = pytest.mark.parametrize("name", CHECKPOINTS)
 
 
-@pytest.mark.parametrize("condition", [name for name in CONDITIONS if name != "batched"])
-def test_conditions(shared: Path, condition: str) -> None:
-    run(golden(shared, "deepseek_d128"), condition, "fp16", 1, "npu")
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[StartRanks]:
+    """So many ranks, the same ones for all tests."""
+    with ExitStack() as started:
+        yield cache(lambda size: started.enter_context(Ranks(size)))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("deepseek_d128", "fp16"), ("qwen", "bf16")])
-def test_on_eight_ranks(shared: Path, name: str, dtype: str) -> None:
-    """Collectives go through the process group of HCCL."""
-    run(golden(shared, name), "batched", dtype, 8, "npu")
+@dtypes
+@checkpoints
+@pytest.mark.parametrize("tp", [1, 8])
+def test_all_prompts(shared: Path, ranks: StartRanks, name: str, dtype: str, tp: int) -> None:
+    ranks(tp).run("parity", str(shared / "golden" / name), "batched", dtype, tp)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS[1:])
+def test_conditions(shared: Path, ranks: StartRanks, condition: str) -> None:
+    ranks(1).run("parity", str(shared / "golden" / "deepseek_d128"), condition, "fp16", 1)
+
+
+@pytest.mark.parametrize(("tp", "blocks", "tokens"), [(1, AMPLE, LONG), (1, TIGHT, LONG), (8, AMPLE, 8)])
+def test_answers(shared: Path, ranks: StartRanks, tp: int, blocks: int, tokens: int) -> None:
+    check_answers(shared / "golden" / "deepseek_d128", ranks(tp), "fp16", blocks, tokens)
+
+
+def check_answers(folder: Path, ranks: Ranks, dtype: str, blocks: int, tokens: int = LONG) -> None:
+    """Generated tokens, too, get logits that deviate no more than the published code's: from those which the same text
+    has as a prompt in fp32 on the CPU, where tests/parity compares them with the published ones."""
+    texts, logits, preemptions = ranks.run("decode", str(folder), dtype, ranks.size, blocks, tokens)
+    assert (preemptions > 0) == (blocks == TIGHT)
+    with LLM(folder, dtype="fp32", device="cpu") as llm:
+        exact = [lines[-tokens - 1 : -1] for lines in llm.prompt_logits(texts)]
+    Golden(folder).check_deviation((torch.cat(logits) - torch.cat(exact)).abs().mean(dim=1), dtype)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("tp", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", ["deepseek", "deepseek_d128", "qwen", "xverse"])
+@dtypes
+@checkpoints
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_cross(shared: Path, condition: str, name: str, tp: int, dtype: str) -> None:
-    run(golden(shared, name), condition, dtype, tp, "npu")
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_conditions_crossed(shared: Path, ranks: StartRanks, name: str, dtype: str, condition: str, tp: int) -> None:
+    ranks(tp).run("parity", str(shared / "golden" / name), condition, dtype, tp)
 
 
-def test_preempted_sequences_answer_as_others_do(shared: Path) -> None:
-    prompts = golden(shared, "deepseek_d128").prompts[:3]
-    answers = []
-    for blocks in (8, 4):
-        with LLM(shared / "golden" / "deepseek_d128", device="npu", kv_blocks=blocks, prefix_cache=False) as llm:
-            answers.append([out.token_ids for out in llm.generate(prompts, LONG)])
-            preemptions = llm.metrics()["preemptions"]
-        assert (preemptions > 0) == (blocks == 4)
-    assert answers[0] == answers[1]
+@pytest.mark.full
+@dtypes
+@checkpoints
+@pytest.mark.parametrize("blocks", [AMPLE, TIGHT])
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_answers_crossed(shared: Path, ranks: StartRanks, name: str, dtype: str, blocks: int, tp: int) -> None:
+    check_answers(shared / "golden" / name, ranks(tp), dtype, blocks)

@@ -1,4 +1,7 @@
-"""What a step does on the device: which operators, how many, and how often the host waits."""
+"""What a launched step does on the device: which operators, how many, and how often the host waits.
+
+Replayed ones are in test_capture.py.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ LAYERS, MOE_LAYERS = 3, 2
 def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, hidden_size=256, num_attention_heads=2, num_key_value_heads=2)
-    with LLM(folder, device="npu", max_batch_size=4) as llm:
+    with LLM(folder, device="npu", max_batch_size=4, graph_capture=False) as llm:
         yield llm
 
 

@@ -17,7 +17,7 @@ def environment(devices: int = 1) -> dict[str, str]:
         "PYTHONPATH": _before("PYTHONPATH", OWN / "site", OWN.parents[2]),
         "SOFT_NPU_DEVICES": str(devices),
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
-        "ASCEND_LAUNCH_BLOCKING": "1",  # an operator that fails then does so where it is called
+        "TASK_QUEUE_ENABLE": "0",  # an operator that fails then does so where it is called
     }
 
 

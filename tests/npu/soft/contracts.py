@@ -18,6 +18,7 @@ HALF = (torch.float16, torch.bfloat16)
 FLOATS = (*HALF, torch.float32)
 MASKS = (torch.int8, torch.uint8, torch.bool)
 MASK_SIZE = 2048
+OVERLOADS = {"npu_fused_infer_attention_score": ("out",)}
 
 
 class ContractError(RuntimeError):
@@ -41,8 +42,8 @@ def bound(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SimpleNames
 def check(op: Any, call: SimpleNamespace) -> None:
     """Raise ContractError for a call that breaks the operator's contract, or whose operator has none here."""
     namespace, name = op.namespace, op._schema.name.partition("::")[2]
-    contract = globals().get(name) if namespace == "npu" and name.startswith("npu_") else None
-    if contract is None or op._schema.overload_name:
+    contract = globals().get(name) if namespace == "npu" and name.lstrip("_").startswith("npu_") else None
+    if contract is None or op._schema.overload_name not in ("", *OVERLOADS.get(name, ())):
         raise ContractError(f"{op}: the soft NPU does not know this operator")
     try:
         contract(call)
@@ -107,7 +108,7 @@ def npu_scatter_pa_kv_cache(call: SimpleNamespace) -> None:
 def npu_fused_infer_attention_score(call: SimpleNamespace) -> None:
     """Paged, TND, causal: the only form that is used here."""
     query, key, value, table = call.query, call.key, call.value, call.block_table
-    known = {"query", "key", "value", "block_table", "atten_mask"}
+    known = {"query", "key", "value", "block_table", "atten_mask", "workspace"}
     _plain(call, *(name for name, given in vars(call).items() if isinstance(given, Tensor) and name not in known))
     need(call.input_layout == "TND" and query.dim() == 3, f"layout {call.input_layout}, query {query.shape}")
     need(query.dtype in HALF and query.dtype == key.dtype == value.dtype, f"{query.dtype}, {key.dtype}, {value.dtype}")
@@ -126,6 +127,20 @@ def npu_fused_infer_attention_score(call: SimpleNamespace) -> None:
     mask = call.atten_mask
     need(mask is not None, "sparse_mode 3 needs atten_mask")
     need(tuple(mask.shape) == (MASK_SIZE, MASK_SIZE) and mask.dtype in MASKS, f"mask {mask.shape} {mask.dtype}")
+
+    if "out" in vars(call):
+        need(call.workspace is not None and len(call.out) == 2, "out has two tensors and goes with a workspace")
+        out = call.out[0]
+        need(out.shape == query.shape and out.dtype == query.dtype, f"out {out.shape} {out.dtype} of {query.shape}")
+        _contiguous(out=out)
+
+
+_npu_fused_infer_attention_score_get_max_workspace = npu_fused_infer_attention_score
+
+
+def _npu_fused_infer_attention_score_infer_output(call: SimpleNamespace) -> None:
+    _plain(call, "quant_scale2", "query_rope")
+    need(call.input_layout == "TND" and call.query.dim() == 3, f"layout {call.input_layout}, query {call.query.shape}")
 
 
 def _lengths(totals: Any, kv_lens: Any, tokens: int, table: torch.Size, block_size: int) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from tests.npu.soft import collectives, counts, kernels
-from tests.npu.soft.contracts import ContractError, bound, check
+from tests.npu.soft import collectives, counts, graphs, kernels
+from tests.npu.soft.contracts import ContractError, bound, check, need
 
 DEVICE = "PrivateUse1"
 # Memory and identity: torch_npu's own kernels do these without an operator of CANN.
@@ -34,6 +36,7 @@ _libraries: list[torch.library.Library] = []
 
 def install() -> None:
     """Take over the device's operators, once in a process, after torch_npu was imported."""
+    graphs.install()
     own = {namespace: torch.library.Library(namespace, "IMPL") for namespace in ("aten", "npu", "atb")}
     _libraries.extend([*own.values(), collectives.install()])
     with warnings.catch_warnings():
@@ -83,14 +86,24 @@ def _native(op: Any) -> Callable[..., Any]:
     """An operator of torch_npu: its contract, then its kernel."""
     name = op._schema.name
 
+    def compute(given: dict[str, Any]) -> Any:
+        return getattr(kernels, name.partition("::")[2])(SimpleNamespace(**given))
+
     def run(*args: Any, **kwargs: Any) -> Any:
-        call, lowered = bound(op, args, kwargs), _Lowered()
+        call = bound(op, args, kwargs)
         check(op, call)
-        counts.OPERATORS[name] += 1
-        vars(call).update({key: lowered.down(value) for key, value in vars(call).items()})
+        if name.startswith("npu::_"):  # asks for a size: nothing runs on the device
+            shapes = _Lowered("meta")
+            return shapes.up(compute(shapes.down(vars(call))))
+        if graphs.DEVICE.updated is None:
+            counts.OPERATORS[name] += 1
+        lowered = _Lowered()
+        given = lowered.down(vars(call))
         if lowered.strangers:
             raise ContractError(f"{name}: tensors on the host {lowered.strangers}")
-        return lowered.up(getattr(kernels, op._schema.name.partition("::")[2])(call))
+        if not graphs.DEVICE.records:
+            return lowered.up(_now(lambda: compute(given)))
+        return _kept(name, lambda: compute(given), lambda meta: meta.get("out") or op(**meta), vars(call))
 
     return run
 
@@ -100,27 +113,53 @@ def _aten(op: Any, name: str) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         counts.OPERATORS[f"aten::{name}"] += 1
-        lowered = _Lowered()
-        args, kwargs = lowered.down(args), {key: lowered.down(value) for key, value in kwargs.items()}
-        if lowered.strangers and lowered.own and name not in MIXED:
-            raise RuntimeError(f"{op}: tensors on the device and on the host {lowered.strangers}")
-        to_host = bool(lowered.own) and kwargs.get("device") is not None and lowered.target is None
-        _count_transfers(name, to_host, lowered, args, kwargs)
         if "pin_memory" in kwargs:
             kwargs["pin_memory"] = None
-        result = op(*args, **kwargs)
+        lowered = _Lowered()
+        own, named = lowered.down((args, kwargs))
+        if lowered.strangers and lowered.own and name not in MIXED:
+            raise RuntimeError(f"{op}: tensors on the device and on the host {lowered.strangers}")
+        to_host = bool(lowered.own) and named.get("device") is not None and lowered.target is None
+        _count_transfers(name, to_host, lowered, own, named)
+        if graphs.DEVICE.records:
+            return _kept(
+                f"aten::{name}", lambda: op(*own, **named), lambda meta: op(*meta[0], **meta[1]), (args, kwargs)
+            )
+        result = _now(lambda: op(*own, **named))
         return result if to_host else lowered.up(result)
 
     return run
 
 
+def _now(compute: Callable[[], Any]) -> Any:
+    graphs.DEVICE.idle()
+    return compute()
+
+
+def _kept(name: str, compute: Callable[[], Any], shapes: Callable[[Any], Any], given: Any) -> Any:
+    """Keep a call for the replays of a graph -> its results, which are memory without a value."""
+    meta = _Lowered("meta")
+    result = meta.up(shapes(meta.down(given)))
+    places = [as_cpu(one) for one in tree_leaves(result) if isinstance(one, Tensor)]
+
+    def run() -> None:
+        values = [one for one in tree_leaves(compute()) if isinstance(one, Tensor)]
+        for place, value in zip(places, values, strict=True):
+            if value.data_ptr() != place.data_ptr():
+                need((value.shape, value.dtype) == (place.shape, place.dtype), f"{name}: {value.shape}, {place.shape}")
+                place.copy_(value)
+
+    graphs.DEVICE.keep(graphs.Call(name, run))
+    return result
+
+
 def _count_transfers(name: str, to_host: bool, lowered: _Lowered, args: Any, kwargs: Any) -> None:
     is_copy = name == "copy_"
     if to_host or (is_copy and not lowered.is_own(args[0])):
-        counts.COPIES["to_host"] += 1
+        counts.copied("to_host")
         counts.waited("copy to the host")
     elif name in ("copy_", "_to_copy") and not lowered.is_own(args[is_copy]):
-        counts.COPIES["to_device"] += 1
+        counts.copied("to_device")
         if not (args[2] if len(args) > 2 else kwargs.get("non_blocking")):
             counts.waited("blocking copy to the device")
         elif not args[is_copy].is_pinned():  # it may be freed, and written anew, before the device has read it
@@ -135,16 +174,20 @@ def _contiguous(tensor: Tensor, *, memory_format: Any = torch.contiguous_format)
 
 
 def _item(tensor: Tensor) -> Any:
-    counts.COPIES["to_host"] += 1
+    counts.copied("to_host")
     counts.waited("item")
-    return torch.ops.aten._local_scalar_dense(as_cpu(tensor))
+    return _now(lambda: torch.ops.aten._local_scalar_dense(as_cpu(tensor)))
 
 
 class _Lowered:
-    """The arguments of one call as the CPU sees them, and its results put back on the device."""
+    """The arguments of one call as another device sees them, and its results put back on ours.
 
-    def __init__(self) -> None:
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the CPU tensor: it and the device's
+    kind: cpu, on the same memory, or meta.
+    """
+
+    def __init__(self, kind: str = "cpu") -> None:
+        self.kind = kind
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the other device's tensor: it and ours
         self.strangers: list[tuple[int, ...]] = []  # shapes of tensors that are on the host
         self.target: torch.device | None = None
 
@@ -154,11 +197,17 @@ class _Lowered:
     def down(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(self.down(one) for one in value)
+        if isinstance(value, dict):
+            return {key: self.down(one) for key, one in value.items()}
         if isinstance(value, torch.device) and value.type == "npu":
             self.target = value
-            return torch.device("cpu")
+            return torch.device(self.kind)
         if isinstance(value, Tensor) and value.device.type == "npu":
-            seen = as_cpu(value)
+            seen = (
+                as_cpu(value)
+                if self.kind == "cpu"
+                else torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+            )
             self.own[id(seen)] = (seen, value)
             return seen
         if isinstance(value, Tensor) and value.dim():
@@ -172,5 +221,6 @@ class _Lowered:
             return self.own[id(value)][1] if isinstance(value, Tensor) else value
         where = self.target or next((theirs.device for _, theirs in self.own.values()), "npu")
         placed = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=where)
-        as_cpu(placed).copy_(value)
+        if not value.is_meta:
+            as_cpu(placed).copy_(value)
         return placed

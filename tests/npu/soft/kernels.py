@@ -53,14 +53,23 @@ def npu_scatter_pa_kv_cache(call: SimpleNamespace) -> None:
 def npu_fused_infer_attention_score(call: SimpleNamespace) -> tuple[Tensor, Tensor]:
     hidden = torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.bool).triu(1)
     need(torch.equal(call.atten_mask.bool(), hidden), "the mask has 1 where a key is hidden: above the diagonal")
-    out, start = torch.empty_like(call.query), 0
+    out, softmax_lse = vars(call).get("out") or _npu_fused_infer_attention_score_infer_output(call)
+    start = 0
     for stop, kv_len, table in zip(call.actual_seq_lengths, call.actual_seq_lengths_kv, call.block_table, strict=True):
         blocks = table[: -(-kv_len // call.block_size)].long()
         need(bool((blocks >= 0).all() and (blocks < call.key.shape[0]).all()), "a block table leaves the cache")
         keys, values = (cache[blocks].flatten(0, 1)[:kv_len] for cache in (call.key, call.value))
         out[start:stop] = _attend(call, call.query[start:stop], keys, values)
         start = stop
-    return out, torch.empty(0, dtype=torch.float32)
+    return out, softmax_lse
+
+
+def _npu_fused_infer_attention_score_infer_output(call: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(call.query), call.query.new_empty(0, dtype=torch.float32)
+
+
+def _npu_fused_infer_attention_score_get_max_workspace(call: SimpleNamespace) -> Tensor:
+    return call.query.new_empty(1 << 20, dtype=torch.uint8)
 
 
 def _attend(call: SimpleNamespace, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

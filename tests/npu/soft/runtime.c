@@ -1,5 +1,5 @@
 /* A pretend Ascend device: the part of the ACL runtime that torch_npu uses to bring a device up, and for memory, copies,
- * streams and events. Device memory is host memory. Streams are synchronous: work is finished when a call returns.
+ * streams, events and graphs. Device memory is host memory. Streams are synchronous: work is finished when a call returns.
  * No operator runs here. The prototypes are those of the headers in the torch_npu wheel: a change of one does not compile.
  *
  * SOFT_NPU_DEVICES: how many there are (0: a driver without devices), which ASCEND_RT_VISIBLE_DEVICES narrows;
@@ -22,6 +22,7 @@
 #define NO_CONTEXT 107002
 #define BAD_PARAM 107000
 #define MOST 64
+#define IN_CAPTURE ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT
 
 static long number(const char *name, long otherwise) {
     const char *text = getenv(name);
@@ -49,6 +50,15 @@ static int devices(void) {
 static long synchronisations;                  /* read by counts.py */
 long soft_npu_synchronisations(void) { return synchronisations; }
 void soft_npu_reset(void) { synchronisations = 0; }
+
+/* Graph capture: graphs.py, which keeps the calls, is told what happens; 0 means that it may. */
+enum what { BEGIN, END, REPLAY, GROUP_BEGIN, GROUP_END, UPDATE_BEGIN, UPDATE_END, WAIT, RESET, SET };
+static int (*told)(enum what, void *);
+static aclrtStream captured;                   /* the stream that is being captured */
+static char *graph, *group;                    /* the newest ones: numbers */
+void soft_npu_tell(int (*whom)(enum what, void *)) { told = whom; }
+static aclError tell(enum what what, void *handle) { return told && told(what, handle) == 0 ? OK : BAD_PARAM; }
+static aclError wait_for(void) { return captured ? IN_CAPTURE : (synchronisations++, OK); }
 
 /* ---- bring-up */
 static char contexts[MOST];                    /* their addresses are the handles */
@@ -191,6 +201,7 @@ aclError aclrtFreeHost(void *pointer) { free(pointer); return OK; }
 
 /* The direction of a copy must agree with where the pointers are. */
 aclError aclrtMemcpy(void *to, size_t room_, const void *from, size_t size, aclrtMemcpyKind kind) {
+    if (captured) return IN_CAPTURE;
     int to_device = device_of(to) >= 0, from_device = device_of(from) >= 0;
     aclrtMemcpyKind actual = to_device ? (from_device ? ACL_MEMCPY_DEVICE_TO_DEVICE : ACL_MEMCPY_HOST_TO_DEVICE)
                                        : (from_device ? ACL_MEMCPY_DEVICE_TO_HOST : ACL_MEMCPY_HOST_TO_HOST);
@@ -215,11 +226,11 @@ aclError aclrtDestroyStream(aclrtStream s) { free(s); return OK; }
 aclError aclrtDestroyStreamForce(aclrtStream s) { return aclrtDestroyStream(s); }
 aclError aclrtStreamGetId(aclrtStream s, int32_t *id) { *id = s ? *(int *)s : -1; return OK; }
 aclError aclrtStreamQuery(aclrtStream s, aclrtStreamStatus *status) { *status = ACL_STREAM_STATUS_COMPLETE; return OK; }
-aclError aclrtSynchronizeStream(aclrtStream s) { synchronisations++; return OK; }
-aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) { synchronisations++; return OK; }
-aclError aclrtSynchronizeDevice(void) { synchronisations++; return OK; }
-aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) { synchronisations++; return OK; }
-aclError aclrtSynchronizeEvent(aclrtEvent e) { synchronisations++; return OK; }
+aclError aclrtSynchronizeStream(aclrtStream s) { return wait_for(); }
+aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) { return wait_for(); }
+aclError aclrtSynchronizeDevice(void) { return wait_for(); }
+aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) { return wait_for(); }
+aclError aclrtSynchronizeEvent(aclrtEvent e) { return wait_for(); }
 aclError aclrtGetStreamOverflowSwitch(aclrtStream s, uint32_t *flag) { *flag = 0; return OK; }
 
 aclError aclrtCreateEventExWithFlag(aclrtEvent *e, uint32_t flag) { *e = calloc(1, sizeof(struct timespec)); return OK; }
@@ -231,4 +242,24 @@ aclError aclrtQueryEventWaitStatus(aclrtEvent e, aclrtEventWaitStatus *status) {
 aclError aclrtEventElapsedTime(float *ms, aclrtEvent begin, aclrtEvent end) {
     struct timespec *a = begin, *b = end;
     return *ms = (float)((b->tv_sec - a->tv_sec) * 1e3 + (b->tv_nsec - a->tv_nsec) * 1e-6), OK;
+}
+
+/* ---- graphs */
+aclError aclmdlRICaptureBegin(aclrtStream s, aclmdlRICaptureMode mode) { captured = s, graph++; return tell(BEGIN, s); }
+aclError aclmdlRICaptureEnd(aclrtStream s, aclmdlRI *g) { captured = NULL; return tell(END, *g = graph); }
+aclError aclmdlRICaptureGetInfo(aclrtStream s, aclmdlRICaptureStatus *status, aclmdlRI *g) {
+    *status = captured && s == captured ? ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
+    if (g) *g = graph;
+    return OK;
+}
+aclError aclmdlRIExecuteAsync(aclmdlRI g, aclrtStream s) { return tell(REPLAY, g); }
+aclError aclmdlRICaptureTaskGrpBegin(aclrtStream s) { return tell(GROUP_BEGIN, s); }
+aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp *g) { return tell(GROUP_END, *g = ++group); }
+aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream s, aclrtTaskGrp g) { return tell(UPDATE_BEGIN, g); }
+aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream s) { return tell(UPDATE_END, s); }
+/* Events between a graph and the host are words of memory: a replay waits for 1 and makes it 0. */
+aclError aclrtValueWait(void *word, uint64_t value, uint32_t flag, aclrtStream s) { return tell(WAIT, word); }
+aclError aclrtValueWrite(void *word, uint64_t value, uint32_t flag, aclrtStream s) {
+    if (captured && s == captured) return tell(RESET, word);
+    return *(uint64_t *)word = value, tell(SET, word);
 }

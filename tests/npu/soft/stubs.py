@@ -26,6 +26,7 @@ NOTHING = (
     *("aclrtSetOpExecuteTimeOut", "aclrtSetOpWaitTimeout", "aclrtCtxSetSysParamOpt", "aclrtPeekAtLastError"),
     *("aclrtGetLastError", "aclSetCompileopt", "aclrtReleaseMemAddress", "aclrtSetStreamFailureMode"),
     *("aclrtSetStreamOverflowSwitch", "aclrtResetEvent", "aclrtStreamWaitEvent"),
+    *("aclmdlRICaptureThreadExchangeMode", "aclmdlRIDestroy"),
 )
 # Clean-up, profiling, and makers whose null result the caller handles.
 HARMLESS = re.compile(r"Destroy|Free|Finalize|^Msprof|^aclCreate(TensorDesc|DataBuffer)$|^aclopCreateAttr$")
