@@ -7,7 +7,7 @@ print(found.chip, found.times[0].prefill_s, found.times[0].decode_s)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -66,6 +66,11 @@ def roofline(llm: LLM, batches: Iterable[Batch], *, chip: str | None = None, chi
     return Roofline(found.name, [_bound(costs, batch, budget, found, ranks) for batch in batches])
 
 
+def check_chip(chip: str | None, chips_file: str | None) -> None:
+    """Raises ConfigError as `roofline` does, before an LLM is opened."""
+    _named(chip, load_chips(chips_file))
+
+
 def _bound(costs: StepCosts, batch: Batch, budget: int, chip: Chip, ranks: int) -> Bound:
     def seconds(step: Step) -> float:
         return price(costs.works(step), chip, ranks).total
@@ -78,10 +83,8 @@ def _bound(costs: StepCosts, batch: Batch, budget: int, chip: Chip, ranks: int) 
 def _chip(llm: LLM, name: str | None, file: str | None) -> tuple[Chip | None, str]:
     """The chip, or why there is none."""
     chips, kind = load_chips(file), llm.device.type
-    if name is not None and name.casefold() == ALL_CHIPS:
-        raise ConfigError("the chip all is of --plan only; a run is compared with one chip, name it")
-    if name is not None and name.casefold() != THIS_CPU.casefold():
-        return find_chip(name, chips), ""
+    if named := _named(name, chips):
+        return named, ""
     if name is None and kind != "cpu":
         device = device_module(kind).get_device_name()
         here = chip_named_in(device, chips)
@@ -93,3 +96,12 @@ def _chip(llm: LLM, name: str | None, file: str | None) -> tuple[Chip | None, st
         return measure_cpu(used_cores(llm._group.ranks_here), free_memory(torch.device("cpu")).of_rank(1)), ""
     except MemoryError:
         return None, "there is too little memory to measure this CPU"
+
+
+def _named(name: str | None, chips: Mapping[str, Chip]) -> Chip | None:
+    """None for this CPU, which is to be measured, and where no chip is named."""
+    if name is None or name.casefold() == THIS_CPU.casefold():
+        return None
+    if name.casefold() == ALL_CHIPS:
+        raise ConfigError("the chip all is of --plan only; a run is compared with one chip, name it")
+    return find_chip(name, chips)

@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
 
 from atb_models import __version__
 from atb_models.errors import ConfigError
@@ -85,6 +87,14 @@ def _look(name: str, flag: str, words: list[str]) -> int:
     return _run([flag, *words])
 
 
+def _modeltest(words: list[str]) -> int:
+    """accuracy and speed; the words of tests/modeltest/run.sh follow"""
+    tests = Path(__file__).resolve().parents[1] / "tests"
+    if (tests / "modeltest" / "run.sh").is_file():  # a checkout: its own, whatever else is installed
+        sys.path.insert(1, str(tests))
+    return int(import_module("modeltest.__main__").main(words))
+
+
 def _env(words: list[str]) -> int:
     """versions, and the environment variables with their values"""
     from atb_models.env_report import print_report
@@ -130,6 +140,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "launch": _launch,
     "plan": _plan,
     "graph": _graph,
+    "modeltest": _modeltest,
     "env": _env,
     "doctor": _doctor,
     "demo_path": _demo_path,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atb_models import LLM
-from atb_models.bounds import Batch, roofline
+from atb_models.bounds import Batch, check_chip, roofline
 from atb_models.errors import ConfigError
 from atb_models.models.config import load_model_config
 from atb_models.plan import times
@@ -54,3 +54,11 @@ def test_a_chip_that_is_none(llm: LLM) -> None:
         roofline(llm, [], chip="TPU")
     with pytest.raises(ConfigError, match="compared with one chip"):
         roofline(llm, [], chip="all")
+
+
+def test_a_chip_that_is_none_is_known_without_an_llm() -> None:
+    for chip in (None, "h200", "this cpu"):
+        check_chip(chip, None)
+    for chip, file, message in (("TPU", None, "no chip 'TPU'"), ("all", None, "one chip"), (None, "absent", "absent")):
+        with pytest.raises(ConfigError, match=message):
+            check_chip(chip, file)

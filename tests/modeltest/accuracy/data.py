@@ -1,0 +1,109 @@
+"""The files of a question set: where they are, whether they are the published ones, and their rows."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atb_models.errors import ConfigError
+
+logger = logging.getLogger("atb_models.modeltest")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set comes from. patterns: its files in the data folder. sha256: of published files, where recorded.
+
+    subjects: how many files the published set has, of those with one for each subject.
+    """
+
+    patterns: tuple[str, ...]
+    licence: str
+    address: str
+    sha256: Mapping[str, str]
+    subjects: int | None = None
+
+
+def find(name: str, source: Source, folder: Path) -> list[Path]:
+    """The files in `folder` of the set `name`, sorted. Raises ConfigError where there is none."""
+    files = sorted({path for pattern in source.patterns for path in folder.glob(pattern) if path.is_file()})
+    if not files:
+        published = ", ".join(f"{file} with sha256 {sha}" for file, sha in source.sha256.items())
+        raise ConfigError(
+            f"{name}: {folder} has no {' or '.join(source.patterns)}; nothing is downloaded: put the files of"
+            f" {source.address} there ({published or 'sha256 not recorded'}; licence {source.licence}),"
+            " or name their folder with --data_dir"
+        )
+    return files
+
+
+def say_differences(source: Source, files: Sequence[Mapping[str, Any]]) -> None:
+    """Log what is not as published. files: each with `file` and `sha256`."""
+    for one in files:
+        if source.sha256 and one["sha256"] not in source.sha256.values():
+            logger.warning("%s is not the published file, its sha256 is %s", one["file"], one["sha256"])
+    if source.subjects not in (None, len(files)):
+        logger.warning("the data has %d of %d subjects", len(files), source.subjects)
+
+
+def sha256(path: Path) -> str:
+    """Raises ConfigError where the file cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.sha256()
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def json_rows(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, row) of a JSONL file, which may be packed by gzip. fields: those that each row needs, with their types.
+
+    Raises ConfigError naming file and line.
+    """
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number} is not JSON: {error}") from None
+        for field, kind in fields.items():
+            if not isinstance(row, dict) or not isinstance(row.get(field), kind):
+                raise ConfigError(f"{path}, line {number} needs a field {field} of type {kind.__name__}")
+        yield f"{path.name}:{number}", row
+
+
+def csv_rows(path: Path, columns: Sequence[str], *, headed: bool = True) -> list[dict[str, str]]:
+    """The rows of a CSV file by column; headed: its first row names them, else `columns` does, in order.
+
+    Raises ConfigError naming the file and the column that is missing, or the row that is too short.
+    """
+    lines = [line for line in csv.reader(io.StringIO(_text(path), newline="")) if line]
+    names = lines.pop(0) if headed and lines else list(columns)
+    for column in columns:
+        if column not in names:
+            raise ConfigError(f"{path} has no column {column}; its columns are {', '.join(names)}")
+    needed = max(names.index(column) for column in columns) + 1
+    for number, line in enumerate(lines, 1):
+        if len(line) < needed:
+            raise ConfigError(f"{path}, row {number} has {len(line)} cells where {needed} are needed")
+    return [dict(zip(names, line, strict=False)) for line in lines]
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

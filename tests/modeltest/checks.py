@@ -1,0 +1,37 @@
+"""What the words of a command must agree with: the checkpoint and the user's devices."""
+
+from __future__ import annotations
+
+from atb_models import env
+from atb_models.errors import ConfigError
+from atb_models.json_file import read_json
+from modeltest.cases import Run
+
+FAMILIES = {"deepseek": "deepseek", "qwen": "qwen2_moe", "xverse": "xverse"}  # model_name -> config.json's model_type
+
+
+def check_family(run: Run) -> None:
+    """Raises ConfigError where the checkpoint is of another family than model_name says."""
+    found = read_json(run.weight_dir / "config.json").get("model_type")
+    if found != FAMILIES[run.model]:
+        names = [name for name, family in FAMILIES.items() if family == found]
+        remedy = f"say {names[0]}" if names else f"only {', '.join(FAMILIES.values())} are supported"
+        raise ConfigError(
+            f"model_name {run.model} is for model_type {FAMILIES[run.model]!r}, but {run.weight_dir} has {found!r};"
+            f" {remedy}"
+        )
+
+
+def check_devices(run: Run) -> None:
+    """Raises ConfigError, with both numbers, where the user's list has not one device for each rank of this host.
+
+    Without a list they take 0, 1, 2 ..., of which `LLM` sees whether they exist.
+    """
+    ranks = run.nodes.per_node if run.nodes else run.chips
+    listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
+    if listed is not None and len(listed) != ranks:
+        what = f"chip_num {ranks}" if run.nodes is None else f"{ranks} ranks of each host (world_size / node_num)"
+        raise ConfigError(
+            f"{what} contradicts ASCEND_RT_VISIBLE_DEVICES={','.join(map(str, listed))}, which names {len(listed)}"
+            " devices; change one"
+        )
