@@ -1,7 +1,8 @@
 """Memory at the real widths, two layers: what torch_npu's allocator gives out is what the plan says from config.json.
 
 The plan keeps slack for what an allocator holds back beyond what is in use: peaks in use are compared without it, and
-what is held must stay within the whole. Rank 0 of eight is alone here and receives its own share from everybody.
+what is held must stay within the whole and a segment. Rank 0 of eight is alone here and receives its own share from
+everybody.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from atb_models.engine.ranks import Place, RankGroup
 from atb_models.plan.memory import MOST_SLACK, rank_memory
 
 BLOCKS = 24
-PROMPTS = [[3] * 40, [5], [7], [9] * 1500]
+SEGMENT = 20 << 20  # what the allocator takes at a time, from the device
+# In the second step, the largest in logits, the second prompt's last 128 tokens are scored and all four are sampled.
+PROMPTS = [[3] * 40, [5] * 256, [7], [9] * 1500]
 SAMPLED = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0.7, top_k=50, top_p=0.9, repetition_penalty=1.1)
+PARAMS = [SAMPLED, replace(SAMPLED, prompt_logprobs=0), SAMPLED, SAMPLED]
 
 
 class Echo:
@@ -68,7 +72,7 @@ def test_the_peak_is_the_plans(shared: Path, alone: None, name: str, graphs: boo
         launched = rank_memory(config, torch.float16, 8, replace(engine_has, graph_capture=False))
         loading, loaded = torch.npu.max_memory_allocated() - before, torch.npu.memory_allocated() - before
         torch.npu.reset_peak_memory_stats()
-        llm.generate(PROMPTS, SAMPLED)
+        llm.generate(PROMPTS, PARAMS)
         peak, held = torch.npu.max_memory_allocated() - before, torch.npu.max_memory_reserved() - before
     fixed = plan.weights + BLOCKS * plan.kv_block
     activations = max(launched.activations - MOST_SLACK, launched.activations // 2)
@@ -77,4 +81,4 @@ def test_the_peak_is_the_plans(shared: Path, alone: None, name: str, graphs: boo
     assert loaded == pytest.approx(fixed + kept, rel=0.1)
     assert peak - loaded == pytest.approx(activations, rel=0.1)
     assert peak == pytest.approx(fixed + kept + activations, rel=0.1)
-    assert max(held, loading) <= plan.needed(BLOCKS)
+    assert max(held, loading) <= plan.needed(BLOCKS) + SEGMENT
