@@ -55,6 +55,37 @@ def _launch(words: list[str]) -> int:
     return launch(words)
 
 
+def _serve(words: list[str]) -> int:
+    """answer requests over HTTP"""
+    from atb_models.server.serve import main as serve
+
+    return serve(words)
+
+
+def _chat(words: list[str]) -> int:
+    """talk with a model, or with a server, in the terminal"""
+    from atb_models.clients.chat import main as chat
+
+    return chat(words)
+
+
+def _bench(words: list[str]) -> int:
+    """`bench serve` measures a server"""
+    from atb_models.clients.bench_serve import main as bench_serve
+
+    parser = Parser(prog="atb-models bench", description=COMMANDS["bench"].__doc__, allow_abbrev=False)
+    parser.add_argument("what", choices=("serve",))
+    parser.parse_args(words[:1])
+    return bench_serve(words[1:])
+
+
+def _batch(words: list[str]) -> int:
+    """answer a file of requests in OpenAI's batch form"""
+    from atb_models.clients.batch import main as batch
+
+    return batch(words)
+
+
 def _plan(words: list[str]) -> int:
     """what a model needs and how fast it can be; the flags of run_pa.py, which is not run"""
     return _look("plan", "--plan", words)
@@ -138,6 +169,10 @@ LOOKS = ("plan", "print_graph", "profile")  # flags of run_pa.py of which there 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "launch": _launch,
+    "serve": _serve,
+    "chat": _chat,
+    "bench": _bench,
+    "batch": _batch,
     "plan": _plan,
     "graph": _graph,
     "modeltest": _modeltest,

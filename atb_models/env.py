@@ -187,6 +187,9 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("MINDIE_EXPERT_HOTPOT_DUMP_PATH", None, PATH, READ, "folder of these counts"),
     ("ATB_PROFILING_ENABLE", "0", SWITCH, READ, "1 times each operation of the run, as --profile does"),
     ("PROFILING_FILEPATH", "./profiling", PATH, READ, "folder of the profile's profile.json and trace.json"),
+    # service
+    ("ATB_API_KEY", None, TEXT, READ, "keys that clients of `serve` must send, joined by commas"),
+    ("MIES_SERVICE_MONITOR_MODE", "1", SWITCH, READ, "0: `serve` has no /metrics (MindIE has it only with 1)"),
     # log
     ("MINDIE_LOG_LEVEL", "INFO", Kind(f"one of {', '.join(LEVELS)}", _level), READ, "least level that is logged"),
     ("MINDIE_LOG_TO_STDOUT", "1", LOG_SWITCH, READ, "log to the console, which is stderr"),

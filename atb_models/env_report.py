@@ -31,7 +31,9 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
             print(f"Ascend {name}: none seen; {error}", file=out)
     rows = [("variable", "value", "default", "use", "meaning")]
     for v in env.TABLE.values():
-        rows.append((v.name, _without_password(environ.get(v.name, "")) or "-", v.default or "-", v.use, v.meaning))
+        rows.append(
+            (v.name, _without_password(v.name, environ.get(v.name, "")) or "-", v.default or "-", v.use, v.meaning)
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     print(file=out)
     for row in rows:
@@ -62,8 +64,10 @@ def problems(environ: Mapping[str, str] | None = None) -> list[str]:
     return found
 
 
-def _without_password(value: str) -> str:
+def _without_password(name: str, value: str) -> str:
     """As http://***@proxy:3128: the report is there to be shown to others."""
+    if name == "ATB_API_KEY" and value:
+        return "***"
     return re.sub(r"//[^/@\s]*@", "//***@", value)
 
 

@@ -44,6 +44,8 @@ class Backend(Protocol):
 
     def token_to_id(self, token: str) -> int | None: ...
 
+    def id_to_token(self, token_id: int) -> str | None: ...
+
 
 class Tokenizer:
     """A checkpoint's tokenizer. `tokens`: its special tokens by name; `template`: None where nobody documents one."""
@@ -71,6 +73,10 @@ class Tokenizer:
         that was streamed already.
         """
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The piece of the vocabulary behind a token id, in the vocabulary's own spelling; None for an unknown id."""
+        return self._backend.id_to_token(token_id)
 
     def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, special tokens included; RequestError when it is malformed."""
@@ -185,6 +191,10 @@ class _TransformersBackend:
     def token_to_id(self, token: str) -> int | None:
         index: int | None = self._tokenizer.convert_tokens_to_ids(token)
         return index
+
+    def id_to_token(self, token_id: int) -> str | None:
+        token: Any = self._tokenizer.convert_ids_to_tokens(token_id)
+        return token if isinstance(token, str) else None  # Qwen's own class has bytes
 
 
 @contextmanager

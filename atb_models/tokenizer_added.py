@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as JsonTokenizer
 
+LONG_TEXT = 4096  # characters, from which on tokenizing takes long enough to be in the way
+
 
 class JsonBackend:
     """A tokenizer of the tokenizers library whose added tokens decode to their own text.
@@ -29,6 +31,8 @@ class JsonBackend:
             self._texts = {index: text for index, text in plain.items() if tokenizer.decode([index]) != text}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        if len(text) > LONG_TEXT:  # a batch of one lets other threads run meanwhile, which `encode` does not
+            return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -47,3 +51,7 @@ class JsonBackend:
     def token_to_id(self, token: str) -> int | None:
         index: int | None = self._tokenizer.token_to_id(token)
         return index
+
+    def id_to_token(self, token_id: int) -> str | None:
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token

@@ -127,11 +127,10 @@ class Engine:
         """True while a request is running or waiting."""
         return self.scheduler.has_work()
 
-    def metrics(self) -> dict[str, Any]:
-        """Counts since the start; times in seconds since `reset_timings`.
+    def counts(self) -> dict[str, Any]:
+        """Counts since the start, what is running and free now, and seconds in steps since `reset_timings`.
 
-        host_s: in steps, outside runner.run; run_s: inside. prefill_step_s, decode_step_s: each step's time as a whole;
-        a step with any prompt chunk is a prefill step.
+        host_s: in steps, outside runner.run; run_s: inside.
         """
         scheduler, blocks = self.scheduler, self.scheduler.block_manager
         return {
@@ -148,6 +147,14 @@ class Engine:
             "waiting": len(scheduler.waiting),
             "host_s": self._host_s,
             "run_s": self._run_s,
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """`counts`, and each step's time as a whole since `reset_timings`, in seconds: prefill_step_s, decode_step_s.
+
+        A step with any prompt chunk is a prefill step.
+        """
+        return self.counts() | {
             "prefill_step_s": list(self._prefill_step_s),
             "decode_step_s": list(self._decode_step_s),
         }

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import sysconfig
 from pathlib import Path
 
 # The process that started the ranks: exported by the launch script, which execs torchrun and so keeps its pid, and by
@@ -38,6 +39,18 @@ def die_with_parent(launcher_pid: int | None = None) -> bool:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return True
+
+
+def child_environment() -> dict[str, str]:
+    """The variables of a process that runs a module of this package, from wherever this one was imported."""
+    environment = dict(os.environ)
+    environment["PYTHONSAFEPATH"] = "1"  # else -m puts the working folder first, with whatever modules it holds
+    environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a rank imports torch_npu itself, where it computes on it
+    # Not when installed: site-packages ahead of the standard library could shadow it.
+    home = str(Path(__file__).resolve().parents[2])
+    if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 def process_state(pid: int) -> tuple[str, int] | None:

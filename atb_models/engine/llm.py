@@ -197,6 +197,20 @@ class LLM:
         return logits if batch else logits[0]
 
     @property
+    def engine(self) -> Engine:
+        """What answers, for programs that add and abort requests between its steps."""
+        return self._engine
+
+    @property
+    def size(self) -> int:
+        """Ranks that share the model."""
+        return self._group.size
+
+    def check(self) -> None:
+        """Raise RankError if a rank has died, which else shows in the next step."""
+        self._group.health.look()
+
+    @property
     def device(self) -> torch.device:
         """Where rank 0 computes."""
         return self._group.device

@@ -173,7 +173,9 @@ def _top_k_top_p(probs_BV: Tensor, top_k: list[int], top_p: list[float]) -> tupl
     mass_of_k_B1 = mass_BW.gather(1, (k_B1 - 1).clamp(max=width - 1))
     total_B1 = torch.where(k_B1 < vocab_size, mass_of_k_B1, torch.ones_like(p_B1))
     before_BW = torch.nn.functional.pad(mass_BW[:, :-1], (1, 0))
-    kept_BW = (torch.arange(width, device=device) < k_B1) & (before_BW < p_B1 * total_B1)
+    place_W = torch.arange(width, device=device)
+    # The first stays, whatever becomes of a tiny top_p in float32.
+    kept_BW = (place_W < k_B1) & ((before_BW < p_B1 * total_B1) | (place_W == 0))
     return ids_BW, probs_BW * kept_BW
 
 

@@ -12,16 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
-from pathlib import Path
 
 import torch
 
 from atb_models.engine.device import check_device_for_each
 from atb_models.engine.health import Health
-from atb_models.engine.lifetime import LAUNCHER_PID
+from atb_models.engine.lifetime import LAUNCHER_PID, child_environment
 from atb_models.engine.ranks import MEET_TIMEOUT_S, Place, RankGroup, connect, group_from_environment, spins
 from atb_models.engine.segment import Segment
 from atb_models.engine.shared_memory import SharedMemory
@@ -205,16 +203,10 @@ class _Workers:
 
 def _environment(rank: int, size: int, device: str) -> dict[str, str]:
     """The variables of a rank: torchrun's, this process as its launcher, and the way to this package."""
-    environment = dict(os.environ)
+    environment = child_environment()
     environment.update({name: str(rank) for name in ("RANK", "LOCAL_RANK")})
     environment.update({name: str(size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})
     environment[LAUNCHER_PID] = str(os.getpid())
-    environment["PYTHONSAFEPATH"] = "1"  # else -m puts the working folder first, with whatever modules it holds
-    environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a rank imports torch_npu itself, where it computes on it
-    # Not when installed: site-packages ahead of the standard library could shadow it.
-    home = str(Path(__file__).resolve().parents[2])
-    if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     return environment
 
 

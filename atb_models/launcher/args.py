@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -55,7 +56,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args, extra = parser.parse_known_intermixed_args(list(argv))
     if extra:
-        parser.error(_unknown(extra[0], parser))
+        parser.error(unknown_flag(extra[0], parser))
     if "" in (args.weight_path, args.model_path):
         parser.error("the model path is empty; leave it out for the embedded checkpoint")
     if args.weight_path and args.model_path and args.weight_path != args.model_path:
@@ -112,7 +113,7 @@ def build_parser() -> Parser:
         formatter_class=_Help,
     )
     parser.add_argument("weight_path", nargs="?", default=None, help="the same as --model_path")
-    _model_flags(parser.add_argument_group("model"))
+    model_flags(parser.add_argument_group("model"))
     _input_flags(parser.add_argument_group("input"))
     _size_flags(parser.add_argument_group("sizes"))
     _sampling_flags(parser.add_argument_group("decoding (greedy unless one of these asks otherwise)"))
@@ -124,7 +125,7 @@ def build_parser() -> Parser:
 Group = argparse._ArgumentGroup
 
 
-def _model_flags(group: Group) -> None:
+def model_flags(group: Group) -> None:
     add = group.add_argument
     add("--model_path", help="folder of the checkpoint; none: the embedded demo checkpoint")
     add("--download", action="store_true", help="fetch a --model_path that is a repository name (needs the extra hub)")
@@ -142,7 +143,7 @@ def _model_flags(group: Group) -> None:
         help="replay decode steps as captured graphs, or refuse (default: on npu, where it can be)")  # fmt: skip
     add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")
     add("--deterministic", action="store_true", help="the same bits in every run, on npu and cuda at the price of time")
-    add("--config_overrides", type=_json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
+    add("--config_overrides", type=json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
 
 
 def _input_flags(group: Group) -> None:
@@ -159,16 +160,22 @@ def _input_flags(group: Group) -> None:
 
 def _size_flags(group: Group) -> None:
     add = group.add_argument
-    add("--max_batch_size", type=_positive, default=1, help="requests at once; a single input is copied that often")
-    add("--max_input_length", type=_positive, help="prompt tokens planned for; a longer prompt is run, with a warning"
+    add("--max_batch_size", type=positive, default=1, help="requests at once; a single input is copied that often")
+    add("--max_input_length", type=positive, help="prompt tokens planned for; a longer prompt is run, with a warning"
         f" (default: {DEFAULT_MAX_INPUT_LENGTH})")  # fmt: skip
-    add("--max_output_length", type=_positive, default=20, help="new tokens of a request")
-    add("--max_position_embeddings", type=_positive, help="in place of config.json's")
-    add("--max_prefill_tokens", type=_positive_or_auto, default=AUTO, help="prompt tokens of a step; -1: automatic")
-    add("--max_prefill_batch_size", type=_positive,
+    add("--max_output_length", type=positive, default=20, help="new tokens of a request")
+    add("--max_prefill_batch_size", type=positive,
         help="full prompts of a step: the automatic --max_prefill_tokens is n times input plus output")  # fmt: skip
+    cache_flags(group)
+
+
+def cache_flags(group: Group) -> None:
+    """What bounds a step and the KV cache, whoever brings the requests."""
+    add = group.add_argument
+    add("--max_position_embeddings", type=positive, help="in place of config.json's")
+    add("--max_prefill_tokens", type=_positive_or_auto, default=AUTO, help="prompt tokens of a step; -1: automatic")
     add("--block_size", type=_block_size, default=EngineConfig.block_size, help="tokens of a KV cache block")
-    add("--kv_blocks", type=_positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
+    add("--kv_blocks", type=positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
     add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
 
 
@@ -242,8 +249,18 @@ def _number(text: str, low: int, allowed: str) -> int:
     return value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     return _number(text, 1, "a whole number of 1 or more")
+
+
+def positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
 
 
 def _positive_or_auto(text: str) -> int:
@@ -276,7 +293,7 @@ def _true_or_false(text: str) -> bool:
     return text == "True"
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -317,9 +334,10 @@ def _check_overrides(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max_position_embeddings {limit} contradicts {other!r} in --config_overrides")
 
 
-def _unknown(word: str, parser: Parser) -> str:
+def unknown_flag(word: str, parser: Parser) -> str:
     if not word.startswith("-"):
-        return f"unexpected word {word!r}: the model path was given already"
+        takes_path = any(action.dest == "weight_path" for action in parser._actions)
+        return f"unexpected word {word!r}" + ": the model path was given already" * takes_path
     name = word.split("=")[0]
     near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
     return f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "")

@@ -64,7 +64,7 @@ def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "trust_remote_code": args.trust_remote_code,
         "load_format": args.load_format,
         "deterministic": args.deterministic,
-        "graph_capture": False if args.profile else args.graph_capture,
+        "graph_capture": args.graph_capture,
     }
 
 

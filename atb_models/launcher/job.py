@@ -45,7 +45,7 @@ def prepare(args: argparse.Namespace) -> Job:
     params = sampling_params(args, model.generation)
     if args.seed is not None and params.temperature == 0:
         logger.warning("--seed has no effect: decoding is greedy (--do_sample samples)")
-    llm = llm_arguments(args) | {"model_path": config.model_path, "max_prefill_tokens": config.max_prefill_tokens}
+    llm = _llm_arguments(args) | {"model_path": config.model_path, "max_prefill_tokens": config.max_prefill_tokens}
     return Job(llm, model, inputs, params, length)
 
 
@@ -55,12 +55,17 @@ def asked_engine(args: argparse.Namespace) -> tuple[EngineConfig, ModelConfig, i
     Raises ConfigError or CheckpointError.
     """
     path = find_checkpoint(args.model_path, fetch=args.download)
-    config = EngineConfig(**llm_arguments(args) | {"model_path": path})
+    config = EngineConfig(**_llm_arguments(args) | {"model_path": path})
     model = config.load_model_config()
     limit = model.max_position_embeddings
     check_lengths(args, limit, f"{config.folder / 'config.json'}")
     length = input_length(args, limit)
     return replace(config, max_prefill_tokens=_prefill_tokens(args, length)), model, length
+
+
+def _llm_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """A profile times each operation, so none is captured."""
+    return llm_arguments(args) | ({"graph_capture": False} if args.profile else {})
 
 
 def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:

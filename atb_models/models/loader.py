@@ -21,6 +21,9 @@ from atb_models.models.weight_map import Weight, weight_names
 # No thread that watches the bar: its stack and arena are address space that a limited process may not have.
 tqdm.monitor_interval = 0
 
+# Told after each tensor how many bytes are loaded, of how many.
+listeners: list[Callable[[int, int], None]] = []
+
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -60,12 +63,16 @@ def load_weights(
     parts = _match(model, config)
     _check(parts, config, source)
     total = sum(part.target.numel() * part.target.element_size() for _, part in parts)
+    done = 0
     with tqdm(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
         for weight, part in parts:
             check()
             if part.target.numel():
                 source.read_into(weight.name, part.dim, part.start, part.stop, part.target)
             bar.update(part.target.numel() * part.target.element_size())
+            done += part.target.numel() * part.target.element_size()
+            for listener in listeners:
+                listener(done, total)
 
 
 def prepare_weights(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ import torch
 
 from atb_models import LLM, SamplingParams
 from atb_models.engine.ranks import RankGroup
-from atb_models.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from atb_models.errors import CapacityError, CheckpointError, ConfigError, RankError, RequestError
+from tests.distributed.toys import children, wait_until_dead
 from tests.tiny import write_checkpoint, write_weights
 
 GREEDY = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
@@ -49,6 +52,37 @@ def test_streaming_yields_each_token(llm: LLM) -> None:
         assert len(output.token_ids) == len(seen.get(output.index, [])) + 1
         seen[output.index] = output.token_ids
     assert [seen[i] for i in (0, 1)] == [output.token_ids for output in llm.generate([[5, 6], [7]], GREEDY)]
+
+
+def test_a_program_may_add_and_abort_requests_between_steps(llm: LLM) -> None:
+    engine = llm.engine
+    kept = engine.add_request([5, 6], GREEDY, index=1)
+    dropped = engine.add_request([7], GREEDY, index=2)
+    assert not engine.step() and engine.counts()["running"] == 2
+    aborted = engine.abort(dropped.seq_id)
+    assert aborted is not None and (aborted.index, aborted.finish_reason) == (2, "abort")
+    outputs = []
+    while engine.has_work():
+        outputs += engine.step()
+    assert [output.index for output in outputs] == [1] and engine.abort(kept.seq_id) is None
+    assert outputs[0].token_ids == llm.generate([[5, 6]], GREEDY)[0].token_ids
+    counts, metrics = engine.counts(), llm.metrics()
+    assert counts["free_blocks"] == counts["total_blocks"] and counts.items() <= metrics.items()
+    assert metrics.keys() - counts.keys() == {"prefill_step_s", "decode_step_s"}
+
+
+def test_a_dead_rank_is_found_without_a_step(folder: Path, llm: LLM) -> None:
+    llm.check()
+    assert llm.size == 1
+    before = set(children())
+    with LLM(folder, dtype="fp32", device="cpu", tp=2) as two:
+        assert two.size == 2
+        two.check()
+        (rank,) = set(children()) - before
+        os.kill(rank, signal.SIGKILL)
+        wait_until_dead([rank])
+        with pytest.raises(RankError, match=r"rank 1 .* while idle"):
+            two.check()
 
 
 def test_leaving_a_stream_frees_its_blocks(llm: LLM) -> None:

@@ -121,7 +121,7 @@ def test_ties_are_cut_by_id() -> None:
     assert frequencies(flat, 80, [0], [], temperature=1.0).tolist() == [0.125] * 8
 
 
-@pytest.mark.parametrize("fields", [{}, {"top_k": 6}, {"min_p": 0.01}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"top_k": 6}, {"min_p": 0.01}, {"top_p": 5e-324}], ids=str)
 @pytest.mark.parametrize("value", [0.0, 0.5, 1 - 2**-53])
 def test_the_ends_of_the_random_range_give_possible_tokens(value: float, fields: dict[str, float]) -> None:
     logits = torch.full((8,), -200.0)

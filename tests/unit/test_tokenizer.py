@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.tokenizer import Tokenizer, load_tokenizer
+from atb_models.tokenizer_added import LONG_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT.parent / "shared" / "headers"
@@ -282,3 +285,22 @@ def test_trusted_code_runs_and_is_named(tmp_path: Path) -> None:
     assert run.stdout == "[65, 66] CD [69]\n", run.stderr
     assert f"running the tokenizer's own code, {folder / 'tokenization_own.py'}" in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_long_text_lets_other_threads_run(demo: Path) -> None:
+    tokenizer = load_tokenizer(demo)
+    assert tokenizer is not None
+    text, pauses, ended = "One two three. " * (20 * LONG_TEXT // 15), 0, Event()
+
+    def encode() -> list[int]:
+        try:
+            return tokenizer.encode(text)
+        finally:
+            ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        ids = pool.submit(encode)
+        while not ended.wait(0.001):
+            pauses += 1
+    assert pauses > 5, "of 1 ms, where encoding takes about 50"
+    assert tokenizer.decode(ids.result()[1:]) == text

@@ -1,0 +1,192 @@
+"""`atb-models chat`: a conversation in the terminal, with a model loaded here or with a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from atb_models import log
+from atb_models.clients.flags import (
+    MODEL,
+    SERVER,
+    check_apart,
+    model_of,
+    parsed,
+    sampling_flags,
+    sampling_of,
+    server_flags,
+    server_of,
+)
+from atb_models.clients.talkers import LocalTalker, Message, RemoteTalker, Reply, Talker
+from atb_models.errors import AtbError, ConfigError, RequestError
+from atb_models.launcher.args import Parser, cache_flags, model_flags, positive
+from atb_models.launcher.exit_status import print_error
+from atb_models.sampling_params import SamplingParams
+
+PROMPT = "> "
+HELP = """\
+/reset          forget the conversation
+/system TEXT    what the model should know before the first turn; starts the conversation anew
+/system         show it
+/help           this
+/exit           end, as Ctrl-D does
+Ctrl-C stops an answer. A line that begins with a blank is never a command."""
+
+
+def main(words: list[str]) -> int:
+    """Talk until the input ends. The exit status."""
+    parser = build_parser()
+    args = parsed(parser, words)
+    check_apart(args, parser)
+    if not args.load_tokenizer:
+        parser.error("--load_tokenizer False leaves no way to read text")
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe may carry anything, a locale may lack Chinese
+            stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
+    try:
+        SamplingParams(**sampling_of(args))
+    except RequestError as error:
+        raise ConfigError(f"--{error}") from None
+    is_terminal = sys.stdin.isatty()
+    with _talker(args) as talker:
+        Chat(talker, args.system, is_terminal=is_terminal).run()
+    return 0
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="atb-models chat",
+        description="Talk with a model: turns are lines of stdin, answers go to stdout.",
+        allow_abbrev=False,
+    )
+    server = parser.add_argument_group(SERVER)
+    server_flags(server, default=None)
+    server.add_argument("--model", metavar="NAME", help="of the server's models; none: its first")
+    model = parser.add_argument_group(MODEL)
+    model_flags(model)
+    model.add_argument("--max_seq_len", type=positive, help="prompt and answer together; none: the model's positions")
+    cache_flags(model)
+    talk = parser.add_argument_group("chat")
+    talk.add_argument("--system", metavar="TEXT", help="what the model should know before the first turn")
+    sampling_flags(talk)
+    return parser
+
+
+@contextmanager
+def _talker(args: argparse.Namespace) -> Iterator[Talker]:
+    if args.url is not None:
+        server = server_of(args)
+        yield RemoteTalker(server, args.model or asyncio.run(model_of(server)), sampling_of(args))
+        return
+    from atb_models.clients.local import llm_of
+
+    log.setup()
+    if not os.environ.get("MINDIE_LOG_LEVEL"):  # between the lines of a chat only what matters
+        logging.getLogger("atb_models").setLevel(logging.WARNING)
+    with llm_of(args, max_batch_size=1) as llm:
+        yield LocalTalker(llm, sampling_of(args))
+
+
+class Chat:
+    """The conversation and its commands. is_terminal: a person types, who is shown prompts and may try again."""
+
+    def __init__(self, talker: Talker, system: str | None, *, is_terminal: bool) -> None:
+        self._talker, self._system, self._is_terminal = talker, system, is_terminal
+        self._turns: list[Message] = []
+
+    def run(self) -> None:
+        """Until the input's end or /exit. Raises AtbError where nobody is there to try again."""
+        if self._is_terminal:
+            import readline  # noqa: F401 (arrow keys and editing for `input`)
+
+            self._note(f"{self._talker.name} answers; /help lists the commands, Ctrl-D ends")
+        while (line := self._line()) is not None:
+            if line.startswith("/"):
+                if line.split() == ["/exit"]:
+                    break
+                self._command(*line.partition(" ")[::2])
+            elif line.strip():
+                self._turn(line.strip())
+
+    def _line(self) -> str | None:
+        """The next one; None at the end."""
+        while True:
+            try:
+                return input(PROMPT if self._is_terminal else "")
+            except EOFError:
+                if self._is_terminal:
+                    print()
+                return None
+            except KeyboardInterrupt:
+                if not self._is_terminal:
+                    raise
+                print()
+                self._note("Ctrl-D or /exit ends")
+
+    def _command(self, name: str, rest: str) -> None:
+        if name == "/reset":
+            self._turns.clear()
+        elif name == "/system" and rest.strip():
+            self._system = rest.strip()
+            self._turns.clear()
+        elif name == "/system":
+            self._note(self._system or "there is no system text")
+        elif name == "/help":
+            self._note(HELP)
+        else:
+            self._failed(ConfigError(f"{name} is no command; /help lists them"))
+
+    def _turn(self, text: str) -> None:
+        system = [] if self._system is None else [{"role": "system", "content": self._system}]
+        asked = [*self._turns, {"role": "user", "content": text}]
+        shown = _Shown()
+        try:
+            reply = self._talker.answer([*system, *asked], shown.add)
+        except AtbError as error:
+            shown.end()
+            self._failed(error)
+            return
+        shown.end()
+        if reply.text:
+            self._turns = [*asked, {"role": "assistant", "content": reply.text}]
+        self._told(reply)
+
+    def _told(self, reply: Reply) -> None:
+        if reply.is_stopped and not self._is_terminal:
+            raise KeyboardInterrupt
+        if summary := reply.summary():
+            self._note(f"[{summary}]")
+
+    def _failed(self, error: AtbError) -> None:
+        if not self._is_terminal:
+            raise error
+        print_error(str(error))
+
+    def _note(self, text: str) -> None:
+        """For a person; not part of the answers."""
+        if self._is_terminal:
+            print(text, file=sys.stderr, flush=True)
+
+
+class _Shown:
+    """An answer on stdout, without the blanks at its beginning, ended by one line end."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def add(self, text: str) -> None:
+        text = text if self._last else text.lstrip()
+        if text:
+            self._last = text[-1]
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def end(self) -> None:
+        if self._last != "\n":
+            print(flush=True)

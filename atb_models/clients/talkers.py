@@ -1,0 +1,119 @@
+"""The other side of a chat: a model in this process, or a server."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from atb_models.clients.http import Server
+from atb_models.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from atb_models import LLM
+
+Message = dict[str, str]
+Show = Callable[[str], None]
+
+
+@dataclass
+class Reply:
+    """text: as far as it came. is_stopped: by Ctrl-C. The numbers of tokens are None where nobody has counted them."""
+
+    text: str = ""
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    seconds: float = 0.0
+    is_stopped: bool = False
+    is_cut: bool = False  # at the limit of tokens
+
+    def summary(self) -> str:
+        """As in "12 + 34 tokens, 5.6 tokens/s"."""
+        parts = []
+        if self.answer_tokens is not None:
+            rate = self.answer_tokens / max(self.seconds, 1e-6)
+            parts.append(f"{self.prompt_tokens} + {self.answer_tokens} tokens, {rate:.1f} tokens/s")
+        parts += ["stopped"] * self.is_stopped + ["ended at the token limit"] * self.is_cut
+        return ", ".join(parts)
+
+
+class Talker(Protocol):
+    name: str
+
+    def answer(self, messages: Sequence[Message], show: Show) -> Reply:
+        """Answer, giving text to `show` as it comes; Ctrl-C ends the answer. Raises AtbError."""
+
+
+class LocalTalker:
+    """An `LLM` answers."""
+
+    def __init__(self, llm: LLM, sampling: dict[str, Any]) -> None:
+        self.name = llm.config.folder.name if llm.config.model_path else "the embedded toy checkpoint"
+        self._llm, self._params = llm, SamplingParams(**sampling)
+
+    def answer(self, messages: Sequence[Message], show: Show) -> Reply:
+        reply, started = Reply(), perf_counter()
+        with _interrupt_noted() as noted:
+            outputs = self._llm.chat([messages], self._params, stream=True)
+            for output in outputs:
+                show(output.delta)
+                reply.text, reply.is_cut = output.text, output.finish_reason == "length"
+                reply.prompt_tokens, reply.answer_tokens = len(output.prompt_token_ids), len(output.token_ids)
+                if noted and output.finish_reason is None:
+                    reply.is_stopped = True
+                    break
+            del outputs  # an iterator that is left aborts what still runs
+        reply.seconds = perf_counter() - started
+        return reply
+
+
+@contextmanager
+def _interrupt_noted() -> Iterator[list[int]]:
+    """SIGINT is noted, not raised: a step that ends in its middle would leave the ranks waiting for this one. The
+    second raises, for who waits for a step that does not end."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class RemoteTalker:
+    """A server answers."""
+
+    def __init__(self, server: Server, model: str, sampling: dict[str, Any]) -> None:
+        self.name, self._server = model, server
+        self._body = {"model": model, "stream": True, "stream_options": {"include_usage": True}, **sampling}
+
+    def answer(self, messages: Sequence[Message], show: Show) -> Reply:
+        reply, started = Reply(), perf_counter()
+        try:
+            asyncio.run(self._read(messages, show, reply))
+        except KeyboardInterrupt:
+            reply.is_stopped = True
+        reply.seconds = perf_counter() - started
+        return reply
+
+    async def _read(self, messages: Sequence[Message], show: Show, reply: Reply) -> None:
+        body = self._body | {"messages": list(messages)}
+        async with aclosing(self._server.events("/v1/chat/completions", body)) as events:
+            async for event in events:
+                for choice in event.get("choices", []):
+                    text = (choice.get("delta") or {}).get("content") or ""
+                    show(text)
+                    reply.text += text
+                    reply.is_cut = choice.get("finish_reason") == "length"
+                if usage := event.get("usage"):
+                    reply.prompt_tokens, reply.answer_tokens = usage["prompt_tokens"], usage["completion_tokens"]

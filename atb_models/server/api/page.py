@@ -1,0 +1,52 @@
+"""GET /: the chat page, one file that loads nothing else and talks to this service only."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import HTMLResponse, Response
+
+router = APIRouter()
+
+FILE = Path(__file__).resolve().parents[1] / "page" / "index.html"
+
+
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+async def page() -> Response:
+    text, policy = _page()
+    headers = {
+        "content-security-policy": policy,
+        "cache-control": "no-cache",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    return HTMLResponse(text, headers=headers)
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """The page, and what a browser may do with it: run this script, use these styles, ask this host, and no more."""
+    text = FILE.read_text("utf-8")
+    policy = {
+        "default-src": "'none'",
+        "script-src": _hash_of("script", text),
+        "style-src": _hash_of("style", text),
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+    }
+    return text, "; ".join(f"{name} {value}" for name, value in policy.items())
+
+
+def _hash_of(tag: str, text: str) -> str:
+    """The source expression that allows the one inline element of this kind (Content Security Policy, level 2)."""
+    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"

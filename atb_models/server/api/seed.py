@@ -1,0 +1,79 @@
+"""POST / and POST /generate, where the body tells whose form it has: `inputs` is TGI's.
+
+At POST / the other form, with `prompt`, is that of the small FastAPI services which the models' tutorials show.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import Discriminator, Tag
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from atb_models.sampling_params import SamplingParams
+from atb_models.server.api import tgi, vllm
+from atb_models.server.api.common import EVENTS, Body, Here, responses
+from atb_models.server.api.sampling import Count, Nothing
+from atb_models.server.api.tgi import Generated, TgiBody
+from atb_models.server.api.vllm import Texts, VllmBody
+from atb_models.server.replies import Reply
+from atb_models.server.service import Service
+from atb_models.server.stream import whole
+
+router = APIRouter()
+
+
+class SeedBody(Body):
+    """max_length: new tokens at most; without it generation_config's number, else as many as fit."""
+
+    prompt: str
+    max_length: Count | None = None
+    history: Nothing = None
+
+
+class SeedReply(TypedDict):
+    """time: of the answer, local, as 2024-01-31 12:34:56."""
+
+    response: str
+    status: int
+    time: str
+
+
+def _form(body: Any) -> str | None:
+    """Which form a body has; None for neither or both."""
+    forms = [name for name in ("prompt", "inputs") if isinstance(body, dict) and name in body]
+    return f"({forms[0]})" if len(forms) == 1 else None
+
+
+_BY_FORM = Discriminator(
+    _form, custom_error_type="form", custom_error_message="must have either prompt or inputs, and not both"
+)
+RootBody = Annotated[Annotated[SeedBody, Tag("(prompt)")] | Annotated[TgiBody, Tag("(inputs)")], _BY_FORM]
+GenerateBody = Annotated[Annotated[VllmBody, Tag("(prompt)")] | Annotated[TgiBody, Tag("(inputs)")], _BY_FORM]
+
+
+@router.post("/", tags=["tutorial", "TGI"], responses=responses(SeedReply | list[Generated], EVENTS))
+async def root(request: Request, body: RootBody, service: Here) -> Response:
+    """`prompt`: a user's turn of a chat, answered as the tutorials do. `inputs`: TGI's, with `stream` as events."""
+    if isinstance(body, TgiBody):
+        return await tgi.generate(request, body, service, stream=bool(body.stream), as_list=True)
+    return await _answer(request, body, service)
+
+
+@router.post("/generate", tags=["TGI", "vLLM"], responses=responses(Generated | Texts, EVENTS, vllm.STREAM))
+async def generate(request: Request, body: GenerateBody, service: Here) -> Response:
+    """`inputs`: TGI's form. `prompt`: vLLM's."""
+    if isinstance(body, TgiBody):
+        return await tgi.generate(request, body, service, stream=bool(body.stream))
+    return await vllm.generate(request, body, service)
+
+
+async def _answer(request: Request, body: SeedBody, service: Service) -> Response:
+    ids = await service.encode_chat([{"role": "user", "content": body.prompt}])
+    job = service.job([ids], SamplingParams(max_tokens=body.max_length), stream=False)
+    (answer,) = await whole(request, job)
+    now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    return Reply(SeedReply(response=answer.text, status=200, time=now))

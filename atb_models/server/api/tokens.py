@@ -1,0 +1,76 @@
+"""Text to token ids and back, as vLLM has it: POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.responses import Response
+from typing_extensions import NotRequired, TypedDict
+
+from atb_models.server.api.common import Body, Here, TokenId, check_model, responses
+from atb_models.server.api.openai_chat import Messages
+from atb_models.server.errors import Invalid
+from atb_models.server.replies import Reply
+
+router = APIRouter(tags=["vLLM"])
+
+
+class TokenizeBody(Body):
+    """Either prompt, a text, or messages, a conversation. add_special_tokens: of a prompt, true if not given.
+    add_generation_prompt: of a conversation, likewise."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class Tokens(TypedDict):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: NotRequired[list[str]]
+
+
+@router.post("/tokenize", responses=responses(Tokens))
+async def tokenize(body: TokenizeBody, service: Here) -> Response:
+    """The token ids of a text or of a conversation."""
+    check_model(service, body.model)
+    if body.prompt is not None and body.messages is None:
+        if body.add_generation_prompt is not None:
+            raise Invalid("add_generation_prompt needs messages", "add_generation_prompt")
+        ids = await service.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+    elif body.messages is not None and body.prompt is None:
+        if body.add_special_tokens:
+            raise Invalid("add_special_tokens needs prompt: a chat template writes its own", "add_special_tokens")
+        messages = [message.plain() for message in body.messages]
+        ids = await service.encode_chat(messages, add_generation_prompt=body.add_generation_prompt is not False)
+    else:
+        raise Invalid("must have either prompt or messages, and not both", "prompt")
+    reply = Tokens(count=len(ids), max_model_len=service.facts.max_seq_len, tokens=ids)
+    if body.return_token_strs:
+        reply["token_strs"] = [service.words[token_id].text for token_id in ids]
+    return Reply(reply)
+
+
+class DetokenizeBody(Body):
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
+
+
+class Text(TypedDict):
+    prompt: str
+
+
+@router.post("/detokenize", responses=responses(Text))
+async def detokenize(body: DetokenizeBody, service: Here) -> Response:
+    """The text of token ids, special ones included."""
+    check_model(service, body.model)
+    vocabulary = service.facts.vocab_size
+    if (highest := max(body.tokens, default=0)) >= vocabulary:
+        raise Invalid(f"tokens: there is no token id {highest}; ids go from 0 to {vocabulary - 1}", "tokens")
+    return Reply(Text(prompt=service.decode(body.tokens, skip_special_tokens=False)))

@@ -1,0 +1,133 @@
+"""The FastAPI application: which endpoints there are, and what every error becomes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from time import perf_counter
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from atb_models import __version__
+from atb_models.errors import AtbError
+from atb_models.server.errors import BadRequest, Invalid, ServiceError, invalid
+from atb_models.server.middleware import LimitBody, RequireKey
+from atb_models.server.replies import error_reply
+from atb_models.server.service import Service
+from atb_models.server.stream import ClientLeft
+
+logger = logging.getLogger(__name__)
+
+# Each has a `router`.
+ENDPOINTS = (
+    "health", "metrics", "openai_chat", "openai_completions", "openai_models", "seed", "tgi", "mindie", "triton",
+    "tokens", "docs", "page",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask for how much. keys: none of them, no key is needed. cors_origins: pages of other hosts that may."""
+
+    keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 8 << 20
+    body_timeout_s: float = 30.0
+
+
+def create_app(service: Service, access: Access) -> FastAPI:
+    app = FastAPI(
+        title="atb_models",
+        version=__version__,
+        description="Inference of mixture-of-experts models.",
+        docs_url=None,  # the page that FastAPI makes loads its scripts from another host
+        redoc_url=None,
+    )
+    app.state.service = service
+    for name in ENDPOINTS:
+        app.include_router(import_module(f"atb_models.server.api.{name}").router)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(AtbError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientLeft, _left)
+    app.add_exception_handler(Exception, _broken)
+    app.add_middleware(LimitBody, max_bytes=access.max_body_bytes, timeout_s=access.body_timeout_s)
+    app.add_middleware(RequireKey, keys=access.keys)
+    if access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(access.cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(LogRequests)
+    return app
+
+
+class LogRequests:
+    """A line for each request: method, path, status, time. Bodies are not logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = perf_counter(), 499  # as nginx has it: the client left before an answer
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            path = quote(scope["path"])  # without line ends, which would make lines of the log
+            logger.info("%s %s %d %.3f s", scope["method"], path, status, perf_counter() - started)
+
+
+async def _service_error(request: Request, error: Any) -> Response:
+    return error_reply(request.url.path, error)
+
+
+async def _refused(request: Request, error: Any) -> Response:
+    """A value of a body that the library refuses."""
+    return error_reply(request.url.path, BadRequest(str(error)))
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    problems = error.errors()
+    kind = request.headers.get("content-type", "none")
+    if problems[0]["loc"] == ("body",) and "json" not in kind:
+        return error_reply(request.url.path, Invalid(f"send the body with Content-Type: application/json, not {kind}"))
+    return error_reply(request.url.path, invalid(problems))
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    other = ServiceError(str(error.detail))
+    other.status, other.kind = error.status_code, "invalid_request_error"
+    reply = error_reply(request.url.path, other)
+    reply.headers.update(error.headers or {})
+    return reply
+
+
+async def _left(request: Request, error: Any) -> Response:
+    return Response(status_code=499)
+
+
+async def _broken(request: Request, error: Any) -> Response:
+    """What went wrong is in the log, not in the reply."""
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_reply(request.url.path, ServiceError("internal error; the log of the service has more"))

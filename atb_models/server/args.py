@@ -1,0 +1,111 @@
+"""The flags of `atb-models serve`: run_pa's for the model, in the same spelling, and the service's own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+from atb_models.engine.config import EngineConfig
+from atb_models.errors import ConfigError
+from atb_models.launcher.args import Parser, cache_flags, model_flags, positive, positive_number, unknown_flag
+from atb_models.server.app import Access
+
+DEFAULT_PORT = 6006
+KEY_VARIABLE = "ATB_API_KEY"
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse and check. Raises ConfigError, which names the flag."""
+    parser = build_parser()
+    args, extra = parser.parse_known_args(list(argv))
+    if extra:
+        parser.error(unknown_flag(extra[0], parser))
+    if (args.ssl_certfile is None) != (args.ssl_keyfile is None):
+        parser.error("--ssl_certfile and --ssl_keyfile go together")
+    for name in ("ssl_certfile", "ssl_keyfile"):
+        path = getattr(args, name)
+        if path is not None and not os.access(path, os.R_OK):
+            parser.error(f"--{name} {path}: no such file, or not readable")
+    if args.ssl_certfile is not None:
+        _check_certificate(args.ssl_certfile, args.ssl_keyfile)
+    return args
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="atb-models serve",
+        description="Answer requests over HTTP: the OpenAI, TGI, vLLM and MindIE endpoints, and a chat page.",
+        allow_abbrev=False,
+    )
+    model_flags(parser.add_argument_group("model"))
+    sizes = parser.add_argument_group("sizes")
+    sizes.add_argument("--max_batch_size", type=positive, default=EngineConfig.max_batch_size,
+        help="requests at once; more wait")  # fmt: skip
+    sizes.add_argument("--max_seq_len", type=positive, help="prompt and answer together; none: the model's positions")
+    cache_flags(sizes)
+    _service_flags(parser.add_argument_group("service"))
+    return parser
+
+
+def _service_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
+    add("--port", type=_port, default=DEFAULT_PORT, help="0: any free one")
+    add("--model_name", help="what clients call the model; none: the folder's name")
+    add("--api_key", action="append", metavar="KEY", help="a key that clients must send; may be repeated. Better in the"
+        f" variable {KEY_VARIABLE} (several with commas) or a file: other users can read a command line")  # fmt: skip
+    add("--api_key_file", metavar="FILE", help="a key a line")
+    add("--ssl_certfile", metavar="PEM", help="serve HTTPS, with --ssl_keyfile")
+    add("--ssl_keyfile", metavar="PEM")
+    add("--cors_origin", action="append", metavar="ORIGIN", help="a web page's origin that may ask; may be repeated")
+    add("--max_queue", type=positive, default=256, help="requests that may wait; beyond them: status 429")
+    add("--max_body_bytes", type=positive, default=8 << 20, help="larger bodies: status 413")
+    add("--request_timeout", type=positive_number, default=600.0, metavar="S", help="seconds for an answer as a whole")
+    add("--drain_timeout", type=positive_number, default=30.0, metavar="S",
+        help="seconds that running requests have after SIGTERM or Ctrl-C; a second one ends at once")  # fmt: skip
+    add("--restart", action="store_true", help="start the engine again when it, or a rank, has died")
+    add("--log_prompts", action="store_true", help="write prompts and answers to the log")
+
+
+def _check_certificate(certificate: str, key: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--ssl_certfile {certificate} and --ssl_keyfile {key} do not work together, in PEM without a password:"
+            f" {error}"
+        ) from None
+
+
+def access(args: argparse.Namespace) -> Access:
+    """Keys from the flags, the file and the variable together. Raises ConfigError."""
+    keys = [*(args.api_key or []), *os.environ.get(KEY_VARIABLE, "").split(","), *_keys_of(args.api_key_file)]
+    keys = [key.strip() for key in keys if key.strip()]
+    for key in keys:
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ConfigError("a key must be printable ASCII without blanks, for it is sent in a header")
+    if args.api_key and not all(key.strip() for key in args.api_key):
+        raise ConfigError("--api_key is empty; leave it out for a service without keys")
+    return Access(tuple(keys), tuple(args.cors_origin or ()), args.max_body_bytes)
+
+
+def _keys_of(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api_key_file {path} cannot be read: {error}") from None
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise ConfigError(f"--api_key_file {path} holds no key")
+    return keys
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, not {text!r}")
+    return int(text)

@@ -1,0 +1,212 @@
+"""The front's side of the engine process: starts it, sends it requests, and gives each request its pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from atb_models.engine.lifetime import child_environment
+from atb_models.sampling_params import SamplingParams
+from atb_models.server.channel import packed, read_message
+from atb_models.server.errors import EngineGone, Unservable
+from atb_models.server.messages import (
+    Abort,
+    Accepted,
+    Add,
+    Ask,
+    Command,
+    Facts,
+    Failed,
+    Load,
+    Loading,
+    Piece,
+    Ready,
+    Refused,
+    Report,
+    Stepped,
+)
+
+EXIT_TIMEOUT_S = 10.0  # for an engine that was told to end; then it is killed
+
+
+class Ticket:
+    """A request that the engine has. `news` is set whenever something below changes.
+
+    pieces: what has come and was not taken yet. error: why it will not be answered. ended: nothing more will come.
+    """
+
+    def __init__(self, request_id: int, news: asyncio.Event) -> None:
+        self.request_id, self._news = request_id, news
+        self.accepted = self.ended = False
+        self.pieces: list[Piece] = []
+        self.error: Exception | None = None
+
+    def accept(self) -> None:
+        self.accepted = True
+        self._news.set()
+
+    def push(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.ended = piece.finish_reason is not None
+        self._news.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.ended = error, True
+        self._news.set()
+
+
+class EngineClient:
+    """One engine process; `run` lives as long as it does.
+
+    facts: None until it is loaded. detail: how far its start is. load: its state after its last step. failure: why it
+    has ended, in words for clients; `cause` in words for the log, and `status` what the program should end with.
+    on_step: told of each load.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._numbers = itertools.count()
+        self._tickets: dict[int, Ticket] = {}
+        self._asking = asyncio.Event()  # set when the engine has answered
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self.facts: Facts | None = None
+        self.detail = "starting"
+        self.load = Load()
+        self.failure: str | None = None
+        self.cause = ""
+        self.status = 0
+        self.on_step: Callable[[Load], None] = lambda load: None
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Start the process and hear what it says until it has ended; then `failure` and `status` say how."""
+        reader = await self._start()
+        while (report := await read_message(reader)) is not None:
+            self._hear(report)
+            if isinstance(report, Ready):
+                on_ready()
+        status = await asyncio.to_thread(self._reap)
+        self._fail(self.cause or f"the engine process {_ended(status)}", self.status or status)
+
+    def submit(
+        self, prompt_token_ids: list[int], params: SamplingParams, *, stream: bool, news: asyncio.Event
+    ) -> Ticket:
+        """Send a request. Raises EngineGone."""
+        if self.failure is not None:
+            raise EngineGone(self.failure)
+        ticket = Ticket(next(self._numbers), news)
+        self._tickets[ticket.request_id] = ticket
+        self._send(Add(ticket.request_id, prompt_token_ids, params, stream))
+        return ticket
+
+    def give_up(self, ticket: Ticket) -> None:
+        """Nobody wants the rest: the engine frees its blocks before its next step. Safe to repeat."""
+        if self._tickets.pop(ticket.request_id, None) is not None and self.failure is None:
+            self._send(Abort(ticket.request_id))
+
+    async def answers(self, wait_s: float) -> bool:
+        """Whether the engine says a word within so many seconds, which it does between two steps."""
+        if self.facts is None or self.failure is not None:
+            return False
+        self._asking.clear()
+        self._send(Ask())
+        try:
+            await asyncio.wait_for(self._asking.wait(), wait_s)
+        except asyncio.TimeoutError:
+            return False
+        return self.failure is None
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Have the process end; `run` returns once it has. One that still loads would not hear of it: it is killed."""
+        if self._writer is not None:
+            self._writer.close()
+        if (kill or self.facts is None) and self._process is not None:
+            self._process.kill()
+        self.failure = self.failure or "the service has ended"
+        self._fail("", 0)
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._tickets)
+
+    async def _start(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.engine_process", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is for the front to handle
+                env=child_environment(),
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._writer.write(packed(self._arguments))
+        return reader
+
+    def _send(self, command: Command) -> None:
+        assert self._writer is not None, "requests are submitted to an engine that is ready"
+        self._writer.write(packed(command))
+
+    def _hear(self, report: Report) -> None:
+        if isinstance(report, Stepped):
+            self.load = report.load
+            self._asking.set()
+            for piece in report.pieces:
+                self._give(piece)
+            self.on_step(report.load)
+        elif isinstance(report, Accepted):
+            if ticket := self._tickets.get(report.request_id):
+                ticket.accept()
+        elif isinstance(report, Refused):
+            if ticket := self._tickets.pop(report.request_id, None):
+                ticket.fail(Unservable(report.message))
+        elif isinstance(report, Loading):
+            self.detail = report.detail if _is_public(report.detail) else self.detail
+        elif isinstance(report, Ready):
+            self.facts = report.facts
+        elif isinstance(report, Failed):
+            self._fail(report.message, report.status)
+
+    def _give(self, piece: Piece) -> None:
+        ticket = self._tickets.get(piece.request_id)
+        if ticket is None:  # given up while the step ran
+            return
+        if piece.finish_reason is not None:
+            del self._tickets[piece.request_id]
+        ticket.push(piece)
+
+    def _fail(self, cause: str, status: int) -> None:
+        """The first cause stands."""
+        if self.failure is None:
+            first = cause.partition("\n")[0]
+            self.cause, self.status = cause, status
+            self.failure = f"the engine has ended: {first if _is_public(first) else 'the log of the service says why'}"
+        self._asking.set()
+        for ticket in self._tickets.values():
+            ticket.fail(EngineGone(self.failure))
+        self._tickets.clear()
+
+    def _reap(self) -> int:
+        """The process's exit status; 128 + n where a signal ended it."""
+        assert self._process is not None
+        try:
+            status = self._process.wait(EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        return status if status >= 0 else 128 - status
+
+
+def _ended(status: int) -> str:
+    return f"ended with status {status}" if status <= 128 else f"was killed by signal {status - 128}"
+
+
+def _is_public(text: str) -> bool:
+    """Clients see neither paths nor what only a programmer understands."""
+    return "/" not in text and not text.startswith("internal error")

@@ -1,0 +1,213 @@
+"""The engine process: `python -m atb_models.server.engine_process FD PID`, FD the channel to the front, which is PID.
+
+The first message is the keyword arguments of `LLM`. Then it takes what the front has sent, runs a step for all requests
+there are, sends what they gained, and so on. It waits only when there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from atb_models.engine.lifetime import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))  # before the imports that take seconds
+    # A supervisor may send it to all processes. The front decides when this one and its ranks, which inherit this, end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+import logging
+import os
+import socket
+import traceback
+from dataclasses import dataclass, fields
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from atb_models.errors import AtbError, CapacityError, RequestError
+from atb_models.outputs import RequestOutput
+from atb_models.server.channel import Channel
+from atb_models.server.messages import (
+    Accepted,
+    Add,
+    Ask,
+    Command,
+    Facts,
+    Failed,
+    Load,
+    Loading,
+    Piece,
+    Ready,
+    Refused,
+    Stepped,
+)
+
+if TYPE_CHECKING:
+    from atb_models import LLM
+
+logger = logging.getLogger("atb_models.server.engine_process")  # __name__ is __main__
+
+LOAD = [field.name for field in fields(Load)]
+LOOK_EVERY_S = 1.0  # so often an idle engine looks whether its ranks are alive
+LOG_EVERY_S = 10.0  # so often the log says how far the weights are
+
+
+def main(fd: int) -> int:
+    """Load, serve until the front closes the channel; the exit status."""
+    from atb_models import log
+
+    end = socket.socket(fileno=fd)
+    end.set_inheritable(False)
+    channel = Channel(end)
+    log.setup()
+    teller = _Teller(channel)
+    logging.getLogger("atb_models").addHandler(teller)
+    try:
+        (arguments,) = channel.take(None)
+        channel.send(Loading("starting"))
+        from atb_models import LLM
+        from atb_models.engine.device import choose_device
+        from atb_models.launcher.affinity import bind_cores
+        from atb_models.models.loader import listeners
+
+        listeners.append(teller.loaded)
+        bind_cores(choose_device(arguments["device"], deterministic=arguments["deterministic"]))
+        with LLM(**arguments) as llm:
+            logging.getLogger("atb_models").removeHandler(teller)
+            loop = EngineLoop(llm, channel)
+            loop.tell([])
+            channel.send(Ready(_facts(llm)))
+            loop.run()
+        return 0
+    except BaseException as error:
+        status = error.exit_status if isinstance(error, AtbError) else 1
+        known = isinstance(error, (AtbError, MemoryError))
+        channel.send(Failed(str(error) if known else "internal error\n" + traceback.format_exc().rstrip(), status))
+        return status
+
+
+class _Teller(logging.Handler):
+    """Sends what the engine logs while it starts to the front, for /health, and how far the weights are."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(logging.INFO)
+        self._channel = channel
+        self._percent, self._logged_s = -1, perf_counter()
+
+    def loaded(self, done: int, total: int) -> None:
+        """Bytes of the weights so far, and of all."""
+        percent = 100 * done // max(1, total)
+        if percent == self._percent:
+            return
+        self._percent = percent
+        self._channel.send(Loading(f"weights {percent} % of {total / 1e9:.1f} GB"))
+        if perf_counter() - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = perf_counter()
+            logger.info("weights: %d %% of %.1f GB are loaded", percent, total / 1e9)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._channel.send(Loading(record.getMessage()))
+
+
+def _facts(llm: LLM) -> Facts:
+    scheduler = llm.engine.scheduler
+    return Facts(
+        dtype=llm.config.dtype,
+        device=llm.device.type,
+        size=llm.size,
+        vocab_size=llm.engine.vocab_size or 0,
+        max_seq_len=scheduler.limits.max_seq_len,
+        max_batch_size=scheduler.limits.max_batch_size,
+        block_size=scheduler.block_manager.block_size,
+        total_blocks=scheduler.block_manager.num_blocks,
+    )
+
+
+class EngineLoop:
+    """Steps for all requests there are. `run` returns when the front has gone."""
+
+    def __init__(self, llm: LLM, channel: Channel) -> None:
+        self._llm, self._engine, self._channel = llm, llm.engine, channel
+        self._live: dict[int, _Live] = {}
+        self._checked = False
+
+    def run(self) -> None:
+        while not self._channel.closed:
+            idle = not self._engine.has_work()
+            for command in self._channel.take(LOOK_EVERY_S if idle else 0.0):
+                self._obey(command)
+            if self._engine.has_work():
+                self.tell(self._engine.step())
+            elif idle:
+                self._rest()
+
+    def tell(self, outputs: list[RequestOutput]) -> None:
+        """Send the front what a step has given, and the engine's state."""
+        pieces = []
+        for output in outputs:
+            pieces.append(self._live[output.index].piece(output))
+            if output.finish_reason is not None:
+                del self._live[output.index]
+        self._channel.send(Stepped(pieces, self._load()))
+
+    def _rest(self) -> None:
+        """Nothing to do for a while: are the ranks alive, and, once after work, is every block where it belongs?"""
+        self._llm.check()
+        if not self._checked:
+            self._engine.scheduler.check()
+            assert not self._live, f"requests {list(self._live)} are lost"
+            self._checked = True
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Add):
+            self._add(command)
+        elif isinstance(command, Ask):
+            self._llm.check()
+            self.tell([])
+        elif live := self._live.get(command.request_id):
+            output = self._engine.abort(live.seq_id)
+            assert output is not None, "what has ended is not live"
+            self.tell([output])
+
+    def _add(self, add: Add) -> None:
+        number = add.request_id
+        try:
+            sequence = self._engine.add_request(add.prompt_token_ids, add.params, index=number, stream=add.stream)
+        except (RequestError, CapacityError) as error:
+            self._channel.send(Refused(number, str(error)))
+            return
+        self._live[number] = _Live(sequence.seq_id, add.stream)
+        self._checked = False
+        self._channel.send(Accepted(number))
+
+    def _load(self) -> Load:
+        counts = self._engine.counts()
+        return Load(**{name: counts[name] for name in LOAD})
+
+
+@dataclass
+class _Live:
+    """A request that has not ended: the engine's number of it, and how many of its tokens the front has."""
+
+    seq_id: int
+    stream: bool
+    told: int = 0
+
+    def piece(self, output: RequestOutput) -> Piece:
+        start, self.told = self.told, len(output.token_ids)
+        return Piece(
+            request_id=output.index,
+            text=output.delta if self.stream else output.text,
+            token_ids=output.token_ids[start:],
+            finish_reason=output.finish_reason,
+            logprobs=None if output.logprobs is None else output.logprobs[start:],
+            prompt_logprobs=output.prompt_logprobs if start == 0 else None,
+            metrics=output.metrics,
+        )
+
+
+if __name__ == "__main__":
+    status = main(int(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # nothing is left to do, and no thread of a library can hold it up

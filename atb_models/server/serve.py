@@ -1,0 +1,234 @@
+"""`atb-models serve`: the front's life, from the arguments to the last answer."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import uvicorn
+
+from atb_models import env, log
+from atb_models.engine.config import EngineConfig
+from atb_models.errors import ConfigError
+from atb_models.launcher.args import AUTO
+from atb_models.launcher.engine_args import llm_arguments
+from atb_models.launcher.exit_status import INTERRUPTED, print_error, run_guarded
+from atb_models.launcher.job import find_checkpoint
+from atb_models.server.app import Access, create_app
+from atb_models.server.args import access, parse_args
+from atb_models.server.engine_client import EngineClient
+from atb_models.server.service import Service, Settings
+from atb_models.tokenizer import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+LINGER_S = 1.0  # that clients may read why they got no answer
+RESTART_AFTER_S = (1.0, 5.0, 30.0)  # then every 30 s
+KEEP_ALIVE_S = 75  # more than proxies keep a connection, or they would use one that we are closing
+GRACE_S = 2  # that connections have to close
+DRAIN_LOOK_S = 0.05
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of the service with these arguments (None: the process's)."""
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    return run_guarded(lambda: serve(sys.argv[1:] if argv is None else argv))
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Check everything that can be checked, then serve until told to end. Under torchrun every rank runs this."""
+    log.setup()
+    args = parse_args(argv)
+    granted = access(args)
+    path = find_checkpoint(args.model_path, fetch=args.download)
+    arguments = llm_arguments(args) | {"model_path": path, "max_seq_len": args.max_seq_len}
+    arguments["max_prefill_tokens"] = None if args.max_prefill_tokens == AUTO else args.max_prefill_tokens
+    config = EngineConfig(**arguments)
+    config.load_model_config()
+    if env.get("TORCHELASTIC_RUN_ID") and args.restart:
+        raise ConfigError("--restart cannot start torchrun's ranks again; use torchrun's --max-restarts")
+    if (env.get("RANK") or 0) != 0:
+        _execute_steps(arguments)
+    settings = Settings(
+        model_name=args.model_name or (config.folder.name if path else "demo"),
+        folder=config.folder,
+        max_queue=args.max_queue,
+        request_timeout_s=args.request_timeout,
+        log_prompts=args.log_prompts,
+    )
+    tokenizer = (
+        load_tokenizer(config.folder, args.chat_template, args.trust_remote_code) if args.load_tokenizer else None
+    )
+    with listener(args.host, args.port) as sock:
+        if not granted.keys and not is_local(sock):
+            logger.warning(
+                "anybody who reaches this machine can use this service: --host %s without --api_key", args.host
+            )
+        return asyncio.run(_front(arguments, tokenizer, settings, granted, args, sock))
+
+
+def _execute_steps(arguments: dict[str, Any]) -> None:
+    """A rank of torchrun other than 0; leaves by SystemExit when rank 0 closes."""
+    from atb_models import LLM
+    from atb_models.models.loader import listeners
+
+    listeners.append(_stay)
+    LLM(**arguments)
+
+
+def _stay(*_: int) -> None:
+    """Torchrun sends SIGTERM to all of its ranks. Once they have met rank 0 decides when they end, or its death does:
+    it may have requests to answer."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
+
+async def _front(
+    arguments: dict[str, Any],
+    tokenizer: Tokenizer | None,
+    settings: Settings,
+    granted: Access,
+    args: argparse.Namespace,
+    sock: socket.socket,
+) -> int:
+    service = Service(EngineClient(arguments), tokenizer, settings)
+    return await Front(service, arguments, granted, args).run(sock)
+
+
+@contextmanager
+def listener(host: str, port: int) -> Iterator[socket.socket]:
+    """The listening socket. Raises ConfigError when the address is not ours or the port is taken."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--host {host} is no address of this machine: {error}") from None
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(place)
+            sock.listen(1024)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from None
+        yield sock
+
+
+def is_local(sock: socket.socket) -> bool:
+    """Whether only programs of this machine reach a listening socket; --host has many spellings of "all addresses"."""
+    return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+
+
+class Front:
+    """The HTTP server and its engine: they start together, and neither outlives the other."""
+
+    def __init__(self, service: Service, arguments: dict[str, Any], granted: Access, args: argparse.Namespace) -> None:
+        self._service, self._arguments, self._args = service, arguments, args
+        self._server = _Server(
+            uvicorn.Config(
+                create_app(service, granted),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                timeout_keep_alive=KEEP_ALIVE_S,
+                ssl_certfile=args.ssl_certfile,
+                ssl_keyfile=args.ssl_keyfile,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self._told_to_end = asyncio.Event()
+        self._told_again = asyncio.Event()
+        self._status = 0
+
+    async def run(self, sock: socket.socket) -> int:
+        """Until a signal or the engine's end; the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        self._url = address(sock, tls=self._args.ssl_certfile is not None)
+        logger.info("listening on %s, the model is loading", self._url)
+        serving = asyncio.ensure_future(self._server.serve(sockets=[sock]))
+        engine = asyncio.ensure_future(self._keep_engine())
+        ending = asyncio.ensure_future(self._told_to_end.wait())
+        await asyncio.wait((serving, engine, ending), return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            await self._drain()
+        ending.cancel()
+        self._service.client.stop(kill=self._told_again.is_set())
+        self._server.should_exit = True
+        self._server.force_exit = self._told_again.is_set()
+        await asyncio.gather(serving, engine)
+        return self._status
+
+    async def _keep_engine(self) -> None:
+        """Run the engine; with --restart run it again when it dies. Returns when it shall not."""
+        for pause_s in itertools.chain(RESTART_AFTER_S, itertools.repeat(RESTART_AFTER_S[-1])):
+            client = self._service.client
+            await client.run(self._ready)
+            if self._told_to_end.is_set() and not client.cause:
+                return
+            print_error(client.cause)
+            if not self._args.restart or client.facts is None or self._told_to_end.is_set():
+                self._status = client.status or 1
+                await asyncio.sleep(LINGER_S)
+                return
+            logger.error("the engine is started again in %g s", pause_s)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._told_to_end.wait(), pause_s)
+            if self._told_to_end.is_set():
+                return
+            self._service.attach(EngineClient(self._arguments))
+
+    def _ready(self) -> None:
+        facts = self._service.facts
+        logger.info(
+            "ready: %s, model %s, %s, %d rank%s, up to %d requests at once, KV cache %d tokens",
+            self._url, self._service.settings.model_name, facts.device, facts.size, "s" * (facts.size > 1),
+            facts.max_batch_size, facts.pool_tokens,
+        )  # fmt: skip
+
+    def _on_signal(self, number: int) -> None:
+        if self._told_to_end.is_set():
+            self._status = 128 + number
+            self._told_again.set()
+            self._service.client.stop(kill=True)
+        else:
+            self._status = self._status or (INTERRUPTED if number == signal.SIGINT else 0)  # the engine may have died
+            self._service.draining = True
+            self._told_to_end.set()
+
+    async def _drain(self) -> None:
+        """Let what runs come to its end, for a while, unless told to end again."""
+        running = self._service.client.open_requests
+        if running:
+            limit = self._args.drain_timeout
+            logger.info("ending: %d requests have %g s; a second signal ends at once", running, limit)
+        deadline = asyncio.get_running_loop().time() + self._args.drain_timeout
+        again = asyncio.ensure_future(self._told_again.wait())
+        while self._service.open_jobs and not again.done() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.wait((again,), timeout=DRAIN_LOOK_S)
+        again.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own handling of signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def address(sock: socket.socket, *, tls: bool) -> str:
+    """The URL of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
