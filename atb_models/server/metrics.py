@@ -33,7 +33,7 @@ TOKENS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 1
 
 ENDINGS = {
     "request_success": "Requests answered to their end.",
-    "request_failed": "Requests refused by the engine, or without an answer in time or for want of an engine.",
+    "request_failed": "Requests refused by the engine, not answered in time, or lost to a fault of the service.",
     "request_aborted": "Requests whose client left.",
     "request_refused": "HTTP requests that met a full queue (status 429); they count nowhere else.",
 }
