@@ -2,8 +2,8 @@
 
 import sys
 
-from atb_models.engine.lifetime import die_with_parent
 from atb_models.launcher.interrupt import interrupt_ends_at_once
+from atb_models.ranks.lifetime import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()  # a rank of torchrun, before the imports that take time

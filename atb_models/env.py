@@ -23,6 +23,9 @@ PASSED = "passed on"  # to torch, gloo, OpenMP, NCCL ..., which read it themselv
 NPU = "npu only"  # passed on to the Ascend libraries; does nothing on another device
 LATER = "not read"  # known from MindIE, without effect in this version
 
+# Set by torchrun for every rank it starts.
+TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
+
 # Names that look meant for us: one that is set but not in the table is reported.
 PREFIXES = ("ATB_", "MINDIE_", "HCCL_", "LCCL_", "MIES_", "MODELTEST_")
 

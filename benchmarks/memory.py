@@ -18,10 +18,10 @@ from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.memory import RUNTIME_BYTES
 from atb_models.engine.model_runner import ModelRunner
-from atb_models.engine.ranks import RankGroup
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.memory import kv_bytes_per_token, weight_bytes
+from atb_models.ranks.group import RankGroup
 
 PROMPT, BATCH, CONTEXT = 1024, 16, 100
 STEPS = {"decode of 16 rows": ([1] * BATCH, [CONTEXT + 1] * BATCH), "prefill of 1024": ([PROMPT], [PROMPT])}

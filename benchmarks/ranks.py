@@ -12,8 +12,8 @@ import numpy as np
 
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.message import Int32
-from atb_models.engine.ranks import RankGroup
-from atb_models.engine.spawn import spawn
+from atb_models.ranks.group import RankGroup
+from atb_models.ranks.spawn import spawn
 
 BLOCK_SIZE = 128
 

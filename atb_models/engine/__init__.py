@@ -1,1 +1,1 @@
-"""The engine: requests, scheduling, KV blocks, sampling, ranks."""
+"""The engine: requests, scheduling, KV blocks, sampling, the steps of a rank."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
-from atb_models.engine.lifetime import TORCHRUN_ID
+from atb_models.env import TORCHRUN_ID
 
 _THREADS = "OMP_NUM_THREADS"
 

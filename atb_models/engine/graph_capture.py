@@ -29,11 +29,11 @@ from torch import Tensor
 from atb_models import env
 from atb_models.engine.device import device_module
 from atb_models.engine.message import HEADER, HostStep, Int32, host_step, padded, sendable
-from atb_models.engine.ranks import RankGroup
 from atb_models.errors import AtbError, ConfigError
 from atb_models.layers.attention import LayerCache
 from atb_models.models.decoder import Decoder
 from atb_models.plan.memory import graph_sizes
+from atb_models.ranks.group import RankGroup
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from atb_models.engine.kv_pool import agree_on_kv_blocks, engine_limits, sequenc
 from atb_models.engine.model_runner import ModelRunner, serve
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
-from atb_models.engine.spawn import open_group
 from atb_models.engine.stream import OutputStream
 from atb_models.errors import RequestError
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.models.config import ModelConfig
 from atb_models.outputs import RequestOutput
+from atb_models.ranks.spawn import open_group
 from atb_models.sampling_params import SamplingParams
 from atb_models.tokenizer import Tokenizer, load_tokenizer
 

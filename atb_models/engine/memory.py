@@ -11,8 +11,8 @@ import torch
 from atb_models import env
 from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
 from atb_models.engine.device import device_module
-from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError
+from atb_models.ranks.group import RankGroup
 from atb_models.wording import GIB
 
 UNLIMITED = 1 << 62

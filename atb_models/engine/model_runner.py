@@ -15,7 +15,6 @@ from atb_models.engine.config import EngineConfig
 from atb_models.engine.graph_capture import DecodeGraphs, check_agreement
 from atb_models.engine.kv_pool import agree_on_kv_blocks, sequence_limit
 from atb_models.engine.message import Int32, decode_step, encode_step, is_decode
-from atb_models.engine.ranks import RankGroup
 from atb_models.engine.scheduler import Row
 from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
@@ -23,6 +22,7 @@ from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
 from atb_models.models.loader import load_weights, open_weights, prepare_weights
+from atb_models.ranks.group import RankGroup
 
 
 class ModelRunner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from atb_models.engine.lifetime import die_with_parent
+from atb_models.ranks.lifetime import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()  # before the imports that take seconds
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from atb_models.errors import AtbError
 
 if TYPE_CHECKING:
-    from atb_models.engine.ranks import RankGroup
+    from atb_models.ranks.group import RankGroup
 
 
 def main(fd: int) -> int:
@@ -49,10 +49,10 @@ def run_model(payload: str, group: RankGroup) -> None:
 
 
 def _join(setup: dict[str, Any]) -> RankGroup:
-    from atb_models.engine.health import Health
-    from atb_models.engine.ranks import MEET_TIMEOUT_S, Place, connect, spins
-    from atb_models.engine.segment import open_segment
-    from atb_models.engine.shared_memory import SharedMemory
+    from atb_models.ranks.group import MEET_TIMEOUT_S, Place, connect, spins
+    from atb_models.ranks.health import Health
+    from atb_models.ranks.segment import open_segment
+    from atb_models.ranks.shared_memory import SharedMemory
 
     place, health = Place(**setup["place"]), Health()
     memory = SharedMemory(open_segment(setup["memory"]), place.rank, place.size, health, spins=spins(place.size))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from atb_models.engine.lifetime import child_environment
+from atb_models.ranks.lifetime import child_environment
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.channel import packed, read_message
 from atb_models.server.errors import EngineGone, Unservable

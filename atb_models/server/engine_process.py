@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from atb_models.engine.lifetime import die_with_parent
+from atb_models.ranks.lifetime import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[2]))  # before the imports that take seconds

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from atb_models.engine import barrier as module
-from atb_models.engine.barrier import Barrier
+from atb_models.ranks import barrier as module
+from atb_models.ranks.barrier import Barrier
 
 MEETINGS = 3000
 

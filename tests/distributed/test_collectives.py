@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.distributed import HashStore, TCPStore
 
-from atb_models.engine import ranks
-from atb_models.engine.health import Health
-from atb_models.engine.ranks import Place, group_from_environment, join
-from atb_models.engine.spawn import open_group, spawn
 from atb_models.errors import ConfigError, RankError
+from atb_models.ranks import group as ranks
+from atb_models.ranks.group import Place, group_from_environment, join
+from atb_models.ranks.health import Health
+from atb_models.ranks.spawn import open_group, spawn
 from tests.distributed import toys
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atb_models.engine import ranks as ranks_module
-from atb_models.engine.ranks import RankGroup
-from atb_models.engine.spawn import spawn
 from atb_models.errors import RankError
+from atb_models.ranks import group as ranks_module
+from atb_models.ranks.group import RankGroup
+from atb_models.ranks.spawn import spawn
 from tests.distributed import toys
 
 SERVE = "tests.distributed.toys:serve"
@@ -118,7 +118,7 @@ def test_rank_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PARENT = """
 import os, sys, time
-from atb_models.engine.spawn import spawn
+from atb_models.ranks.spawn import spawn
 from tests.distributed.toys import children, lead_step
 
 def start():

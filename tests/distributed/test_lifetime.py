@@ -14,7 +14,7 @@ from tests.distributed import toys
 
 RANK = """
 import os, signal, sys, time
-from atb_models.engine.lifetime import die_with_parent
+from atb_models.ranks.lifetime import die_with_parent
 assert "torch" not in sys.modules
 acts = die_with_parent()
 print("rank" if acts else "no rank", signal.getsignal(signal.SIGINT) == signal.SIG_DFL, os.getpid(), flush=True)

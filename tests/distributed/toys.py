@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.distributed import TCPStore
 
-from atb_models.engine.health import Health
-from atb_models.engine.lifetime import is_dead
-from atb_models.engine.ranks import Place, RankGroup, group_from_environment, join
-from atb_models.engine.shared_memory import SLOT, SMALL
 from atb_models.errors import CheckpointError
+from atb_models.ranks.group import Place, RankGroup, group_from_environment, join
+from atb_models.ranks.health import Health
+from atb_models.ranks.lifetime import is_dead
+from atb_models.ranks.shared_memory import SLOT, SMALL
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
 # One row, several, none; a whole number of ranks and not; the last small sum, the first large one, more than a slot.
@@ -87,7 +87,7 @@ def check_all(payload: str, group: RankGroup) -> None:
 
 def check_hosts(group: RankGroup) -> None:
     """The transports of ranks that share no memory; gloo moves a device's tensors here as nccl does there."""
-    from atb_models.engine.process_group import DeviceGroup
+    from atb_models.ranks.process_group import DeviceGroup
 
     check_collectives(group, [(1, 128), (3, 5, 7), (SMALL + 1,)])
     check_messages(group)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from atb_models.engine.lifetime import is_dead
 from atb_models.launcher.port import PORTS, is_free
+from atb_models.ranks.lifetime import is_dead
 
 SCRIPT = "examples/models/deepseek/run_pa_deepseek_moe.sh"
 _MARK = "TEST_PROCESS_MARK"

@@ -18,7 +18,7 @@ from tests.launcher.processes import Program, free_port, unlogged
 STAND_IN = """
 import json, os, sys, time
 sys.path.insert(0, {root!r})
-from atb_models.engine.lifetime import die_with_parent
+from atb_models.ranks.lifetime import die_with_parent
 die_with_parent()
 from atb_models.launcher.exit_status import run_guarded
 from atb_models.errors import ConfigError, RankError

@@ -16,7 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 OPS, SETUP = "atb_models/ops/npu.py", "atb_models/engine/npu_setup.py"
 GRAPHS, MESSAGE = "atb_models/engine/graph_capture.py", "atb_models/engine/message.py"
-DEVICE, GROUPS = "atb_models/engine/device.py", "atb_models/engine/process_group.py"
+DEVICE, GROUPS = "atb_models/engine/device.py", "atb_models/ranks/process_group.py"
 LIMIT_S = 600
 INSIDE = "tests/npu/inside"
 # In this order, until one fails; for some areas the one that is made for them comes first.

@@ -99,7 +99,7 @@ print(*(os.environ[name] for name in ("HCCL_HOST_SOCKET_PORT_RANGE", "HCCL_NPU_S
 
 DETERMINISTIC = """
 from atb_models import LLM, SamplingParams
-from atb_models.engine import spawn
+from atb_models.ranks import spawn
 from tests.npu import test_setup
 from tests.npu.soft import counts
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from atb_models import LLM
-from atb_models.engine.lifetime import is_dead
 from atb_models.errors import CheckpointError
 from atb_models.models import loader
+from atb_models.ranks.lifetime import is_dead
 from atb_models.server import engine_process
 from atb_models.server.channel import Channel
 from atb_models.server.engine_process import _Teller

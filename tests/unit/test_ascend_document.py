@@ -21,7 +21,7 @@ SOURCES = (
     "engine/graph_capture.py",
     "ops/npu.py",
 )
-OTHERS = ("engine/shared_memory.py",)
+OTHERS = ("ranks/shared_memory.py",)
 DOCUMENTS = ("docs/ascend.md", "docs/ascend.zh.md")
 
 

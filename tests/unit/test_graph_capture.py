@@ -15,11 +15,11 @@ import torch
 from atb_models import ops
 from atb_models.engine.graph_capture import check_agreement, decide_capture
 from atb_models.engine.message import HEADER, decode_step, encode_step, host_step, is_decode, padded
-from atb_models.engine.ranks import Place, RankGroup
 from atb_models.errors import ConfigError
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
 from atb_models.models.config import load_model_config
 from atb_models.plan.memory import Limits, graph_sizes, one_of_each_layer, rank_memory
+from atb_models.ranks.group import Place, RankGroup
 from tests.unit.test_message import SIZE, row
 
 CPU = torch.device("cpu")

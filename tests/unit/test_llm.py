@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from atb_models import LLM, SamplingParams
-from atb_models.engine.ranks import RankGroup
 from atb_models.errors import CapacityError, CheckpointError, ConfigError, RankError, RequestError
+from atb_models.ranks.group import RankGroup
 from tests.distributed.toys import children, wait_until_dead
 from tests.tiny import write_checkpoint, write_weights
 

@@ -9,8 +9,8 @@ import pytest
 
 from atb_models.engine import npu_setup
 from atb_models.engine.device import present_device
-from atb_models.engine.process_group import BACKENDS
 from atb_models.errors import ConfigError
+from atb_models.ranks.process_group import BACKENDS
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from atb_models import LLM, SamplingParams
 from atb_models.engine import llm as engine
 from atb_models.engine.device import rank_device
 from atb_models.engine.kv_pool import engine_limits
-from atb_models.engine.ranks import Place, RankGroup
 from atb_models.plan.memory import MOST_SLACK, rank_memory
+from atb_models.ranks.group import Place, RankGroup
 
 BLOCKS = 24
 SEGMENT = 20 << 20  # what the allocator takes at a time, from the device

@@ -18,12 +18,12 @@ import time
 import torch
 
 from atb_models.engine.device import check_device_for_each
-from atb_models.engine.health import Health
-from atb_models.engine.lifetime import LAUNCHER_PID, child_environment
-from atb_models.engine.ranks import MEET_TIMEOUT_S, Place, RankGroup, connect, group_from_environment, spins
-from atb_models.engine.segment import Segment
-from atb_models.engine.shared_memory import SharedMemory
 from atb_models.errors import ConfigError
+from atb_models.ranks.group import MEET_TIMEOUT_S, Place, RankGroup, connect, group_from_environment, spins
+from atb_models.ranks.health import Health
+from atb_models.ranks.lifetime import LAUNCHER_PID, child_environment
+from atb_models.ranks.segment import Segment
+from atb_models.ranks.shared_memory import SharedMemory
 
 MODEL_RANK = "atb_models.engine.rank:run_model"
 LOOPBACK = "127.0.0.1"

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from atb_models.engine.cores import available_cores, set_threads
 from atb_models.engine.device import rank_device
-from atb_models.engine.health import Health
-from atb_models.engine.lifetime import die_with_parent
-from atb_models.engine.segment import Segment, open_segment
-from atb_models.engine.shared_memory import SharedMemory
 from atb_models.errors import ConfigError, RankError
+from atb_models.ranks.health import Health
+from atb_models.ranks.lifetime import die_with_parent
+from atb_models.ranks.segment import Segment, open_segment
+from atb_models.ranks.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -205,7 +205,7 @@ def connect(
         return RankGroup(place, device, memory, memory, health, on_close)
     import torch.distributed as dist
 
-    from atb_models.engine import process_group
+    from atb_models.ranks import process_group
 
     assert store is not None, "a process group needs a store to meet in"
     if memory is None:

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from atb_models.engine.health import Health
-from atb_models.engine.ordered_sum import quiet_sum
 from atb_models.errors import ConfigError
+from atb_models.ranks.health import Health
+from atb_models.ranks.ordered_sum import quiet_sum
 
 # The one place that says which library moves a device's tensors.
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}

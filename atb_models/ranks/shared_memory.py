@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atb_models.engine.barrier import LONG_PAUSE_S, SHORT_PAUSE_S, Barrier
-from atb_models.engine.health import Health
-from atb_models.engine.ordered_sum import quiet_sum
 from atb_models.errors import ConfigError, RankError
+from atb_models.ranks.barrier import LONG_PAUSE_S, SHORT_PAUSE_S, Barrier
+from atb_models.ranks.health import Health
+from atb_models.ranks.ordered_sum import quiet_sum
 
 # Bytes a rank can show the others at a time; larger tensors go piece by piece.
 SLOT = 512 << 10

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from atb_models.engine.lifetime import is_dead
 from atb_models.errors import RankError
+from atb_models.ranks.lifetime import is_dead
 
 
 class Health:

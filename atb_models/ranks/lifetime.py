@@ -9,10 +9,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from atb_models.env import TORCHRUN_ID
+
 # The process that started the ranks: exported by the launch script, which execs torchrun and so keeps its pid, and by
 # `spawn` in the environment of its ranks.
 LAUNCHER_PID = "ATB_LAUNCHER_PID"
-TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 
 _PR_SET_PDEATHSIG = 1
 
