@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from atb_models.engine.cores import used_cores
-from atb_models.engine.device import device_module
 from atb_models.engine.kv_pool import engine_limits
-from atb_models.engine.memory import free_memory
 from atb_models.errors import ConfigError
+from atb_models.machine.cores import used_cores
+from atb_models.machine.device import device_module
+from atb_models.machine.memory import free_memory
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.chips import ALL_CHIPS, THIS_CPU, Chip, chip_named_in, find_chip, load_chips
 from atb_models.plan.this_cpu import measure_cpu

@@ -56,12 +56,12 @@ def _system() -> str:
 
 
 def _packages() -> str:
-    from atb_models.engine import npu_setup
+    from atb_models.machine import npu
 
-    if not npu_setup.installed():
-        raise ConfigError(npu_setup.NOT_INSTALLED)
+    if not npu.installed():
+        raise ConfigError(npu.NOT_INSTALLED)
     torch, torch_npu = (metadata.version(name) for name in ("torch", "torch_npu"))
-    npu_setup.check_versions(torch, torch_npu)
+    npu.check_versions(torch, torch_npu)
     return f"torch {torch}, torch_npu {torch_npu}"
 
 
@@ -97,13 +97,13 @@ def nnal(environ: Mapping[str, str] | None = None) -> str:
 
 
 def _libraries() -> str:
-    from atb_models.engine import npu_setup
+    from atb_models.machine import npu
 
-    return f"torch_npu is imported, {npu_setup.devices()}"
+    return f"torch_npu is imported, {npu.devices()}"
 
 
 def _device() -> str:
-    from atb_models.engine.device import rank_device
+    from atb_models.machine.device import rank_device
 
     device = rank_device("npu", 0)
     torch: Any = import_module("torch")

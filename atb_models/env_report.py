@@ -48,9 +48,9 @@ def _devices() -> str:
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if importlib.util.find_spec("torch_npu") is None:  # without torch, which takes seconds to import
         raise Unusual("torch_npu is not installed")
-    from atb_models.engine import npu_setup
+    from atb_models.machine import npu
 
-    return npu_setup.devices()
+    return npu.devices()
 
 
 def problems(environ: Mapping[str, str] | None = None) -> list[str]:

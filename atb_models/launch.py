@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 
 from atb_models import env, log
-from atb_models.launcher.affinity import rank_cores, rank_threads
 from atb_models.launcher.args import AUTO, parse_args
 from atb_models.launcher.devices import choose_devices, existing_devices, export_devices
 from atb_models.launcher.exit_status import run_guarded
@@ -26,6 +25,7 @@ from atb_models.launcher.look import look
 from atb_models.launcher.port import choose_address, choose_port
 from atb_models.launcher.torchrun import PortTaken, run_ranks
 from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.machine.affinity import rank_cores, rank_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:

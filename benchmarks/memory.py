@@ -16,9 +16,9 @@ from ranks import BLOCK_SIZE, few_layers, message, run_ranks
 
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
-from atb_models.engine.memory import RUNTIME_BYTES
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.machine.memory import RUNTIME_BYTES
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.memory import kv_bytes_per_token, weight_bytes
 from atb_models.ranks.group import RankGroup

@@ -32,7 +32,7 @@ def llm_of(args: argparse.Namespace, *, max_batch_size: int) -> LLM:
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     with interrupt_ends_at_once():
         from atb_models import LLM
-        from atb_models.engine.device import choose_device
-        from atb_models.launcher.affinity import bind_cores
+        from atb_models.machine.affinity import bind_cores
+        from atb_models.machine.device import choose_device
     bind_cores(choose_device(args.device, deterministic=args.deterministic))
     return LLM(**arguments)

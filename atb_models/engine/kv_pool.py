@@ -8,8 +8,8 @@ import numpy as np
 
 from atb_models import ops
 from atb_models.engine.config import PREFILL_TOKENS, EngineConfig
-from atb_models.engine.memory import Free, agreed_memory
 from atb_models.errors import CapacityError, ConfigError
+from atb_models.machine.memory import Free, free_memory
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.capacity import Deployment, Shortage
@@ -41,6 +41,13 @@ def agree_on_kv_blocks(config: EngineConfig, model: ModelConfig, group: RankGrou
     with group.doing("sharing out memory"):
         group.send_step(np.array([blocks], dtype=np.int32))
     return blocks
+
+
+def agreed_memory(group: RankGroup) -> Free:
+    """The least that any rank of the group finds free."""
+    free = free_memory(group.device)
+    own = group.minimum(free.own)
+    return Free(own, None if free.shared is None else group.minimum(free.shared), free.most_ranks)
 
 
 def choose_kv_blocks(config: EngineConfig, deployment: Deployment, free: Free, ranks_here: int) -> int:

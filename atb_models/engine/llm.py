@@ -16,7 +16,6 @@ from torch import Tensor
 from atb_models import env
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.config import EngineConfig
-from atb_models.engine.device import choose_device
 from atb_models.engine.engine import Engine
 from atb_models.engine.expert_counts import ExpertCounts
 from atb_models.engine.graph_capture import decide_capture
@@ -27,6 +26,7 @@ from atb_models.engine.sequence import Sequence
 from atb_models.engine.stream import OutputStream
 from atb_models.errors import RequestError
 from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.machine.device import choose_device
 from atb_models.models.config import ModelConfig
 from atb_models.outputs import RequestOutput
 from atb_models.ranks.spawn import open_group

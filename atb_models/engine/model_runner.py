@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from atb_models import ops
-from atb_models.engine import determinism
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.graph_capture import DecodeGraphs, check_agreement
 from atb_models.engine.kv_pool import agree_on_kv_blocks, sequence_limit
@@ -18,6 +17,7 @@ from atb_models.engine.message import Int32, decode_step, encode_step, is_decode
 from atb_models.engine.scheduler import Row
 from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
+from atb_models.machine import determinism
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype

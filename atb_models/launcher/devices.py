@@ -14,8 +14,8 @@ DEFAULT_DEVICES = (0, 1, 2, 3, 4, 5, 6, 7)
 
 def existing_devices(wanted: str | None, *, deterministic: bool = False) -> tuple[str, int | None]:
     """The kind of device to use and how many of it there are; None on a CPU, which any number of ranks may share."""
-    from atb_models.engine.device import device_module, present_device
-    from atb_models.engine.npu_setup import all_visible
+    from atb_models.machine.device import device_module, present_device
+    from atb_models.machine.npu import all_visible
 
     with all_visible():
         kind = present_device(wanted, deterministic=deterministic)
@@ -39,7 +39,7 @@ def choose_devices(listed: Sequence[int] | None, existing: int | None, tp: int |
         return DEFAULT_DEVICES
     named = ",".join(map(str, listed))
     if existing is not None:
-        from atb_models.engine.device import check_listed
+        from atb_models.machine.device import check_listed
 
         check_listed(listed, existing)
     if tp is not None and tp != len(listed):

@@ -49,9 +49,9 @@ def look(args: argparse.Namespace, tp: int) -> None:
 
 def _subject(args: argparse.Namespace, tp: int) -> Subject:
     from atb_models import ops
-    from atb_models.engine.device import choose_device
     from atb_models.engine.graph_capture import decide_capture
     from atb_models.engine.kv_pool import engine_limits
+    from atb_models.machine.device import choose_device
 
     config, model, length = asked_engine(args)
     device = choose_device(args.device)

@@ -10,11 +10,11 @@ from contextlib import suppress
 
 import torch
 
-from atb_models.engine.cores import used_cores
-from atb_models.engine.device import device_module
-from atb_models.engine.memory import free_memory
 from atb_models.launcher.look import Subject
 from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.machine.cores import used_cores
+from atb_models.machine.device import device_module
+from atb_models.machine.memory import free_memory
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import ALL_CHIPS, THIS_CPU, Chip, chip_named_in, find_chip, load_chips

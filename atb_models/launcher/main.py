@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from atb_models import env, log
-from atb_models.launcher.affinity import bind_cores
 from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
 from atb_models.launcher.benchmark import WARM_UP_TOKENS, Timings, write_benchmark
 from atb_models.launcher.engine_args import ranks
@@ -23,6 +22,7 @@ from atb_models.launcher.limits import check_address_space
 from atb_models.launcher.look import look
 from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
+from atb_models.machine.affinity import bind_cores
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
 
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     job = prepare(args)
     with interrupt_ends_at_once():
         from atb_models import LLM
-        from atb_models.engine.device import choose_device
+        from atb_models.machine.device import choose_device
     device = choose_device(args.device, deterministic=args.deterministic)
     bind_cores(device)
     profiling = Profiling(args, device)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from atb_models import env
 from atb_models.errors import AtbError, ConfigError
 from atb_models.files import written_whole
-from atb_models.launcher.affinity import rank_cores
 from atb_models.launcher.engine_args import ranks
 from atb_models.launcher.results import PROFILE_FILES
+from atb_models.machine.affinity import rank_cores
 from atb_models.wording import counted
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Profiling:
         if name is not None and name.casefold() == ALL_CHIPS:
             raise ConfigError("--chip all is of --plan only; --profile compares with one chip, name it")
         if name is None and self._device != "cpu":
-            from atb_models.engine.device import device_module
+            from atb_models.machine.device import device_module
 
             self._chip = chip_named_in(device_module(self._device).get_device_name(), chips)
             self._no_chip = None if self._chip else "this device is not in the table of chips"
@@ -89,7 +89,7 @@ class Profiling:
     def _run(self, llm: LLM) -> Run:
         import torch
 
-        from atb_models.engine.device import device_module
+        from atb_models.machine.device import device_module
         from atb_models.models.label import model_label
         from atb_models.profiler.report import Run
 
@@ -112,8 +112,8 @@ def _this_cpu(ranks: int) -> Chip:
     """Measured; a rank that is bound to cores has them to itself. Raises MemoryError where that needs too much."""
     import torch
 
-    from atb_models.engine.cores import used_cores
-    from atb_models.engine.memory import free_memory
+    from atb_models.machine.cores import used_cores
+    from atb_models.machine.memory import free_memory
     from atb_models.plan.this_cpu import measure_cpu
 
     bound = env.get("WORLD_SIZE") is not None and rank_cores(sorted(os.sched_getaffinity(0)), 0, 1, "cpu") is not None

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atb_models.engine.device import device_module
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.engine.scheduler import Row
 from atb_models.graph.paths import ModulePaths
 from atb_models.layers.step import StepInput
+from atb_models.machine.device import device_module
 from atb_models.ops.cost import Cost
 from atb_models.ops.table import Body, Op, recorded
 from atb_models.plan.roofline import work_dtype

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atb_models.engine.cores import available_cores, set_threads
-from atb_models.engine.device import rank_device
 from atb_models.errors import ConfigError, RankError
+from atb_models.machine.cores import available_cores, set_threads
+from atb_models.machine.device import rank_device
 from atb_models.ranks.health import Health
 from atb_models.ranks.lifetime import die_with_parent
 from atb_models.ranks.segment import Segment, open_segment

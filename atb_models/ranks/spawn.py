@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from atb_models.engine.device import check_device_for_each
 from atb_models.errors import ConfigError
+from atb_models.machine.device import check_device_for_each
 from atb_models.ranks.group import MEET_TIMEOUT_S, Place, RankGroup, connect, group_from_environment, spins
 from atb_models.ranks.health import Health
 from atb_models.ranks.lifetime import LAUNCHER_PID, child_environment

@@ -66,8 +66,8 @@ def main(fd: int) -> int:
         (arguments,) = channel.take(None)
         channel.send(Loading("starting"))
         from atb_models import LLM
-        from atb_models.engine.device import choose_device
-        from atb_models.launcher.affinity import bind_cores
+        from atb_models.machine.affinity import bind_cores
+        from atb_models.machine.device import choose_device
         from atb_models.models.loader import listeners
 
         listeners.append(teller.loaded)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atb_models.engine import cores
+from atb_models.machine import cores
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("users", [True, False])
 def test_torchrun_sets_one_thread_by_itself(users: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = "from atb_models.engine import cores; print(cores._user_chose_threads())"
+    ask = "from atb_models.machine import cores; print(cores._user_chose_threads())"
     torchrun = (
         "import os, subprocess, sys; os.environ.update(TORCHELASTIC_RUN_ID='none', OMP_NUM_THREADS='1')\n"
         f"subprocess.run([sys.executable, '-c', {ask!r}])"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atb_models.engine.cgroup import ROOT, cgroup_folders
+from atb_models.machine.cgroup import ROOT, cgroup_folders
 from tests.wide import write_config
 
 LIMIT = 2 << 30

@@ -13,7 +13,7 @@ import pytest
 from atb_models import env
 from atb_models.env_report import print_report
 from atb_models.errors import ConfigError
-from atb_models.launcher import affinity
+from atb_models.machine import affinity
 
 # Variables of MindIE that are sensible on any device ("Y" in its description, sections 3.1 to 3.3).
 HONOURED = """RESERVED_MEMORY_GB NPU_MEMORY_FRACTION ASCEND_RT_VISIBLE_DEVICES BIND_CPU CPU_BINDING_NUM

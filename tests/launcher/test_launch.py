@@ -10,12 +10,12 @@ import tiny
 import torch
 
 from atb_models import launch
-from atb_models.engine.device import choose_device
 from atb_models.errors import ConfigError
 from atb_models.launcher import port
-from atb_models.launcher.affinity import rank_cores
 from atb_models.launcher.devices import choose_devices, export_devices
 from atb_models.launcher.torchrun import PortTaken
+from atb_models.machine.affinity import rank_cores
+from atb_models.machine.device import choose_device
 
 
 @pytest.fixture

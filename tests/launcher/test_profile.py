@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from atb_models import env, ops
-from atb_models.engine import cores as cores_module
 from atb_models.launcher import main as run_pa
 from atb_models.launcher import profiling
 from atb_models.launcher.args import parse_args
+from atb_models.machine import cores as cores_module
 from atb_models.plan import this_cpu
 from atb_models.plan.chips import load_chips
 from tests.profiler.test_tables import check_trace

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-OPS, SETUP = "atb_models/ops/npu.py", "atb_models/engine/npu_setup.py"
+OPS, SETUP = "atb_models/ops/npu.py", "atb_models/machine/npu.py"
 GRAPHS, MESSAGE = "atb_models/engine/graph_capture.py", "atb_models/engine/message.py"
-DEVICE, GROUPS = "atb_models/engine/device.py", "atb_models/ranks/process_group.py"
+DEVICE, GROUPS = "atb_models/machine/device.py", "atb_models/ranks/process_group.py"
 LIMIT_S = 600
 INSIDE = "tests/npu/inside"
 # In this order, until one fails; for some areas the one that is made for them comes first.
@@ -96,7 +96,7 @@ MUTANTS = [
     Mutant("device", "all ranks on one device", DEVICE,
         "return torch.device(kind, local_rank)", "return torch.device(kind, 0)"),
     Mutant("device", "a rank without a device", DEVICE, "if local_rank >= count", "if False"),
-    Mutant("device", "torch_npu not imported", DEVICE, "        npu_setup.load()\n", "        pass\n"),
+    Mutant("device", "torch_npu not imported", DEVICE, "        npu.load()\n", "        pass\n"),
     Mutant("device", "coarse float32 products", DEVICE, ".allow_hf32 = False", ".allow_hf32 = True"),
     Mutant("device", "user's values overwritten", SETUP,
         "os.environ.setdefault(name, value)", "os.environ[name] = value"),

@@ -12,8 +12,8 @@ from unittest import mock
 
 import pytest
 
-from atb_models.engine import determinism
 from atb_models.engine.rank import run_model
+from atb_models.machine import determinism
 from tests.npu.conftest import Run
 
 SHORT = ("--max_output_length", "3")
@@ -79,14 +79,14 @@ def test_what_cannot_run_is_refused(
 
 
 def test_an_npu_is_the_first_choice(soft_npu: Run, root: Path) -> None:
-    program = "from atb_models.engine.device import choose_device; print(choose_device(None))"
+    program = "from atb_models.machine.device import choose_device; print(choose_device(None))"
     assert soft_npu("-c", program).stdout.split()[-1] == "npu"
 
 
 def test_defaults_give_way_to_the_users_values(soft_npu: Run) -> None:
     program = """
 import os
-from atb_models.engine.device import rank_device
+from atb_models.machine.device import rank_device
 device = rank_device("npu", 1)
 import torch
 print(device, torch.npu.current_device(), torch.npu.matmul.allow_hf32)
@@ -170,7 +170,7 @@ def test_a_driver_that_refuses_is_quoted(soft_npu: Run, root: Path) -> None:
 
 
 def test_a_rank_without_a_device_of_its_own_is_refused(soft_npu: Run) -> None:
-    program = "from atb_models.engine.device import rank_device; rank_device('npu', 2)"
+    program = "from atb_models.machine.device import rank_device; rank_device('npu', 2)"
     done = soft_npu("-c", program, devices=2)
     assert "rank 2 of this host has no device of its own: 2 NPU devices are visible" in done.stderr
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from atb_models import env
-from atb_models.engine import npu_setup
-from atb_models.engine.determinism import NEEDED
+from atb_models.machine import npu
+from atb_models.machine.determinism import NEEDED
 
 # Every error of these is in the documents, which name messages of the other files too.
 SOURCES = (
-    "engine/npu_setup.py",
-    "engine/device.py",
-    "engine/determinism.py",
+    "machine/npu.py",
+    "machine/device.py",
+    "machine/determinism.py",
     "engine/graph_capture.py",
     "ops/npu.py",
 )
@@ -80,8 +80,8 @@ def test_every_row_is_a_message_of_the_program(root: Path, document: str) -> Non
     assert len(parts) >= 16
     assert [part for part in parts if part not in source] == []
     assert set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", text)) <= set(env.TABLE)
-    assert all(name in text for name in [*npu_setup.DEFAULTS, *NEEDED["npu"], *NEEDED["cuda"]])
-    assert npu_setup.SET_ENV in text
+    assert all(name in text for name in [*npu.DEFAULTS, *NEEDED["npu"], *NEEDED["cuda"]])
+    assert npu.SET_ENV in text
 
 
 def test_both_languages_have_the_same_parts(root: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from atb_models import LLM, SamplingParams
-from atb_models.engine import determinism, device, npu_setup, sampler
+from atb_models.engine import sampler
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
+from atb_models.machine import determinism, device, npu
 
 NAMES = [name for needed in determinism.NEEDED.values() for name in needed]
 UNLIKE = {
@@ -54,7 +55,7 @@ def test_what_an_npu_needs() -> None:
 def test_the_users_values_are_not_replaced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the NPU would have been the first choice only."""
     monkeypatch.setenv(name, UNLIKE[name])
-    monkeypatch.setattr(npu_setup, "installed", lambda: True)
+    monkeypatch.setattr(npu, "installed", lambda: True)
     needed = determinism.NEEDED["npu"][name][0]
     for wanted in ("npu", None):
         with pytest.raises(ConfigError, match=f"^deterministic needs {name}={needed}, .* has {UNLIKE[name]}; unset it"):

@@ -9,12 +9,12 @@ import pytest
 
 from atb_models import doctor
 from atb_models.cli import main
-from atb_models.engine import npu_setup
 from atb_models.errors import ConfigError
+from atb_models.machine import npu
 
 
 def test_the_first_failure_ends_the_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(npu_setup, "installed", lambda: False)
+    monkeypatch.setattr(npu, "installed", lambda: False)
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["ok", "FAIL"] + ["-"] * (len(doctor.CHECKS) - 2)
@@ -78,7 +78,7 @@ def test_nnal(tmp_path: Path) -> None:
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npu_setup, "installed", lambda: True)
+    monkeypatch.setattr(npu, "installed", lambda: True)
     monkeypatch.setattr(doctor.metadata, "version", {"torch": "2.13.0+cpu", "torch_npu": "2.10.0"}.__getitem__)
     with pytest.raises(ConfigError, match=r"torch_npu 2\.10\.0 does not go with torch"):
         doctor.CHECKS["packages"]()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from atb_models.engine import kv_pool, memory
+from atb_models.engine import kv_pool
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import CapacityError
+from atb_models.machine import memory
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.memory import RankMemory
 

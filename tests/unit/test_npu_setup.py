@@ -7,15 +7,15 @@ import os
 
 import pytest
 
-from atb_models.engine import npu_setup
-from atb_models.engine.device import present_device
 from atb_models.errors import ConfigError
+from atb_models.machine import npu
+from atb_models.machine.device import present_device
 from atb_models.ranks.process_group import BACKENDS
 
 
 @pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npu_setup, "installed", lambda: False)
+    monkeypatch.setattr(npu, "installed", lambda: False)
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(**_: bool) -> None:
         raise ConfigError("device npu: CANN is not there")
 
-    monkeypatch.setattr(npu_setup, "installed", lambda: True)
-    monkeypatch.setattr(npu_setup, "load", load)
+    monkeypatch.setattr(npu, "installed", lambda: True)
+    monkeypatch.setattr(npu, "load", load)
 
 
 def test_an_npu_that_is_asked_for_must_be_there(absent: None) -> None:
@@ -52,7 +52,7 @@ def test_an_npu_that_cannot_be_used_is_a_warning_unless_it_is_asked_for(
 
 @pytest.mark.parametrize("torch_npu", ["2.13.0", "2.13.0.post2", "2.13.0rc1"])
 def test_versions_that_go_together(torch_npu: str) -> None:
-    npu_setup.check_versions("2.13.0+cpu", torch_npu)
+    npu.check_versions("2.13.0+cpu", torch_npu)
 
 
 def test_versions_that_do_not_go_together() -> None:
@@ -60,7 +60,7 @@ def test_versions_that_do_not_go_together() -> None:
         ConfigError,
         match=r"torch_npu 2\.10\.0\.post4 does not go with torch 2\.13\.0\+cpu; pip install torch==2\.10\.0,",
     ):
-        npu_setup.check_versions("2.13.0+cpu", "2.10.0.post4")
+        npu.check_versions("2.13.0+cpu", "2.10.0.post4")
 
 
 NO_FILE = "cannot open shared object file: No such file or directory"
@@ -77,7 +77,7 @@ NO_FILE = "cannot open shared object file: No such file or directory"
     ],
 )
 def test_what_an_import_error_means(message: str, said: str) -> None:
-    assert said in npu_setup.import_problem(message) and "\n" not in npu_setup.import_problem(message)
+    assert said in npu.import_problem(message) and "\n" not in npu.import_problem(message)
 
 
 def test_what_was_set_for_an_import_that_fails_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +86,14 @@ def test_what_was_set_for_an_import_that_fails_is_unset(monkeypatch: pytest.Monk
         raise ImportError(f"libhccl.so: {NO_FILE}")
 
     seen: dict[str, str] = {}
-    names = [*npu_setup.DEFAULTS, "HCCL_DETERMINISTIC"]
+    names = [*npu.DEFAULTS, "HCCL_DETERMINISTIC"]
     for name in names:
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     monkeypatch.setenv("LCCL_DETERMINISTIC", "0")  # as nnal's set_env.sh does
-    monkeypatch.setattr(npu_setup, "installed", lambda: True)
-    monkeypatch.setattr(npu_setup.metadata, "version", lambda name: "2.13.0")
-    monkeypatch.setattr(npu_setup, "import_module", fail)
+    monkeypatch.setattr(npu, "installed", lambda: True)
+    monkeypatch.setattr(npu.metadata, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(npu, "import_module", fail)
     assert present_device(None, deterministic=True) in ("cuda", "cpu")
     assert {name: seen[name] for name in names} == {
         "HCCL_HOST_SOCKET_PORT_RANGE": "auto",
@@ -108,7 +108,7 @@ def test_what_was_set_for_an_import_that_fails_is_unset(monkeypatch: pytest.Monk
 
 def test_the_launcher_looks_at_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,6")
-    with npu_setup.all_visible():
+    with npu.all_visible():
         assert "ASCEND_RT_VISIBLE_DEVICES" not in os.environ
     assert os.environ["ASCEND_RT_VISIBLE_DEVICES"] == "4,6"
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from atb_models import LLM, SamplingParams
 from atb_models.engine import llm as engine
-from atb_models.engine.device import rank_device
 from atb_models.engine.kv_pool import engine_limits
+from atb_models.machine.device import rank_device
 from atb_models.plan.memory import MOST_SLACK, rank_memory
 from atb_models.ranks.group import Place, RankGroup
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from atb_models import LLM, SamplingParams
-from atb_models.engine.memory import free_memory
+from atb_models.machine.memory import free_memory
 from tests.npu.soft import counts
 from tests.tiny import write_checkpoint
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from atb_models import env
-from atb_models.engine import determinism, npu_setup
 from atb_models.errors import ConfigError
+from atb_models.machine import determinism, npu
 
 
 def choose_device(wanted: str | None, *, deterministic: bool = False) -> str:
@@ -29,7 +29,7 @@ def choose_device(wanted: str | None, *, deterministic: bool = False) -> str:
 
 def present_device(wanted: str | None, *, deterministic: bool = False) -> str:
     """What `choose_device` says, with the user's list of devices as it is."""
-    if wanted in ("npu", None) and npu_setup.usable(wanted=wanted == "npu", deterministic=deterministic):
+    if wanted in ("npu", None) and npu.usable(wanted=wanted == "npu", deterministic=deterministic):
         return "npu"
     if wanted == "cuda" or wanted is None:
         if torch.cuda.is_available():
@@ -44,7 +44,7 @@ def rank_device(kind: str, local_rank: int) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     if kind == "npu":
-        npu_setup.load()
+        npu.load()
     count = device_module(kind).device_count()
     if local_rank >= count:
         raise ConfigError(

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from atb_models import env
-from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
-from atb_models.engine.device import device_module
 from atb_models.errors import CapacityError
-from atb_models.ranks.group import RankGroup
+from atb_models.machine.cgroup import OWN, ROOT, cgroup_folders
+from atb_models.machine.device import device_module
 from atb_models.wording import GIB
 
 UNLIMITED = 1 << 62
@@ -49,13 +48,6 @@ class Free:
 
 def _share(shared: int, ranks_here: int) -> int:
     return shared // ranks_here - RUNTIME_BYTES
-
-
-def agreed_memory(group: RankGroup) -> Free:
-    """The least that any rank of the group finds free."""
-    free = free_memory(group.device)
-    own = group.minimum(free.own)
-    return Free(own, None if free.shared is None else group.minimum(free.shared), free.most_ranks)
 
 
 def free_memory(device: torch.device) -> Free:

@@ -6,8 +6,8 @@ import math
 import os
 from pathlib import Path
 
-from atb_models.engine.cgroup import OWN, ROOT, cgroup_folders
 from atb_models.env import TORCHRUN_ID
+from atb_models.machine.cgroup import OWN, ROOT, cgroup_folders
 
 _THREADS = "OMP_NUM_THREADS"
 

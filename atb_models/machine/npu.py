@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from importlib import import_module, metadata
 
 from atb_models import env
-from atb_models.engine import determinism
 from atb_models.errors import ConfigError
+from atb_models.machine import determinism
 
 logger = logging.getLogger(__name__)
 

@@ -53,7 +53,7 @@ def bind_cores(device: str) -> None:
 
 def rank_threads(ranks: int) -> int:
     """OpenMP threads of one of `ranks` ranks: OMP_NUM_THREADS, CPU_BINDING_NUM, or an even share of the cores."""
-    from atb_models.engine.cores import available_cores
+    from atb_models.machine.cores import available_cores
 
     bound = env.get("CPU_BINDING_NUM") if env.get("BIND_CPU") is not False else None
     return env.get("OMP_NUM_THREADS") or bound or max(1, available_cores() // ranks)
