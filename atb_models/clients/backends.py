@@ -95,7 +95,7 @@ async def local(arguments: dict[str, Any], model_name: str, *, load_tokenizer: b
     from atb_models.server.app import Access, create_app
     from atb_models.server.engine_client import EngineClient
     from atb_models.server.service import Service, Settings
-    from atb_models.tokenizer import load_tokenizer as tokenizer_of
+    from atb_models.text.tokenizer import load_tokenizer as tokenizer_of
 
     logging.getLogger("atb_models.server.app").setLevel(logging.WARNING)  # no line for each request
     config = EngineConfig(**arguments)

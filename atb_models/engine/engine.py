@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from atb_models.engine.detokenizer import Detokenizer
 from atb_models.engine.logprobs import token_logprobs
 from atb_models.engine.sampler import sample
 from atb_models.engine.scheduler import Row, Scheduler
@@ -17,6 +16,7 @@ from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import RequestError
 from atb_models.outputs import FinishReason, RequestOutput, TokenLogprobs
 from atb_models.sampling_params import SamplingParams
+from atb_models.text.detokenizer import Detokenizer
 
 TIMED_STEPS = 100_000  # the last so many of each kind are remembered
 

@@ -31,7 +31,7 @@ from atb_models.models.config import ModelConfig
 from atb_models.outputs import RequestOutput
 from atb_models.ranks.spawn import open_group
 from atb_models.sampling_params import SamplingParams
-from atb_models.tokenizer import Tokenizer, load_tokenizer
+from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
 Prompt = str | List[int]
 Conversation = List[Mapping[str, str]]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from atb_models.engine.detokenizer import Detokenizer
     from atb_models.engine.sampler import SeenTokens
+    from atb_models.text.detokenizer import Detokenizer
 
 _ids = itertools.count()
 

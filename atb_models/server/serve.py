@@ -28,7 +28,7 @@ from atb_models.server.app import Access, create_app
 from atb_models.server.args import access, parse_args
 from atb_models.server.engine_client import EngineClient
 from atb_models.server.service import Service, Settings
-from atb_models.tokenizer import Tokenizer, load_tokenizer
+from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

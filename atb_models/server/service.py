@@ -11,7 +11,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from atb_models.chat_template import Message
 from atb_models.errors import RequestError
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.engine_client import EngineClient
@@ -20,7 +19,8 @@ from atb_models.server.job import Job
 from atb_models.server.messages import Facts
 from atb_models.server.metrics import Metrics
 from atb_models.server.words import Words
-from atb_models.tokenizer import Tokenizer
+from atb_models.text.chat_template import Message
+from atb_models.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from atb_models.tokenizer import Tokenizer
+from atb_models.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece writes a byte that is no character

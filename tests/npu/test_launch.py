@@ -13,7 +13,7 @@ import pytest
 
 from atb_models.demo import demo_path, questions
 from atb_models.models.config import load_model_config
-from atb_models.tokenizer import load_tokenizer
+from atb_models.text.tokenizer import load_tokenizer
 from tests.launcher.processes import SCRIPT, Program
 from tests.npu.conftest import NATIVE, Run
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from atb_models.engine.detokenizer import CONTEXT_TOKENS, Decode, Detokenizer
+from atb_models.text.detokenizer import CONTEXT_TOKENS, Decode, Detokenizer
 
 TEXTS = [
     "plain words, and more of them",

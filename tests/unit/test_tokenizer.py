@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as JsonTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from atb_models.errors import CheckpointError, ConfigError, RequestError
-from atb_models.tokenizer import Tokenizer, load_tokenizer
-from atb_models.tokenizer_added import LONG_TEXT
+from atb_models.text.tokenizer import Tokenizer, load_tokenizer
+from atb_models.text.tokenizer_added import LONG_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT.parent / "shared" / "headers"
@@ -141,7 +141,7 @@ def test_real_tokenizers(name: str) -> None:
 def test_loading_imports_neither_transformers_nor_torch(tmp_path: Path) -> None:
     write(tmp_path, LLAMA)
     program = (
-        "import sys; from atb_models.tokenizer import load_tokenizer; "
+        "import sys; from atb_models.text.tokenizer import load_tokenizer; "
         f"print(load_tokenizer({str(tmp_path)!r}).encode('a')); print({{'transformers', 'torch'}} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -276,7 +276,7 @@ def test_trusted_code_runs_and_is_named(tmp_path: Path) -> None:
     own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(own))
     program = (
-        "import logging, sys; logging.basicConfig(); from atb_models.tokenizer import load_tokenizer; "
+        "import logging, sys; logging.basicConfig(); from atb_models.text.tokenizer import load_tokenizer; "
         "t = load_tokenizer(sys.argv[1], '{{ messages[0].content }}', trust_remote_code=True); "
         "print(t.encode('AB'), t.decode([67, 68]), t.apply_chat_template([{'role': 'user', 'content': 'E'}]))"
     )

@@ -12,10 +12,10 @@ import tiny
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as JsonTokenizer
 
-from atb_models.chat_template import ChatTemplate
 from atb_models.errors import ConfigError, RequestError
 from atb_models.models.family import FAMILIES
-from atb_models.tokenizer import Tokenizer, load_tokenizer
+from atb_models.text.chat_template import ChatTemplate
+from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
 HEADERS = Path(__file__).resolve().parents[3] / "shared" / "headers"
 SETTINGS = {"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": None}

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from atb_models.engine.detokenizer import Detokenizer
 from atb_models.errors import CheckpointError
-from atb_models.tokenizer import Tokenizer, load_tokenizer
+from atb_models.text.detokenizer import Detokenizer
+from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
 DEEPSEEK, QWEN, XVERSE = "deepseek-moe-16b-chat", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b"
 NAMES = (DEEPSEEK, "deepseek-moe-16b-base", QWEN, XVERSE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present, is_there, read_json
-from atb_models.tokenizer_bpe import QWEN_CLASSES, QWEN_FILES, qwen_tokenizer
+from atb_models.text.tokenizer_bpe import QWEN_CLASSES, QWEN_FILES, qwen_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from atb_models.chat_template import ChatTemplate, Message, find_template
 from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.json_file import is_there
-from atb_models.tokenizer_added import JsonBackend
-from atb_models.tokenizer_json import (
+from atb_models.text.chat_template import ChatTemplate, Message, find_template
+from atb_models.text.tokenizer_added import JsonBackend
+from atb_models.text.tokenizer_json import (
     LLAMA_CLASSES,
     PLAIN_CLASSES,
     is_qwen_without_json,
