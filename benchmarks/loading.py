@@ -25,7 +25,7 @@ from atb_models.engine.model_runner import ModelRunner
 from atb_models.layers.parameter import Build, parts_of
 from atb_models.models.config import load_model_config
 from atb_models.models.decoder import build_model
-from atb_models.models.weight_map import weight_names
+from atb_models.models.weights.weight_map import weight_names
 from atb_models.ranks.group import RankGroup
 from atb_models.ranks.spawn import spawn
 

@@ -21,7 +21,7 @@ from atb_models.machine import determinism
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
-from atb_models.models.loader import load_weights, open_weights, prepare_weights
+from atb_models.models.weights.loader import load_weights, open_weights, prepare_weights
 from atb_models.ranks.group import RankGroup
 
 

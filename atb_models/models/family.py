@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from atb_models.models import deepseek, qwen, xverse
 from atb_models.models.config_fields import Fields
+from atb_models.models.families import deepseek, qwen, xverse
 
 
 class Family(Protocol):

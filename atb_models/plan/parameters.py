@@ -10,7 +10,7 @@ import torch
 from atb_models.graph import meta_model
 from atb_models.layers.parameter import parts_of
 from atb_models.models.config import ModelConfig
-from atb_models.models.weight_map import weight_names
+from atb_models.models.weights.weight_map import weight_names
 from atb_models.plan.memory import one_of_each_layer
 
 ROUTED_EXPERTS = ".mlp.experts."

@@ -68,7 +68,7 @@ def main(fd: int) -> int:
         from atb_models import LLM
         from atb_models.machine.affinity import bind_cores
         from atb_models.machine.device import choose_device
-        from atb_models.models.loader import listeners
+        from atb_models.models.weights.loader import listeners
 
         listeners.append(teller.loaded)
         bind_cores(choose_device(arguments["device"], deterministic=arguments["deterministic"]))

@@ -80,7 +80,7 @@ def serve(argv: Sequence[str]) -> int:
 def _execute_steps(arguments: dict[str, Any]) -> None:
     """A rank of torchrun other than 0; leaves by SystemExit when rank 0 closes."""
     from atb_models import LLM
-    from atb_models.models.loader import listeners
+    from atb_models.models.weights.loader import listeners
 
     listeners.append(_stay)
     LLM(**arguments)

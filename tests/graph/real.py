@@ -18,7 +18,7 @@ from atb_models.layers.parameter import Build
 from atb_models.layers.step import StepInput
 from atb_models.models.config import load_model_config
 from atb_models.models.decoder import Decoder, build_model
-from atb_models.models.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights, open_weights
 from atb_models.ops.table import Body, Op, recorded
 
 CPU = torch.device("cpu")

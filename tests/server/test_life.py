@@ -18,7 +18,7 @@ import pytest
 
 from atb_models import LLM
 from atb_models.errors import CheckpointError
-from atb_models.models import loader
+from atb_models.models.weights import loader
 from atb_models.ranks.lifetime import is_dead
 from atb_models.server import engine_process
 from atb_models.server.channel import Channel

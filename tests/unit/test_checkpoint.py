@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atb_models.errors import CheckpointError
-from atb_models.models import slices
-from atb_models.models.checkpoint import open_checkpoint
+from atb_models.models.weights import slices
+from atb_models.models.weights.checkpoint import open_checkpoint
 
 LAYOUTS = ("single", "sharded", "bin", "bin-sharded")
 

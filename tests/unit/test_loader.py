@@ -16,8 +16,8 @@ from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import Build, parts_of, whole
 from atb_models.models.config import load_model_config
 from atb_models.models.decoder import Decoder, build_model
-from atb_models.models.loader import load_weights, open_weights
-from atb_models.models.weight_map import weight_names
+from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.weight_map import weight_names
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},

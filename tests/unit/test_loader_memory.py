@@ -21,7 +21,7 @@ from pathlib import Path
 from atb_models.layers.parameter import Build
 from atb_models.models.config import load_model_config
 from atb_models.models.decoder import build_model
-from atb_models.models.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights, open_weights
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

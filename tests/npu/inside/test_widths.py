@@ -18,7 +18,7 @@ from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig, load_model_config
 from atb_models.models.decoder import Decoder, build_model
-from atb_models.models.loader import prepare_weights
+from atb_models.models.weights.loader import prepare_weights
 from atb_models.ops import npu
 from tests.npu.conftest import NATIVE
 from tests.npu.fake import ContractMode

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from atb_models.errors import CheckpointError
 from atb_models.layers.mlp import Experts
 from atb_models.layers.parameter import Part, parts_of
-from atb_models.models.checkpoint import open_checkpoint
 from atb_models.models.config import ModelConfig
-from atb_models.models.dummy import DummyWeights
-from atb_models.models.weight_map import Weight, weight_names
+from atb_models.models.weights.checkpoint import open_checkpoint
+from atb_models.models.weights.dummy import DummyWeights
+from atb_models.models.weights.weight_map import Weight, weight_names
 
 # No thread that watches the bar: its stack and arena are address space that a limited process may not have.
 tqdm.monitor_interval = 0

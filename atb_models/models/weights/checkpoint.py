@@ -13,9 +13,9 @@ from torch import Tensor
 from atb_models import env
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present, is_there, read_json
-from atb_models.models.checkpoint_bin import BinFile
-from atb_models.models.checkpoint_safetensors import SafetensorsFile
-from atb_models.models.slices import ReadRun, copy_slice, slice_shape
+from atb_models.models.weights.bin_file import BinFile
+from atb_models.models.weights.safetensors_file import SafetensorsFile
+from atb_models.models.weights.slices import ReadRun, copy_slice, slice_shape
 
 logger = logging.getLogger(__name__)
 

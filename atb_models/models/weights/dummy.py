@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from atb_models.layers.parameter import parts_of
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype
-from atb_models.models.slices import copy_slice, slice_shape
-from atb_models.models.weight_map import weight_names
+from atb_models.models.weights.slices import copy_slice, slice_shape
+from atb_models.models.weights.weight_map import weight_names
 
 PERIOD = 1_048_573  # a prime: rows of any width are shifted against each other
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
 from atb_models.models.dtypes import DTYPES, torch_dtype
-from atb_models.models.slices import ReadRun
+from atb_models.models.weights.slices import ReadRun
 
 READABLE = {names.safetensors: torch_dtype(name) for name, names in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the format's own limit, bytes

@@ -15,7 +15,7 @@ from torch import Tensor
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
 from atb_models.models.dtypes import DTYPES, torch_dtype
-from atb_models.models.slices import BAND_BYTES, ReadRun
+from atb_models.models.weights.slices import BAND_BYTES, ReadRun
 
 logger = logging.getLogger(__name__)
 
