@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from atb_models.server.api.mindie import InferTokenBody
-from atb_models.server.api.openai_chat import ChatBody
-from atb_models.server.api.openai_completions import CompletionBody
+from atb_models.server.api.openai.chat import ChatBody
+from atb_models.server.api.openai.completions import CompletionBody
 from atb_models.server.api.tokens import DetokenizeBody
 from tests.server.running import Running
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from typing_extensions import NotRequired, TypedDict
 
 from atb_models.server.api.common import Body, Here, TokenId, check_model, responses
-from atb_models.server.api.openai_chat import Messages
+from atb_models.server.api.openai.chat import Messages
 from atb_models.server.errors import Invalid
 from atb_models.server.replies import Reply
 

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from atb_models.server.api.common import EVENTS, Body, Here, OpenAIError, check_model, failure_event, responses
 from atb_models.server.api.logprobs import ChatLogprobs, chat_logprobs
-from atb_models.server.api.openai_fields import OpenAIBody, Timings, Usage, head, sums
+from atb_models.server.api.openai.fields import OpenAIBody, Timings, Usage, head, sums
 from atb_models.server.api.sampling import Count, Nothing, Off
 from atb_models.server.errors import BadRequest
 from atb_models.server.job import Job
