@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 
 from atb_models import env, log
+from atb_models.command.exit_status import run_guarded
+from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.args import AUTO, parse_args
 from atb_models.launcher.devices import choose_devices, existing_devices, export_devices
-from atb_models.launcher.exit_status import run_guarded
-from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import Job, prepare
 from atb_models.launcher.look import look
 from atb_models.launcher.port import choose_address, choose_port

@@ -8,7 +8,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 (whatever python3 is may be older 
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from atb_models.launcher.interrupt import interrupt_ends_at_once  # noqa: E402
+from atb_models.command.interrupt import interrupt_ends_at_once  # noqa: E402
 
 with interrupt_ends_at_once():
     from atb_models.launch import main

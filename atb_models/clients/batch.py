@@ -18,9 +18,9 @@ from atb_models.clients.batch_file import URLS, Answers, Request, read_requests
 from atb_models.clients.flags import MODEL, SERVER, check_apart, model_of, parsed, server_flags, server_of
 from atb_models.clients.http import Refused
 from atb_models.clients.local import engine_arguments
+from atb_models.command.exit_status import print_error
 from atb_models.errors import AtbError, ConfigError
 from atb_models.launcher.args import Parser, cache_flags, model_flags, positive
-from atb_models.launcher.exit_status import print_error
 from atb_models.wording import counted
 
 MAX_BATCH_SIZE = 64

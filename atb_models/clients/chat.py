@@ -24,9 +24,9 @@ from atb_models.clients.flags import (
     server_of,
 )
 from atb_models.clients.talkers import LocalTalker, Message, RemoteTalker, Reply, Talker
+from atb_models.command.exit_status import print_error
 from atb_models.errors import AtbError, ConfigError, RequestError
 from atb_models.launcher.args import Parser, cache_flags, model_flags, positive
-from atb_models.launcher.exit_status import print_error
 from atb_models.sampling_params import SamplingParams
 
 PROMPT = "> "

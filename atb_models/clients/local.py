@@ -6,9 +6,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from atb_models.command.engine_args import llm_arguments
+from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.args import AUTO
-from atb_models.launcher.engine_args import llm_arguments
-from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import find_checkpoint
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import sys
 
-from atb_models.launcher.interrupt import interrupt_ends_at_once
+from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.ranks.lifetime import die_with_parent
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from atb_models import env
+from atb_models.command.engine_args import llm_arguments, sampling_params
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.fetch import download, model_folder, needs_weights
 from atb_models.launcher.args import check_lengths, input_length
-from atb_models.launcher.engine_args import llm_arguments, sampling_params
 from atb_models.launcher.inputs import Inputs, read_inputs
 from atb_models.launcher.results import check_results
 from atb_models.models.config import ModelConfig

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from atb_models import env
-from atb_models.launcher.interrupt import interrupt_ends_at_once
+from atb_models.command.address_space import LOOK_BYTES, check_address_space
+from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import asked_engine
-from atb_models.launcher.limits import LOOK_BYTES, check_address_space
 from atb_models.models.config import ModelConfig
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from atb_models import env, log
+from atb_models.command.address_space import check_address_space
+from atb_models.command.engine_args import ranks
+from atb_models.command.exit_status import run_guarded
+from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
 from atb_models.launcher.benchmark import WARM_UP_TOKENS, Timings, write_benchmark
-from atb_models.launcher.engine_args import ranks
-from atb_models.launcher.exit_status import run_guarded
-from atb_models.launcher.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import Job, prepare
-from atb_models.launcher.limits import check_address_space
 from atb_models.launcher.look import look
 from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from atb_models import env
+from atb_models.command.engine_args import ranks
 from atb_models.errors import AtbError, ConfigError
 from atb_models.files import written_whole
-from atb_models.launcher.engine_args import ranks
 from atb_models.launcher.results import PROFILE_FILES
 from atb_models.machine.affinity import rank_cores
 from atb_models.wording import counted

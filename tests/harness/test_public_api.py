@@ -18,7 +18,7 @@ MODULES = {
     "atb_models." + name for name in ("bounds", "env", "errors", "fetch", "files", "json_file", "log", "wording")
 }
 NAMES = {*atb_models.__all__, "env", "log"}
-RUN_GUARDED = ("atb_models.launcher.exit_status", "run_guarded")
+RUN_GUARDED = ("atb_models.command.exit_status", "run_guarded")
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
@@ -51,7 +51,7 @@ def test_public_names_only(file: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     ["import atb_models.engine.llm", "from atb_models.engine import llm", "from atb_models import engine",
-     "from atb_models.launcher.exit_status import report", "from atb_models.errors import _hidden"],
+     "from atb_models.command.exit_status import report", "from atb_models.errors import _hidden"],
 )  # fmt: skip
 def test_the_test_sees_what_is_not_public(line: str) -> None:
     assert not all(is_public(*found) for found in imports(ast.parse(line)))

@@ -12,10 +12,10 @@ import pytest
 
 import atb_models
 from atb_models import cli
+from atb_models.command import exit_status
+from atb_models.command.exit_status import run_guarded
+from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.errors import AtbError, CapacityError, ConfigError, RankError
-from atb_models.launcher import exit_status
-from atb_models.launcher.exit_status import run_guarded
-from atb_models.launcher.interrupt import interrupt_ends_at_once
 
 
 def test_demo_path(capsys, demo):
@@ -163,7 +163,7 @@ def test_rank_whose_reader_left_tells_nothing_to_print(capsys, monkeypatch, tmp_
 def test_interrupt_ends_at_once():
     program = (
         "import os, signal, sys\n"
-        "from atb_models.launcher.interrupt import interrupt_ends_at_once\n"
+        "from atb_models.command.interrupt import interrupt_ends_at_once\n"
         "with interrupt_ends_at_once(): os.kill(os.getpid(), signal.SIGINT)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True)

@@ -20,7 +20,7 @@ import json, os, sys, time
 sys.path.insert(0, {root!r})
 from atb_models.ranks.lifetime import die_with_parent
 die_with_parent()
-from atb_models.launcher.exit_status import run_guarded
+from atb_models.command.exit_status import run_guarded
 from atb_models.errors import ConfigError, RankError
 rank = int(os.environ["RANK"])
 with open(f"{folder}/rank{{rank}}", "w") as stream:

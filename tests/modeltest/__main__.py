@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from atb_models import log
+from atb_models.command.exit_status import run_guarded
 from atb_models.errors import ConfigError
-from atb_models.launcher.exit_status import run_guarded
 from modeltest import checks, grammar, nodes, options
 from modeltest.cases import Options, Run
 from modeltest.help import help_text, usage

@@ -9,9 +9,9 @@ import pytest
 from tiny import write_checkpoint
 
 from atb_models import LLM, SamplingParams
+from atb_models.command.engine_args import sampling_params
 from atb_models.errors import CapacityError
 from atb_models.launcher.args import parse_args
-from atb_models.launcher.engine_args import sampling_params
 from atb_models.models.config import ModelConfig, load_model_config
 
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
