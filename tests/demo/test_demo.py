@@ -11,7 +11,7 @@ import torch
 
 from atb_models import LLM, SamplingParams
 from atb_models.demo import boolq_path, questions
-from atb_models.demo.reading import dev_items, training_passages
+from tools.demo.reading import dev_items, training_passages
 
 NAMED = (
     "Who is the CEO of Google?",

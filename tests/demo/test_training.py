@@ -11,7 +11,7 @@ import torch
 
 from atb_models import LLM
 from atb_models.demo import demo_path
-from atb_models.demo.evaluate import load
+from tools.demo.evaluate import load
 
 
 def test_its_forward_pass_is_the_engines() -> None:
@@ -22,9 +22,9 @@ def test_its_forward_pass_is_the_engines() -> None:
 
 
 @pytest.mark.full
-def test_two_steps_of_training(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "atb_models.demo.train", "--steps", "2", "--rows", "2", "--out", str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+def test_two_steps_of_training(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.demo.train", "--steps", "2", "--rows", "2", "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=root)
     assert ended.returncode == 0, ended.stderr
     for name in ("questions.jsonl", "boolq/dev.jsonl", "checkpoint/tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (demo_path().parent / name).read_bytes(), name

@@ -1,4 +1,4 @@
-"""Makes the embedded checkpoint from nothing: `python -m atb_models.demo.train --out DIR [--steps N] [--seed S]`."""
+"""Makes the embedded checkpoint from nothing: `python -m tools.demo.train --out DIR [--steps N] [--seed S]`."""
 
 from __future__ import annotations
 

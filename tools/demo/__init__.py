@@ -1,0 +1,1 @@
+"""How the embedded checkpoint was made, from its sentences to its weights; nothing here is installed."""
