@@ -11,4 +11,4 @@ fi
 ensure_venv npu,test
 cd "$root"
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0
-exec "$python" -m pytest tests/npu tests/unit/test_npu_setup.py tests/unit/test_llm.py tests/ops "${selection[@]}" "$@"
+exec "$python" -m pytest tests/npu tests/machine/test_npu.py tests/engine/test_llm.py tests/ops "${selection[@]}" "$@"

@@ -26,7 +26,7 @@ CHECKS = {
     "operations": (f"{INSIDE}/test_operations.py",),
     "steps": (f"{INSIDE}/test_step.py",),
     "graphs": (f"{INSIDE}/test_capture.py",),
-    "set-up": ("tests/unit/test_npu_setup.py", "tests/npu/test_setup.py"),
+    "set-up": ("tests/machine/test_npu.py", "tests/npu/test_setup.py"),
     "parity": (f"{INSIDE}/test_parity.py", "-k", "deepseek_d128 or xverse or conditions or answers"),
 }
 

@@ -15,7 +15,7 @@ import torch
 from atb_models import LLM, SamplingParams
 from atb_models.errors import CapacityError, CheckpointError, ConfigError, RankError, RequestError
 from atb_models.ranks.group import RankGroup
-from tests.distributed.toys import children, wait_until_dead
+from tests.ranks.toys import children, wait_until_dead
 from tests.tiny import write_checkpoint, write_weights
 
 GREEDY = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)

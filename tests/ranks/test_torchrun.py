@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import toys
+from tests.ranks import toys
 
 
 @pytest.fixture

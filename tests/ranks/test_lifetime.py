@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import toys
+from tests.ranks import toys
 
 RANK = """
 import os, signal, sys, time

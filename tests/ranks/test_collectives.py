@@ -17,13 +17,13 @@ from atb_models.ranks import group as ranks
 from atb_models.ranks.group import Place, group_from_environment, join
 from atb_models.ranks.health import Health
 from atb_models.ranks.spawn import open_group, spawn
-from tests.distributed import toys
+from tests.ranks import toys
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_ranks_of_one_host(size: int) -> None:
     """All collectives and messages, the group's end, and that waiting for a step costs no CPU time."""
-    with spawn(size, "cpu", "", "tests.distributed.toys:check_all") as group, warnings.catch_warnings():
+    with spawn(size, "cpu", "", "tests.ranks.toys:check_all") as group, warnings.catch_warnings():
         warnings.simplefilter("error")
         toys.check_all("", group)
         for _ in range(3):
@@ -66,7 +66,7 @@ def test_tp_that_differs_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_hosts() -> None:
     """Ranks that share no memory, only a store: gloo carries the same sums to the same bits, and messages."""
     store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    program = f"from tests.distributed import toys; toys.other_host({store.port})"
+    program = f"from tests.ranks import toys; toys.other_host({store.port})"
     with subprocess.Popen([sys.executable, "-c", program]) as other:
         with join(Place(0, 2, 0, 1, "cpu"), store, Health()) as group:
             assert not group.local
@@ -78,7 +78,7 @@ def test_several_hosts() -> None:
 def test_host_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "BARRIER_TIMEOUT_S", 0.2)
     store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    program = f"from tests.distributed import toys; toys.sleeping_host({store.port})"
+    program = f"from tests.ranks import toys; toys.sleeping_host({store.port})"
     with subprocess.Popen([sys.executable, "-c", program]) as other:
         with join(Place(0, 2, 0, 1, "cpu"), store, Health()) as group:
             with pytest.raises(RankError, match="waiting for all ranks to finish loading.*Ranks 1 failed"):

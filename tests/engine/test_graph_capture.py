@@ -20,7 +20,7 @@ from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
 from atb_models.models.config import load_model_config
 from atb_models.plan.memory import Limits, graph_sizes, one_of_each_layer, rank_memory
 from atb_models.ranks.group import Place, RankGroup
-from tests.unit.test_message import SIZE, row
+from tests.engine.test_message import SIZE, row
 
 CPU = torch.device("cpu")
 DECODES = [row([10, 11, 12, 13, 14], [7, 2], 4, 1), row([20, 21], [5], 1, 1), row([30], [6], 0, 1)]

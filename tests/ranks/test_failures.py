@@ -19,9 +19,9 @@ from atb_models.errors import RankError
 from atb_models.ranks import group as ranks_module
 from atb_models.ranks.group import RankGroup
 from atb_models.ranks.spawn import spawn
-from tests.distributed import toys
+from tests.ranks import toys
 
-SERVE = "tests.distributed.toys:serve"
+SERVE = "tests.ranks.toys:serve"
 
 
 def _killed_in_a_sum(group: RankGroup, pid: int) -> None:
@@ -76,7 +76,7 @@ def test_killed_while_ranks_meet() -> None:
 @pytest.mark.parametrize("payload, message", [("file x: no tensor y", "CheckpointError: file x: no t"), ("", "a bug")])
 def test_error_in_a_rank(payload: str, message: str) -> None:
     """The user's mistake in one line, our own with its traceback."""
-    with spawn(2, "cpu", payload, "tests.distributed.toys:fail") as group:
+    with spawn(2, "cpu", payload, "tests.ranks.toys:fail") as group:
         with pytest.raises(RankError, match=rf"^rank 1 \(pid \d+\): (.|\n)*{message}") as caught:
             group.barrier("loading")
     assert ("in fail" in str(caught.value)) == (payload == "")
@@ -119,10 +119,10 @@ def test_rank_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
 PARENT = """
 import os, sys, time
 from atb_models.ranks.spawn import spawn
-from tests.distributed.toys import children, lead_step
+from tests.ranks.toys import children, lead_step
 
 def start():
-    return spawn(2, "cpu", "", "tests.distributed.toys:serve")
+    return spawn(2, "cpu", "", "tests.ranks.toys:serve")
 
 def say(word):
     print(word, *children(), flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.toys import children
+from tests.ranks.toys import children
 
 
 @pytest.fixture(autouse=True)
