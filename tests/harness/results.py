@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 from modeltest.record import write_record
 
 RUN = Run("fp16", "full_BoolQ", "deepseek", Path("weights"), 8, ((1,),))

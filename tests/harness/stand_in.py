@@ -7,7 +7,7 @@ from pathlib import Path
 
 from atb_models import RequestOutput, SamplingParams
 from modeltest.accuracy.questions import Answer, QuestionSet
-from modeltest.cases import Run
+from modeltest.command.cases import Run
 
 BOS = 1
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from modeltest import nodes
-from modeltest.cases import MODES, Nodes
-from modeltest.options import FLAGS
+from modeltest.command import nodes
+from modeltest.command.cases import MODES, Nodes
+from modeltest.command.options import FLAGS
 
 Modeltest = Callable[..., subprocess.CompletedProcess[str]]
 SPEED = ("pa_fp16", "performance")
@@ -47,7 +47,7 @@ class TestHelp:
         ],
     )  # fmt: skip
     def test_language(self, environ: dict[str, str], is_chinese: bool) -> None:
-        from modeltest.language import chinese
+        from modeltest.command.language import chinese
 
         assert chinese(environ) == is_chinese
 

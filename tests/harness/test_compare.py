@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from atb_models.errors import ConfigError
-from modeltest.compare import main
-from modeltest.intervals import mcnemar, paired_difference, percentile, unpaired_difference, wilson
+from modeltest.reports.compare import main
+from modeltest.reports.intervals import mcnemar, paired_difference, percentile, unpaired_difference, wilson
 from tests.harness.results import case, write_accuracy, write_speed
 
 RIGHT, WRONG = True, False

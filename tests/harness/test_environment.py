@@ -14,8 +14,8 @@ import pytest
 import atb_models
 from atb_models import LLM
 from atb_models.errors import ConfigError
-from modeltest import environment, places, progress, ranks, record
-from modeltest.cases import Nodes, Options, Run
+from modeltest import environment, model, places, progress, record
+from modeltest.command.cases import Nodes, Options, Run
 
 RESULTS = {"set": "中", "n": 4, "correct": 3, "accuracy": 0.75, "data": [], "questions": []}
 
@@ -145,7 +145,7 @@ class TestPositions:
     def test_override(self, demo: Path) -> None:
         def overrides(limit: int | None, given: dict[str, Any] | None) -> dict[str, Any] | None:
             run = Run("fp16", "full_BoolQ", "deepseek", demo, 1, ((1,),), max_position_embedding=limit)
-            return ranks.config_overrides(run, Options(config_overrides=given))
+            return model.config_overrides(run, Options(config_overrides=given))
 
         assert overrides(None, None) is None
         assert overrides(64, None) == {"max_position_embeddings": 64}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from atb_models.errors import ConfigError
-from modeltest import cases, checks, grammar, options
-from modeltest.cases import Run
+from modeltest.command import cases, checks, grammar, options
+from modeltest.command.cases import Run
 
 # What stands before and after the part of a command that a test is about.
 BOOLQ = ("pa_fp16", "full_BoolQ", "1", "deepseek")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modeltest import lists
+from modeltest.command import lists
 
 
 @pytest.mark.parametrize(

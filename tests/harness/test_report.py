@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from atb_models.errors import ConfigError
-from modeltest.charts import linear_ticks, logarithmic_ticks, panel_svg
-from modeltest.panels import panels
-from modeltest.report import main
+from modeltest.reports.charts import linear_ticks, logarithmic_ticks, panel_svg
+from modeltest.reports.panels import panels
+from modeltest.reports.report import main
 from tests.harness.results import case, write_accuracy, write_speed
 
 VOID = {"meta", "line", "circle", "polyline"}

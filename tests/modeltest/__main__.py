@@ -11,11 +11,11 @@ from importlib import import_module
 from atb_models import log
 from atb_models.command.exit_status import run_guarded
 from atb_models.errors import ConfigError
-from modeltest import checks, grammar, nodes, options
-from modeltest.cases import Options, Run
-from modeltest.help import help_text, usage
+from modeltest.command import checks, grammar, nodes, options
+from modeltest.command.cases import Options, Run
+from modeltest.command.help import help_text, usage
 
-COMMANDS = {"compare": "modeltest.compare", "report": "modeltest.report"}
+COMMANDS = {"compare": "modeltest.reports.compare", "report": "modeltest.reports.report"}
 RUNNERS = {
     "performance": "modeltest.speed:run_performance",
     "performance_maxbs": "modeltest.speed:run_maxbs",

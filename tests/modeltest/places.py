@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 
 HOME = Path(__file__).resolve().parent
 DEVICE_WORDS = {"npu": "NPU", "cuda": "GPU", "cpu": "CPU"}

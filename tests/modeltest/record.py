@@ -12,7 +12,7 @@ from atb_models import __version__
 from atb_models.errors import CheckpointError, ConfigError
 from atb_models.files import written_whole
 from atb_models.json_file import read_json
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 
 Kind = Literal["accuracy", "performance"]
 SCHEMA = 1

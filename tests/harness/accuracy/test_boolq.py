@@ -16,11 +16,12 @@ import pytest
 from atb_models import LLM, RequestOutput, SamplingParams
 from atb_models.demo import boolq_path
 from atb_models.errors import AtbError, ConfigError, RequestError
-from modeltest.accuracy import boolq, run_accuracy
+from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find, say_differences
 from modeltest.accuracy.questions import Answer, Asked, Question
 from modeltest.accuracy.run import answer_all
-from modeltest.cases import Options
+from modeltest.accuracy.sets import boolq
+from modeltest.command.cases import Options
 from tests.harness.stand_in import StandIn, asked, run_of
 
 RUN = run_of("full_BoolQ")

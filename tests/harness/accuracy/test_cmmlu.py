@@ -8,8 +8,8 @@ import pytest
 
 from atb_models import LLM
 from atb_models.errors import ConfigError
-from modeltest.accuracy import cmmlu
 from modeltest.accuracy.data import find
+from modeltest.accuracy.sets import cmmlu
 from tests.harness.stand_in import StandIn, asked, run_of
 
 HEAD = ",Question,A,B,C,D,Answer\n"

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from atb_models.errors import ConfigError
-from modeltest.accuracy import gsm8k, run_accuracy
+from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find
-from modeltest.cases import Options
+from modeltest.accuracy.sets import gsm8k
+from modeltest.command.cases import Options
 from tests.harness.stand_in import StandIn, asked, run_of
 
 RUN = run_of("full_GSM8K")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from atb_models.errors import ConfigError
-from modeltest.accuracy import humaneval, run_accuracy
+from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find
 from modeltest.accuracy.sandbox import check_sandbox
-from modeltest.cases import Options
+from modeltest.accuracy.sets import humaneval
+from modeltest.command.cases import Options
 from tests.harness.stand_in import StandIn, asked, run_of
 
 RUN = run_of("full_HumanEval")

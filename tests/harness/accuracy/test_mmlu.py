@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from atb_models.errors import ConfigError
-from modeltest.accuracy import ceval, mmlu, run_accuracy
+from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find, say_differences
-from modeltest.accuracy.multiple_choice import first_letter, last_letter
 from modeltest.accuracy.run import collect, fingerprint
-from modeltest.cases import Options
+from modeltest.accuracy.sets import ceval, mmlu
+from modeltest.accuracy.sets.multiple_choice import first_letter, last_letter
+from modeltest.command.cases import Options
 from tests.harness.stand_in import StandIn, asked, run_of
 
 TREES = '"Which has leaves, mostly?",a tree,a stone,a cloud,a lamp,A\n'

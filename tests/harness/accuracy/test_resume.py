@@ -20,7 +20,7 @@ from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.journal import Batch, Journal
 from modeltest.accuracy.questions import Answer
 from modeltest.accuracy.weights import identity
-from modeltest.cases import Options
+from modeltest.command.cases import Options
 from tests.harness.stand_in import run_of
 
 COUNT = 240

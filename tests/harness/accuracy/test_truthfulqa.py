@@ -11,12 +11,13 @@ import pytest
 
 from atb_models import LLM
 from atb_models.errors import ConfigError
-from modeltest.accuracy import run_accuracy, truthfulqa
+from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find
 from modeltest.accuracy.journal import Batch
 from modeltest.accuracy.questions import Asked
 from modeltest.accuracy.results import results
-from modeltest.cases import Options
+from modeltest.accuracy.sets import truthfulqa
+from modeltest.command.cases import Options
 from tests.harness.stand_in import StandIn, asked, run_of
 
 RUN = run_of("full_TruthfulQA")

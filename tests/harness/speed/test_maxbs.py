@@ -11,8 +11,8 @@ import pytest
 
 from atb_models import LLM
 from atb_models.errors import CapacityError, ConfigError
-from modeltest.cases import Options, Run
-from modeltest.options import parse
+from modeltest.command.cases import Options, Run
+from modeltest.command.options import parse
 from modeltest.speed import maxbs
 from modeltest.speed.maxbs import Span, search, span_of
 

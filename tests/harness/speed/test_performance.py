@@ -16,7 +16,7 @@ import pytest
 from atb_models import LLM, SamplingParams
 from atb_models.bounds import Batch, Bound
 from atb_models.errors import AtbError, CapacityError, ConfigError
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 from modeltest.speed import load
 from modeltest.speed import run as performance
 from modeltest.speed.measure import Measured, measure
@@ -228,7 +228,7 @@ def test_a_shortage_is_said_in_the_words_of_a_command(
     def too_small(*_: Any, **__: Any) -> LLM:
         raise CapacityError("does not fit: try --tp 2")
 
-    monkeypatch.setattr("modeltest.ranks.LLM", too_small)
+    monkeypatch.setattr("modeltest.model.LLM", too_small)
     with pytest.raises(CapacityError, match="(?s)try --tp 2\n.*--tp is the word chip_num.* take a smaller batch"):
         performance.run_performance(run, options)
 

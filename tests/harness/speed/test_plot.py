@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modeltest.plot import plot_if_possible
+from modeltest.reports.plot import plot_if_possible
 from tests.harness.results import case
 
 RESULTS: dict[str, Any] = {"cases": [case(batch, length) for batch in (1, 4) for length in (32, 64)], "chip": "H200"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from atb_models.errors import ConfigError
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 from modeltest.speed.single import groups, run_single
 
 TEXTS = ("Who is the CEO of Google?", "What is deep learning?", "Hello")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modeltest.accuracy.run import run_set
 from modeltest.accuracy.sets import SETS
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 
 
 def run_accuracy(run: Run, options: Options) -> int:

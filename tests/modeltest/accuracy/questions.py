@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from atb_models import RequestOutput, SamplingParams
 from modeltest.accuracy.data import Source
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 
 
 class Model(Protocol):

@@ -22,9 +22,9 @@ from modeltest.accuracy.journal import Batch, Journal
 from modeltest.accuracy.questions import Asked, Model, Question, QuestionSet
 from modeltest.accuracy.results import results
 from modeltest.accuracy.weights import identity
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
+from modeltest.model import config_overrides, open_llm
 from modeltest.progress import Bar
-from modeltest.ranks import config_overrides, open_llm
 from modeltest.record import write_record
 
 logger = logging.getLogger("atb_models.modeltest")

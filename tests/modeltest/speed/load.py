@@ -13,8 +13,8 @@ from atb_models.errors import ConfigError
 from atb_models.files import check_folder
 from atb_models.json_file import read_json
 from modeltest import places
-from modeltest.cases import Options, Run
-from modeltest.ranks import config_overrides
+from modeltest.command.cases import Options, Run
+from modeltest.model import config_overrides
 
 PREFILL_TOKENS = 2048  # prompt tokens of a step
 BLOCK_SIZE = 128  # tokens of a KV block, the LLM's own choice

@@ -15,10 +15,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from atb_models import LLM
 from atb_models.bounds import Batch
 from atb_models.errors import CapacityError, ConfigError
-from modeltest import environment, places, tables
-from modeltest.cases import Options, Run
+from modeltest import environment, places
+from modeltest.command.cases import Options, Run
+from modeltest.model import open_llm
 from modeltest.progress import Bar
-from modeltest.ranks import open_llm
+from modeltest.reports import tables
 from modeltest.speed import load
 from modeltest.speed.measure import measure
 from modeltest.speed.run import log_case, save

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atb_models import LLM, RequestOutput
 from atb_models.bounds import Bound
-from modeltest.intervals import percentile
+from modeltest.reports.intervals import percentile
 from modeltest.speed.peak import peak_memory, reset_peak_memory
 
 PERCENTS = (50, 90, 99)

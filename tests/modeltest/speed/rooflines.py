@@ -9,7 +9,7 @@ from typing import Any
 
 from atb_models import LLM
 from atb_models.bounds import Batch, Bound, roofline
-from modeltest.cases import Options
+from modeltest.command.cases import Options
 
 logger = logging.getLogger("atb_models.modeltest")
 

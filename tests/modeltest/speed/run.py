@@ -14,12 +14,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from atb_models import LLM
 from atb_models.bounds import Batch
-from modeltest import environment, places, tables
-from modeltest.cases import Options, Run
-from modeltest.plot import plot_if_possible
+from modeltest import environment, places
+from modeltest.command.cases import Options, Run
+from modeltest.model import open_llm
 from modeltest.progress import Bar
-from modeltest.ranks import open_llm
 from modeltest.record import write_record
+from modeltest.reports import tables
+from modeltest.reports.plot import plot_if_possible
 from modeltest.speed import load
 from modeltest.speed.measure import measure
 from modeltest.speed.rooflines import Bounds, bounds

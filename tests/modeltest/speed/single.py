@@ -10,10 +10,11 @@ from typing import Any
 from atb_models import LLM, RequestOutput, SamplingParams
 from atb_models.bounds import Batch
 from atb_models.errors import ConfigError
-from modeltest import environment, places, tables
-from modeltest.cases import Options, Run
+from modeltest import environment, places
+from modeltest.command.cases import Options, Run
+from modeltest.model import open_llm
 from modeltest.progress import Bar
-from modeltest.ranks import open_llm
+from modeltest.reports import tables
 from modeltest.speed import load
 from modeltest.speed.measure import measure
 from modeltest.speed.rooflines import Bounds, bounds

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from modeltest.intervals import Interval
-from modeltest.panels import Panel, Series
-from modeltest.report_style import LIGHT
+from modeltest.reports.intervals import Interval
+from modeltest.reports.panels import Panel, Series
+from modeltest.reports.report_style import LIGHT
 
 COLOURS = len(LIGHT)
 WIDTH, HEIGHT = 360, 230

@@ -5,7 +5,7 @@ from __future__ import annotations
 from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.json_file import read_json
-from modeltest.cases import Run
+from modeltest.command.cases import Run
 
 FAMILIES = {"deepseek": "deepseek", "qwen": "qwen2_moe", "xverse": "xverse"}  # model_name -> config.json's model_type
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from atb_models import LLM, env
 from atb_models.errors import CapacityError, ConfigError
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 
 logger = logging.getLogger("atb_models.modeltest")
 IN_WORDS = (

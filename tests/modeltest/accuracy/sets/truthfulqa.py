@@ -13,7 +13,7 @@ from atb_models.errors import ConfigError
 from modeltest.accuracy.asking import continuations, logprobs_of
 from modeltest.accuracy.data import Source, csv_rows
 from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
-from modeltest.cases import Run
+from modeltest.command.cases import Run
 
 COLUMNS = ("Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source")
 # The published prompt of the set (its authors' work, Apache-2.0): without it scores compare with nobody's.

@@ -13,7 +13,7 @@ from modeltest.accuracy.asking import write
 from modeltest.accuracy.data import Source, json_rows
 from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
 from modeltest.accuracy.sandbox import PASSED, check_sandbox, run_program
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 
 FIELDS = {"task_id": str, "prompt": str, "test": str, "entry_point": str}
 NEW_TOKENS = 512

@@ -11,7 +11,7 @@ from atb_models.errors import ConfigError
 from modeltest.accuracy.asking import write
 from modeltest.accuracy.data import csv_rows
 from modeltest.accuracy.questions import Answer, Model, Question
-from modeltest.cases import Run
+from modeltest.command.cases import Run
 
 LETTERS = ("A", "B", "C", "D")
 CUE = "\nAnswer:"

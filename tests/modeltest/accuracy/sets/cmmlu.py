@@ -7,10 +7,10 @@ from pathlib import Path
 
 from modeltest.accuracy.asking import choose
 from modeltest.accuracy.data import Source
-from modeltest.accuracy.multiple_choice import CUE, LETTERS, Layout
-from modeltest.accuracy.multiple_choice import read as read_choices
 from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
-from modeltest.cases import Run
+from modeltest.accuracy.sets.multiple_choice import CUE, LETTERS, Layout
+from modeltest.accuracy.sets.multiple_choice import read as read_choices
+from modeltest.command.cases import Run
 
 LAYOUT = Layout(("Question", *LETTERS, "Answer"))
 WORDS = {letter: letter for letter in LETTERS}

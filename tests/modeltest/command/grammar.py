@@ -10,11 +10,11 @@ from typing import TypeVar
 from atb_models.errors import ConfigError
 from atb_models.fetch import model_folder
 from atb_models.wording import counted
-from modeltest import lists
-from modeltest.cases import MODES, SHOT_SETS, Nodes, Run
-from modeltest.nodes import check_nodes
-from modeltest.texts import read_texts
-from modeltest.words import Words
+from modeltest.command import lists
+from modeltest.command.cases import MODES, SHOT_SETS, Nodes, Run
+from modeltest.command.nodes import check_nodes
+from modeltest.command.texts import read_texts
+from modeltest.command.words import Words
 
 DTYPES = {"pa_fp16": "fp16", "pa_bf16": "bf16"}
 REFUSED_TYPES = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from modeltest.cases import MODES
-from modeltest.language import chinese
-from modeltest.options import ALL, CODE, FLAGS, QUESTIONS, ROOFLINE, SPEED
+from modeltest.command.cases import MODES
+from modeltest.command.language import chinese
+from modeltest.command.options import ALL, CODE, FLAGS, QUESTIONS, ROOFLINE, SPEED
 
 EN = """\
 usage: bash run.sh {form}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from atb_models.files import written_whole
-from modeltest.panels import Panel, panels
-from modeltest.report_style import LIGHT
+from modeltest.reports.panels import Panel, panels
+from modeltest.reports.report_style import LIGHT
 
 logger = logging.getLogger("atb_models.modeltest")
 COLUMNS = 3

@@ -9,10 +9,10 @@ from typing import Any
 
 from atb_models.errors import ConfigError
 from atb_models.files import written_whole
-from modeltest.compare import Parser
-from modeltest.language import chinese
+from modeltest.command.language import chinese
 from modeltest.record import read_record
-from modeltest.report_page import page
+from modeltest.reports.compare import Parser
+from modeltest.reports.report_page import page
 
 logger = logging.getLogger("atb_models.modeltest")
 NAME = "report.html"

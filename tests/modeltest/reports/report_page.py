@@ -9,11 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from atb_models.wording import counted
-from modeltest.charts import COLOURS, Dot, dots_svg, panel_svg
-from modeltest.intervals import wilson
-from modeltest.panels import Panel, panels
-from modeltest.report_style import style
-from modeltest.tables import CONSOLE
+from modeltest.reports.charts import COLOURS, Dot, dots_svg, panel_svg
+from modeltest.reports.intervals import wilson
+from modeltest.reports.panels import Panel, panels
+from modeltest.reports.report_style import style
+from modeltest.reports.tables import CONSOLE
 
 Record = Mapping[str, Any]
 Named = tuple[str, Record]

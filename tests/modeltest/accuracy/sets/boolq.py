@@ -9,7 +9,7 @@ from typing import Any
 from modeltest.accuracy.asking import choose
 from modeltest.accuracy.data import Source, json_rows
 from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
-from modeltest.cases import Run
+from modeltest.command.cases import Run
 
 FIELDS = {"title": str, "question": str, "passage": str, "answer": bool}
 WORDS = {"no": "no", "yes": "yes"}  # equal log-probabilities are a no: only yes > no counts as True

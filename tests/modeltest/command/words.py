@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from atb_models.errors import ConfigError
-from modeltest.lists import is_open
+from modeltest.command.lists import is_open
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeltest.accuracy.data import Source
-from modeltest.accuracy.multiple_choice import LETTERS, Layout, answer_in_writing
-from modeltest.accuracy.multiple_choice import read as read_choices
 from modeltest.accuracy.questions import Question, QuestionSet
-from modeltest.cases import Run
+from modeltest.accuracy.sets.multiple_choice import LETTERS, Layout, answer_in_writing
+from modeltest.accuracy.sets.multiple_choice import read as read_choices
+from modeltest.command.cases import Run
 
 LAYOUT = Layout(("question", *LETTERS, "answer"), suffixes=("_val", "_dev"))
 

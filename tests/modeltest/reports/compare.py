@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atb_models.errors import ConfigError
-from modeltest.compare_accuracy import accuracy_lines, accuracy_of
-from modeltest.compare_speed import speed_lines
-from modeltest.language import chinese
+from modeltest.command.language import chinese
 from modeltest.record import read_record
+from modeltest.reports.compare_accuracy import accuracy_lines, accuracy_of
+from modeltest.reports.compare_speed import speed_lines
 
 Record = Mapping[str, Any]
 ROUNDING = 1e-9

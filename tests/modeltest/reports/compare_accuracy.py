@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atb_models.wording import counted
-from modeltest.intervals import Interval, mcnemar, paired_difference, unpaired_difference, wilson
+from modeltest.reports.intervals import Interval, mcnemar, paired_difference, unpaired_difference, wilson
 
 Record = Mapping[str, Any]
 Question = Mapping[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atb_models.errors import ConfigError
-from modeltest.cases import Options, Run
+from modeltest.command.cases import Options, Run
 
 DEVICES = ("npu", "cuda", "cpu")
 LOAD_FORMATS = ("auto", "dummy")

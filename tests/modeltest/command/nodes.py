@@ -12,7 +12,7 @@ from typing import Any
 
 from atb_models import env
 from atb_models.errors import ConfigError
-from modeltest.cases import Nodes
+from modeltest.command.cases import Nodes
 from modeltest.exports import export_defaults
 from modeltest.places import HOME, in_checkout
 

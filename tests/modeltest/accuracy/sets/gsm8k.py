@@ -10,7 +10,7 @@ from atb_models.errors import ConfigError
 from modeltest.accuracy.asking import write
 from modeltest.accuracy.data import Source, json_rows
 from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
-from modeltest.cases import Run
+from modeltest.command.cases import Run
 
 FIELDS = {"question": str, "answer": str}
 NEW_TOKENS = 512

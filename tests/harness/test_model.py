@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from modeltest import ranks
-from modeltest.cases import Options
+from modeltest import model
+from modeltest.command.cases import Options
 from tests.harness.stand_in import run_of
 
 
@@ -27,7 +27,7 @@ def test_answers_that_are_compared_are_the_same_each_time(
         asked.update(arguments)
         raise Opened
 
-    monkeypatch.setattr(ranks, "LLM", opened)
+    monkeypatch.setattr(model, "LLM", opened)
     with pytest.raises(Opened):
-        ranks.open_llm(run_of(mode), Options(), max_batch_size=1, max_seq_len=8)
+        model.open_llm(run_of(mode), Options(), max_batch_size=1, max_seq_len=8)
     assert asked["deterministic"] is deterministic
