@@ -17,7 +17,7 @@ from ranks import BLOCK_SIZE, few_layers, message, run_ranks
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
-from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.machine.memory import RUNTIME_BYTES
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.memory import kv_bytes_per_token, weight_bytes
@@ -49,7 +49,7 @@ def plan(config: EngineConfig) -> dict[str, int]:
     for name, (query_lens, kv_lens) in STEPS.items():
         blocks = sum(-(-length // BLOCK_SIZE) for length in kv_lens)
         step = meta_step(query_lens, kv_lens, BLOCK_SIZE)
-        graph = OpGraph.trace(model, step, meta_caches(model, blocks, BLOCK_SIZE))
+        graph = trace(model, step, meta_caches(model, blocks, BLOCK_SIZE))
         written += sum(kv_lens)
         planned[name] = held + written * kv_bytes_per_token(model) + graph.peak_activation_bytes
     return planned

@@ -14,7 +14,7 @@ from torch import Tensor
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.engine import Engine
 from atb_models.engine.scheduler import Row, Scheduler
-from atb_models.plan.memory import Limits
+from atb_models.limits import Limits
 
 VOCAB = 53
 LOGITS = torch.randn(997, VOCAB, generator=torch.Generator().manual_seed(0)) * 3

@@ -10,15 +10,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import CapacityError, RequestError
+from atb_models.limits import Limits
 from atb_models.outputs import FinishReason
-
-if TYPE_CHECKING:
-    from atb_models.plan.memory import Limits
 
 
 class Row:

@@ -2,5 +2,6 @@
 
 from atb_models.graph.graph import Node, OpGraph, Value
 from atb_models.graph.meta import meta_caches, meta_model, meta_step
+from atb_models.graph.tracing import trace
 
-__all__ = ["Node", "OpGraph", "Value", "meta_caches", "meta_model", "meta_step"]
+__all__ = ["Node", "OpGraph", "Value", "meta_caches", "meta_model", "meta_step", "trace"]

@@ -6,16 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from atb_models.layers.step import StepInput
 from atb_models.ops.cost import Cost
-
-if TYPE_CHECKING:
-    from atb_models.layers.attention import LayerCache
-    from atb_models.models.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -60,17 +55,6 @@ class OpGraph:
     rank: int
     size: int
 
-    @classmethod
-    def trace(cls, model: Decoder, step: StepInput, caches: list[LayerCache] | None = None) -> OpGraph:
-        """Run the model's own forward on meta tensors and record it.
-
-        The operations show the backend that is bound (`ops.bind`). `caches`: None makes those that the step needs,
-        in blocks of 128. Raises ValueError for a model or a step with values (see graph/meta.py for those without).
-        """
-        from atb_models.graph.trace import trace
-
-        return trace(model, step, caches)
-
     @property
     def cost(self) -> Cost:
         """Of all nodes."""
@@ -98,12 +82,6 @@ class OpGraph:
             "stray": list(self.stray),
             "nodes": [_node_json(node) for node in self.nodes],
         }
-
-    def to_dot(self) -> str:
-        """As Graphviz reads it: a box for each node, an edge where one reads what another wrote."""
-        from atb_models.graph.dot import dot
-
-        return dot({"step": self}, "model", all_layers=True)
 
 
 def _name(dtype: torch.dtype) -> str:

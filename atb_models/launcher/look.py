@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from atb_models import env
 from atb_models.command.address_space import LOOK_BYTES, check_address_space
 from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.job import asked_engine
-from atb_models.models.config import ModelConfig
-
-if TYPE_CHECKING:
-    from atb_models.plan.memory import Limits
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is looked at: a model on `tp` ranks of a device type, within the limits of an engine."""
-
-    model: ModelConfig
-    folder: str
-    dtype: str  # fp16, bf16 or fp32
-    tp: int
-    device: str
-    limits: Limits
-    input_length: int  # tokens of a prompt
-    kv_blocks: int | None = None  # asked for
+from atb_models.launcher.subject import Subject
 
 
 def look(args: argparse.Namespace, tp: int) -> None:

@@ -14,7 +14,7 @@ from atb_models.models.label import model_label
 
 if TYPE_CHECKING:
     from atb_models.graph import OpGraph
-    from atb_models.launcher.look import Subject
+    from atb_models.launcher.subject import Subject
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def print_graph(subject: Subject, args: argparse.Namespace) -> None:
 
 def trace_steps(subject: Subject, output_length: int) -> dict[str, OpGraph]:
     """Rank 0's graphs "prefill" and "decode"."""
-    from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+    from atb_models.graph import meta_caches, meta_model, meta_step, trace
 
     model = meta_model(subject.model, torch_dtype(subject.dtype), subject.tp)
     block_size = subject.limits.block_size
@@ -54,7 +54,7 @@ def trace_steps(subject: Subject, output_length: int) -> dict[str, OpGraph]:
     for name, (query_lens, kv_lens) in step_lengths(subject, output_length).items():
         blocks = sum(-(-length // block_size) for length in kv_lens)
         step = meta_step(query_lens, kv_lens, block_size)
-        graphs[name] = OpGraph.trace(model, step, meta_caches(model, blocks, block_size))
+        graphs[name] = trace(model, step, meta_caches(model, blocks, block_size))
     return graphs
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import torch
 
-from atb_models.launcher.look import Subject
+from atb_models.launcher.subject import Subject
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.cores import used_cores
 from atb_models.machine.device import device_module

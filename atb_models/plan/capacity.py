@@ -13,8 +13,9 @@ import torch
 
 from atb_models.errors import ConfigError
 from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
-from atb_models.plan.memory import Limits, RankMemory, rank_memory
+from atb_models.plan.memory import RankMemory, rank_memory
 from atb_models.wording import counted, gib
 
 NUM_REMEDIES = 3

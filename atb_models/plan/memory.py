@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.meta import META
+from atb_models.limits import Limits, graph_sizes
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
 
@@ -24,27 +25,6 @@ MOST_SLACK = 128 << 20
 # Bytes for each logit of what penalties keep from step to step: a flag and a count.
 SEEN_BYTES = 5
 ANY_BLOCK = 128  # tokens of a KV block that every backend takes; a token needs the same in all sizes
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds a step: sequences, prompt tokens, length of a sequence; tokens of a KV block.
-
-    max_prompt_logits: prompt tokens whose logits are wanted. More would be faster, and each takes 8 bytes an id.
-    graph_capture: decode steps run as captured graphs, which keep memory for themselves.
-    """
-
-    max_batch_size: int
-    max_prefill_tokens: int
-    max_seq_len: int
-    block_size: int
-    max_prompt_logits: int = 128
-    graph_capture: bool = False
-
-    @property
-    def full_batch_blocks(self) -> int:
-        """KV blocks that hold all sequences at their full length."""
-        return self.max_batch_size * -(-self.max_seq_len // self.block_size)
 
 
 @dataclass(frozen=True)
@@ -134,22 +114,11 @@ def graph_bytes(model: Decoder, limits: Limits) -> int:
     return _peak_of_step(model, limits, [1] * batch, [limits.max_seq_len] * batch, batch) + logits
 
 
-def graph_sizes(most: int, block_size: int) -> list[int]:
-    """Batch sizes for which a decode step is captured: 1, 2, 4, 8 ... up to `most`.
-
-    The rows that fill a step up have their slots in one KV block, so sizes are no further apart than its tokens.
-    """
-    sizes = [1]
-    while sizes[-1] < most:
-        sizes.append(min(2 * sizes[-1], sizes[-1] + block_size, most))
-    return sizes
-
-
 def _peak_of_step(model: Decoder, limits: Limits, query_lens: list[int], kv_lens: list[int], num_logits: int) -> int:
     blocks = sum(-(-length // limits.block_size) for length in kv_lens)
     rows = torch.empty(num_logits, dtype=torch.int32, device=META)
     step = replace(meta_step(query_lens, kv_lens, limits.block_size), logits_rows_L=rows)
-    return OpGraph.trace(model, step, meta_caches(model, blocks, limits.block_size)).peak_activation_bytes
+    return trace(model, step, meta_caches(model, blocks, limits.block_size)).peak_activation_bytes
 
 
 def one_of_each_layer(config: ModelConfig) -> ModelConfig:

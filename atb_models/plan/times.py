@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_model, meta_step
+from atb_models.graph import meta_model, meta_step, trace
 from atb_models.graph.graph import Node
 from atb_models.models.config import ModelConfig
 from atb_models.ops.cost import Cost
@@ -171,7 +171,7 @@ class StepCosts:
             lengths = [tokens - batch + 1] + [1] * (batch - 1)
             traced = meta_step(lengths, lengths, BLOCK_SIZE)
             traced = replace(traced, logits_rows_L=traced.logits_rows_L[:logits])
-            nodes = OpGraph.trace(self._model, traced).nodes
+            nodes = trace(self._model, traced).nodes
             self._traces[key] = tuple(node for node in nodes if all(0 not in value.shape for value in node.outputs))
         return self._traces[key]
 

@@ -16,9 +16,10 @@ from atb_models import ops
 from atb_models.engine.graph_capture import check_agreement, decide_capture
 from atb_models.engine.message import HEADER, decode_step, encode_step, host_step, is_decode, padded
 from atb_models.errors import ConfigError
-from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.graph import meta_caches, meta_model, meta_step, trace
+from atb_models.limits import Limits, graph_sizes
 from atb_models.models.config import load_model_config
-from atb_models.plan.memory import Limits, graph_sizes, one_of_each_layer, rank_memory
+from atb_models.plan.memory import one_of_each_layer, rank_memory
 from atb_models.ranks.group import Place, RankGroup
 from tests.engine.test_message import SIZE, row
 
@@ -110,7 +111,7 @@ def test_what_it_is_planned_to_keep(demo: Path) -> None:
     memory = rank_memory(config, torch.float16, 1, replace(limits, graph_capture=True))
     model = meta_model(one_of_each_layer(config), torch.float16, 1)
     step = meta_step([1] * 6, [100] * 6, 16)
-    peak = OpGraph.trace(model, step, meta_caches(model, 6 * 7, 16)).peak_activation_bytes
+    peak = trace(model, step, meta_caches(model, 6 * 7, 16)).peak_activation_bytes
     logits = (1 + 2 + 4 + 6) * config.vocab_size * 4
     assert memory.activations - plain.activations == peak + logits + plain.kv_block
     assert memory.kv_blocks(1 << 30) < plain.kv_blocks(1 << 30)

@@ -8,7 +8,7 @@ from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import CapacityError, RequestError
-from atb_models.plan.memory import Limits
+from atb_models.limits import Limits
 from atb_models.sampling_params import SamplingParams
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atb_models.engine.message import decode_step
 from atb_models.graph.memory import StorageMode
-from atb_models.graph.trace import named_tensors
+from atb_models.graph.tracing import named_tensors
 from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
 from atb_models.layers.step import StepInput

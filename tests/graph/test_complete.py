@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_model
+from atb_models.graph import OpGraph, meta_model, trace
 from atb_models.layers.mlp import Mlp, MoE
 from atb_models.models.config import load_model_config
 from atb_models.models.decoder import Decoder
@@ -28,7 +28,7 @@ def backend(request: pytest.FixtureRequest) -> None:
 
 
 def on_meta(folder: Path) -> OpGraph:
-    return OpGraph.trace(meta_model(load_model_config(folder), torch.float16), meta_like(real_step()))
+    return trace(meta_model(load_model_config(folder), torch.float16), meta_like(real_step()))
 
 
 def test_nothing_happens_outside_operations(model: Decoder, demo: Path) -> None:

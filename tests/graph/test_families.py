@@ -9,7 +9,7 @@ import torch
 from tiny import FAMILIES, write_checkpoint
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_model, meta_step
+from atb_models.graph import meta_model, meta_step, trace
 from atb_models.models.config import load_model_config
 
 
@@ -18,7 +18,7 @@ def test_operations_of_a_step(family: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, family=family)
     ops.bind("cpu")
     model = meta_model(load_model_config(tmp_path), torch.float16, 2)
-    graph = OpGraph.trace(model, meta_step([5, 1], [5, 40], 16))
+    graph = trace(model, meta_step([5, 1], [5, 40], 16))
     counts, moe_layers = graph.counts(), 2 if family == "deepseek" else 3
     assert not graph.stray
     assert counts["AllReduce"] == 6 and counts["AllGather"] == 1  # two a layer, one of the logits

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from atb_models import ops
-from atb_models.graph import OpGraph, Value, meta_model, meta_step
+from atb_models.graph import OpGraph, Value, meta_model, meta_step, trace
 from atb_models.graph.dot import dot
 from atb_models.graph.fold import Folded, fold
 from atb_models.graph.graph import Node
@@ -33,7 +33,7 @@ def graphs(request: pytest.FixtureRequest, demo: Path) -> dict[str, OpGraph]:
     ops.bind("cpu")
     model = meta_model(load_model_config(demo, log=False), torch.float16, request.param)
     steps = {"prefill": meta_step([300], [300], 128), "decode": meta_step([1] * 3, [70, 80, 90], 128)}
-    return {name: OpGraph.trace(model, step) for name, step in steps.items()}
+    return {name: trace(model, step) for name, step in steps.items()}
 
 
 def rows_of(table: str) -> list[str]:
@@ -152,7 +152,7 @@ def test_work_outside_operations_is_warned_of(graphs: dict[str, OpGraph]) -> Non
 def test_weights_read_are_the_parameters(demo: Path) -> None:
     """With 2,000 tokens every expert is touched; of the embedding the rows of the tokens are read."""
     model = meta_model(load_model_config(demo, log=False), torch.float16)
-    graph = OpGraph.trace(model, meta_step([2000], [2000], 128))
+    graph = trace(model, meta_step([2000], [2000], 128))
     embedding = model.get_parameter("embed.weight")
     expected = sum(p.nbytes for p in model.parameters()) - embedding.nbytes + 2000 * embedding.shape[1] * 2
     assert weights_read(graph) == pytest.approx(expected, rel=1e-9)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_caches, meta_model
+from atb_models.graph import meta_caches, meta_model, trace
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.paths import storage_key
 from atb_models.models.config import load_model_config
@@ -31,7 +31,7 @@ def test_peaks_are_those_of_a_forward_with_values(demo: Path, dtype: torch.dtype
     model, step = real_model(demo, dtype), real_step()
     watched = watch(model, step, real_caches(model))
     bare = meta_model(load_model_config(demo), dtype)
-    graph = OpGraph.trace(bare, meta_like(step), meta_caches(bare, NUM_BLOCKS, BLOCK_SIZE))
+    graph = trace(bare, meta_like(step), meta_caches(bare, NUM_BLOCKS, BLOCK_SIZE))
     assert [(node.op, node.peak_bytes) for node in graph.nodes] == watched.peaks
     assert graph.peak_activation_bytes == max(peak for _, peak in watched.peaks) > 0
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step, trace
+from atb_models.graph.dot import dot
 from atb_models.graph.paths import ModulePaths
 from atb_models.layers.mlp import Mlp, MoE
 from atb_models.layers.parameter import Build
@@ -29,7 +30,7 @@ from atb_models.ops.table import recorded
 def graph(demo: Path) -> OpGraph:
     ops.bind("cpu")
     model = meta_model(load_model_config(demo), torch.float16, 2)
-    return OpGraph.trace(model, meta_step([5, 1], [5, 40], 16))
+    return trace(model, meta_step([5, 1], [5, 40], 16))
 
 
 def test_counts_of_operations(graph: OpGraph) -> None:
@@ -59,7 +60,7 @@ def test_a_recording_puts_everything_back(demo: Path) -> None:
     ops.bind("cpu")
     before = [operation.run for operation in ops.operations()]
     model = meta_model(load_model_config(demo), torch.float16)
-    OpGraph.trace(model, meta_step([3], [3], 16))
+    trace(model, meta_step([3], [3], 16))
     assert [operation.run for operation in ops.operations()] == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with recorded(lambda op, run, args: run(*args)), pytest.raises(AssertionError, match="open already"):
@@ -70,7 +71,7 @@ def test_a_recording_puts_everything_back(demo: Path) -> None:
 def test_a_model_with_values_is_refused(demo: Path) -> None:
     model = build_model(load_model_config(demo), Build(torch.float32, torch.device("cpu")))
     with pytest.raises(ValueError, match="meta device"):
-        OpGraph.trace(model, meta_step([3], [3], 16))
+        trace(model, meta_step([3], [3], 16))
 
 
 def tiny(demo: Path, **changes: Any) -> Decoder:
@@ -92,9 +93,9 @@ def test_a_published_model_has_two_all_reduces_a_layer_and_one_all_gather(shared
     ops.bind("reference")
     for query_lens, kv_lens in ([1024], [1024]), ([1] * 16, [1024] * 16):
         step = meta_step(query_lens, kv_lens, 128)
-        counts = OpGraph.trace(meta_model(config, torch.float16, 8), step).counts()
+        counts = trace(meta_model(config, torch.float16, 8), step).counts()
         assert counts["AllReduce"] == 56 and counts["AllGather"] == 1
-        counts = OpGraph.trace(meta_model(config, torch.float16, 1), step).counts()
+        counts = trace(meta_model(config, torch.float16, 1), step).counts()
         assert "AllReduce" not in counts and "AllGather" not in counts
 
 
@@ -129,7 +130,7 @@ def test_json_comes_back_whole(graph: OpGraph) -> None:
 
 
 def test_dot_has_every_edge(graph: OpGraph) -> None:
-    edges = re.findall(r'"step (\d+)" -> "step (\d+)";', graph.to_dot())
+    edges = re.findall(r'"step (\d+)" -> "step (\d+)";', dot({"step": graph}, "model", all_layers=True))
     assert {(int(a), int(b)) for a, b in edges} == {
         (value.node, node.index) for node in graph.nodes for value in node.inputs if value.node is not None
     }
@@ -150,7 +151,7 @@ def test_dot_has_every_edge(graph: OpGraph) -> None:
 )
 def test_any_make_of_model(demo: Path, changes: dict[str, Any]) -> None:
     model = tiny(demo, **changes)
-    graph = OpGraph.trace(model, meta_step([5, 1], [5, 40], 16))
+    graph = trace(model, meta_step([5, 1], [5, 40], 16))
     counts, moe = graph.counts(), sum(model.config.moe_layers)
     shared = 0 if changes == {"n_shared_experts": 0} else moe
     assert not graph.stray
@@ -163,7 +164,7 @@ def test_any_make_of_model(demo: Path, changes: dict[str, Any]) -> None:
 
 
 def test_a_tied_head_reads_the_embedding(demo: Path) -> None:
-    graph = OpGraph.trace(tiny(demo, tie_word_embeddings=True), meta_step([5], [5], 16))
+    graph = trace(tiny(demo, tie_word_embeddings=True), meta_step([5], [5], 16))
     head = next(node for node in graph.nodes if node.module == "lm_head")
     assert (head.op, head.inputs[1].name, head.inputs[1].node) == ("Linear", "embed.weight", None)
 
@@ -183,7 +184,7 @@ def test_counters_of_experts_have_names(demo: Path) -> None:
     moe = model.layers[2].mlp
     assert isinstance(moe, MoE)
     moe.count_tokens()
-    graph = OpGraph.trace(model, meta_step([5], [5], 16))
+    graph = trace(model, meta_step([5], [5], 16))
     (node,) = (node for node in graph.nodes if node.op == "CountExpertTokens")
     assert node.writes == ("layers.2.mlp.counter_E",) and not graph.stray
 
@@ -193,9 +194,9 @@ def test_an_operation_whose_body_calls_others_is_one_node(demo: Path, monkeypatc
         return ops.select_rows(ops.add.reference(x, y), torch.arange(x.shape[0], device=x.device))
 
     model, step = tiny(demo), meta_step([5], [5], 16)
-    plain = OpGraph.trace(model, step)
+    plain = trace(model, step)
     monkeypatch.setattr(ops.add, "run", composite)
-    graph = OpGraph.trace(model, step)
+    graph = trace(model, step)
     assert graph.counts() == plain.counts() and not graph.stray
     check_edges(graph)
 
@@ -204,7 +205,7 @@ def test_what_a_stray_function_makes_is_no_node_s(demo: Path, monkeypatch: pytes
     """Its memory may be that of a result that is gone, whose name and writer it must not get."""
     forward = Mlp.forward
     monkeypatch.setattr(Mlp, "forward", lambda self, x_TH: forward(self, x_TH + 0))
-    graph = OpGraph.trace(tiny(demo), meta_step([5], [5], 16))
+    graph = trace(tiny(demo), meta_step([5], [5], 16))
     first = [node for node in graph.nodes if node.module.endswith("gate_up") and node.op == "Linear"]
     assert [(node.inputs[0].name, node.inputs[0].node) for node in first] == [("?", None)] * 4
     assert len(graph.stray) == 4
@@ -219,24 +220,24 @@ def test_a_forward_that_fails_leaves_nothing_behind(demo: Path, monkeypatch: pyt
         patch.setattr(ops.swiglu, "run", fail)
         before = [operation.run for operation in ops.operations()]
         with pytest.raises(RuntimeError, match="broken"):
-            OpGraph.trace(model, step)
+            trace(model, step)
         assert [operation.run for operation in ops.operations()] == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert _len_torch_dispatch_stack() == 0 and torch.is_grad_enabled()
-    assert not OpGraph.trace(model, step).stray
+    assert not trace(model, step).stray
 
 
 def test_a_trace_is_the_same_in_inference_mode(demo: Path) -> None:
     model, step = tiny(demo), meta_step([300, 1], [300, 40], 16)
-    outside = OpGraph.trace(model, step)
+    outside = trace(model, step)
     with torch.inference_mode():
-        inside = OpGraph.trace(model, step)
+        inside = trace(model, step)
     assert inside == outside
 
 
 def test_a_call_costs_nothing_more_when_nobody_records(demo: Path) -> None:
     ops.bind("cpu")
-    OpGraph.trace(tiny(demo), meta_step([3], [3], 16))
+    trace(tiny(demo), meta_step([3], [3], 16))
     assert all(op.run is cpu.OPS.get(op.name, op.reference) for op in ops.operations())
     calls: list[str] = []
 

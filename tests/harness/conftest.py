@@ -7,8 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from modeltest.command import grammar
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -25,3 +28,9 @@ def modeltest(root: Path, tmp_path: Path, clean_environ: None) -> Callable[..., 
         return ended
 
     return run
+
+
+@pytest.fixture
+def parse(demo: Path) -> Any:
+    """The run of some words, in which W stands for the weights' folder."""
+    return lambda *words: grammar.parse([str(demo) if word == "W" else word for word in words])

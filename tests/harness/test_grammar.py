@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atb_models.errors import ConfigError
-from modeltest.command import cases, checks, grammar, options
+from modeltest.command import cases
 from modeltest.command.cases import Run
-
-# What stands before and after the part of a command that a test is about.
-BOOLQ = ("pa_fp16", "full_BoolQ", "1", "deepseek")
-SPEED = ("pa_fp16", "performance", "[[8,4],[4,2]]")
-MAXBS = ("pa_fp16", "performance_maxbs", "[[8,4],[4,2]]")
-
-
-@pytest.fixture
-def parse(demo: Path) -> Any:
-    """The run of some words, in which W stands for the weights' folder."""
-    return lambda *words: grammar.parse([str(demo) if word == "W" else word for word in words])
-
-
-def refusal(parse: Any, *words: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        parse(*words)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.harness.typed import BOOLQ, MAXBS, SPEED, refusal
 
 
 @pytest.mark.parametrize(("word", "dtype"), [("pa_fp16", "fp16"), ("pa_bf16", "bf16")])
@@ -313,115 +294,3 @@ def test_a_word_is_missing_anywhere(parse: Any) -> None:
     words = ["pa_fp16", "performance_maxbs", "[[8,4]]", "[1,64]", "50", "deepseek", "W", "8"]
     for count in range(len(words)):
         assert refusal(parse, *words[:count]).startswith(f"word {count + 1} is missing; expected there: ")
-
-
-class TestSeveralHosts:
-    """rank_table world_size node_num rank_id_start master_addr in place of chip_num."""
-
-    @pytest.fixture
-    def table(self, tmp_path: Path) -> Path:
-        """Two hosts of ten devices."""
-        hosts = [{"server_id": f"10.0.0.{host}", "device": [{}] * 10} for host in range(2)]
-        path = tmp_path / "rank table.json"
-        path.write_text(json.dumps({"server_count": "2", "server_list": hosts}))
-        return path
-
-    def test_words(self, parse: Any, table: Path) -> None:
-        run = parse(*BOOLQ, "W", str(table), "20", "2", "10", "10.0.0.1", "4096")
-        assert run.nodes == cases.Nodes(table, 20, 2, 10, "10.0.0.1")
-        assert (run.chips, run.nodes.per_node, run.max_position_embedding) == (20, 10, 4096)
-
-    @pytest.mark.parametrize(
-        ("words", "said"),
-        [
-            (["20", "3", "0", "h"], "world_size 20 cannot be split evenly over node_num 3 hosts"),
-            (["20", "2", "5", "h"], "rank_id_start 5 is the first rank of no host; they start at 0, 10"),
-            (["20", "2", "20", "h"], "rank_id_start 20 is the first rank of no host; they start at 0, 10"),
-            (["20", "4", "0", "h"], "node_num 4 contradicts {table}, which lists 2 hosts"),
-            (["16", "2", "0", "h"], "world_size 16 contradicts {table}, which lists 20 devices"),
-            (["20", "2", "x", "h"], "word 9 'x' is not known there; expected: rank_id_start"),
-            (["20", "2", "0"], "word 10 is missing; expected there: master_addr"),
-        ],
-    )
-    def test_contradictions(self, parse: Any, table: Path, words: list[str], said: str) -> None:
-        assert refusal(parse, *BOOLQ, "W", str(table), *words).startswith(said.format(table=table))
-
-    def test_a_file_that_is_no_rank_table(self, parse: Any, tmp_path: Path) -> None:
-        file = tmp_path / "x.json"
-        for text in ("", "{}", "[]", '{"server_list": [{}]}', '{"server_list": [1]}'):
-            file.write_text(text)
-            said = refusal(parse, *BOOLQ, "W", str(file), "20", "2", "0", "h")
-            assert said.startswith(f"word 6 {str(file)!r} is no rank table: ")
-
-
-class TestChecks:
-    """What the words must agree with."""
-
-    @pytest.mark.parametrize(("name", "family"), [("qwen", "qwen2_moe"), ("xverse", "xverse")])
-    def test_another_family(self, parse: Any, demo: Path, name: str, family: str) -> None:
-        checks.check_family(parse(*BOOLQ, "W", "8"))
-        with pytest.raises(ConfigError) as caught:
-            checks.check_family(parse("pa_fp16", "full_BoolQ", "1", name, "W", "8"))
-        assert str(caught.value) == (
-            f"model_name {name} is for model_type {family!r}, but {demo} has 'deepseek'; say deepseek"
-        )
-
-    def test_a_family_that_is_not_supported(self, parse: Any, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-        with pytest.raises(ConfigError, match="has 'llama'; only deepseek, qwen2_moe, xverse are supported"):
-            checks.check_family(parse(*BOOLQ, str(tmp_path), "8"))
-
-    def test_devices(self, parse: Any, clean_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")
-        checks.check_devices(parse(*BOOLQ, "W", "4"))
-        with pytest.raises(ConfigError) as caught:
-            checks.check_devices(parse(*BOOLQ, "W", "8"))
-        assert str(caught.value) == (
-            "chip_num 8 contradicts ASCEND_RT_VISIBLE_DEVICES=0,1,2,3, which names 4 devices; change one"
-        )
-
-
-class TestOptions:
-    @pytest.fixture
-    def run(self, parse: Any) -> Run:
-        return parse(*BOOLQ, "W", "8")
-
-    def test_follow_the_words(self) -> None:
-        assert options.split(["a", "-1", "--limit", "3"]) == (["a", "-1"], ["--limit", "3"])
-        assert options.split(["a"]) == (["a"], [])
-
-    def test_values(self, run: Run) -> None:
-        flags = ["--limit", "40", "--resume", "--data_dir", "a b", "--output_dir=out", "--device", "cpu"]
-        more = ["--load_format", "dummy", "--config_overrides", '{"num_hidden_layers": 4}', "--kv_blocks", "9"]
-        assert options.parse([*flags, *more, "--prefix_cache"], run) == cases.Options(
-            limit=40, resume=True, data_dir=Path("a b"), output_dir=Path("out"), device="cpu", load_format="dummy",
-            config_overrides={"num_hidden_layers": 4}, kv_blocks=9, prefix_cache=True,
-        )  # fmt: skip
-        assert options.parse([], run) == cases.Options()
-
-    def test_of_the_other_modes(self, parse: Any) -> None:
-        code = parse("pa_fp16", "full_HumanEval", "1", "deepseek", "W", "8")
-        assert options.parse(["--allow_code_execution"], code).allow_code_execution
-        flags = ["--seed", "0", "--chip", "all", "--chips_file", "c.json", "--no_plot"]
-        speed = options.parse(flags, parse(*SPEED, "1", "deepseek", "W", "8"))
-        assert speed == cases.Options(seed=0, chip="all", chips_file="c.json", no_plot=True)
-
-    @pytest.mark.parametrize(
-        ("flags", "said"),
-        [
-            (["--limits", "3"], "unknown option --limits; did you mean --limit?"),
-            (["--resume", "more"], "unexpected 'more': options come after the words"),
-            (["--limit", "0"], "argument --limit: must be a whole number of 1 or more, not '0'"),
-            (["--limit"], "argument --limit: expected one argument"),
-            (["--output_dir", "~no-such-user/x"], "argument --output_dir: '~no-such-user/x' is in the home"),
-            (["--device", "gpu"], "argument --device: must be one of npu, cuda, cpu, not 'gpu'"),
-            (["--config_overrides", "{"], "argument --config_overrides: is no JSON: "),
-            (["--config_overrides", "[]"], "argument --config_overrides: must be a JSON object"),
-            (["--allow_code_execution"], "--allow_code_execution is an option of full_HumanEval, not of full_BoolQ"),
-            (["--seed", "1"], "--seed is an option of performance modes, not of full_BoolQ"),
-        ],
-    )
-    def test_mistakes(self, run: Run, flags: list[str], said: str) -> None:
-        with pytest.raises(ConfigError) as caught:
-            options.parse(flags, run)
-        assert str(caught.value).startswith(said)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from atb_models import ops
+from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig, load_model_config
 from atb_models.plan.capacity import Deployment, Shortage
-from atb_models.plan.memory import Limits
 from atb_models.wording import GIB, gib
 
 LIMITS = Limits(max_batch_size=8, max_prefill_tokens=2048, max_seq_len=512, block_size=128)

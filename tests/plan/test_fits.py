@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from atb_models import ops
+from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig, load_model_config
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.fits import CARD_GIB, CARDS, fits, usable
-from atb_models.plan.memory import Limits
 
 GIB = 1 << 30
 

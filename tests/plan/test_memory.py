@@ -14,7 +14,7 @@ from atb_models.engine.engine import Engine
 from atb_models.engine.sampler import sample
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
-from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step
+from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.memory import StorageMode
 from atb_models.models.config import ModelConfig, load_model_config
 from atb_models.plan.memory import (
@@ -54,7 +54,7 @@ def test_one_layer_of_each_kind_has_the_peak_of_all(config: ModelConfig) -> None
     query_lens, kv_lens = largest_step(LIMITS)
     step = meta_step(query_lens, kv_lens, 16)
     peaks = [
-        OpGraph.trace(model, step, meta_caches(model, 32, 16)).peak_activation_bytes
+        trace(model, step, meta_caches(model, 32, 16)).peak_activation_bytes
         for model in (meta_model(config, torch.float16, 2), meta_model(one_of_each_layer(config), torch.float16, 2))
     ]
     assert peaks[0] == peaks[1] > 0

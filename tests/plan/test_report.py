@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from atb_models import ops
+from atb_models.limits import Limits
 from atb_models.models.config import load_model_config
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES
-from atb_models.plan.memory import Limits
 from atb_models.plan.plan import Plan, make_plan, to_json
 from atb_models.plan.report import to_text
 from tests.plan.test_roofline import CHIP

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_model, meta_step
+from atb_models.graph import meta_model, meta_step, trace
 from atb_models.models.config import ModelConfig, load_model_config
 from atb_models.ops.cost import Cost
 from atb_models.plan.chips import load_chips
@@ -38,7 +38,7 @@ def test_a_step_costs_what_the_whole_models_trace_says(
     config: ModelConfig, moe: tuple[bool, ...], ranks: int, step: Step
 ) -> None:
     model = replace(config, moe_layers=moe)
-    traced = OpGraph.trace(meta_model(model, torch.float16, ranks), meta_step(step.query_lens, step.kv_lens, 128))
+    traced = trace(meta_model(model, torch.float16, ranks), meta_step(step.query_lens, step.kv_lens, 128))
     works = StepCosts(model, torch.float16, ranks).works(step)
     assert sum(work.calls for work in works) == len(traced.nodes)
     total = sum((work.cost * work.calls for work in works), Cost())

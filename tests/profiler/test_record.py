@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from atb_models import LLM, SamplingParams, ops
-from atb_models.graph import OpGraph, meta_model, meta_step
+from atb_models.graph import meta_model, meta_step, trace
 from atb_models.layers.mlp import Mlp
 from atb_models.ops.cost import Cost
 from atb_models.ops.table import TABLE
@@ -94,7 +94,7 @@ def test_calls_and_flops_are_the_traced_graphs(llm: LLM) -> None:
     flops: Counter[tuple[str, str, str]] = Counter()
     meta = meta_model(model.config, torch.float32)
     for kind, query_lens, kv_lens in lens:
-        for node in OpGraph.trace(meta, meta_step(query_lens, kv_lens, 16)).nodes:
+        for node in trace(meta, meta_step(query_lens, kv_lens, 16)).nodes:
             calls[kind, node.op, node.module] += 1
             flops[kind, node.op, node.module] += node.cost.flops
     seen = {place[:3]: total for place, total in profile.totals.items()}

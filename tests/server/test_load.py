@@ -17,7 +17,7 @@ from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.engine import Engine
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
-from atb_models.plan.memory import Limits
+from atb_models.limits import Limits
 from atb_models.server import engine_process
 from atb_models.server.channel import Channel, packed
 from atb_models.server.engine_process import EngineLoop

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from atb_models import ops
-from atb_models.graph import OpGraph, meta_model, meta_step
+from atb_models.graph import meta_model, meta_step, trace
 from atb_models.graph.meta import MetaGroup
 from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
@@ -110,7 +110,7 @@ def test_every_call_keeps_its_contract(config: ModelConfig, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 8])
 def test_no_operation_falls_back(config: ModelConfig, size: int) -> None:
     for query_lens, kv_lens in (STEPS["prompt"], STEPS["sixteen"]):
-        graph = OpGraph.trace(meta_model(config, torch.float16, size), meta_step(query_lens, kv_lens, 128))
+        graph = trace(meta_model(config, torch.float16, size), meta_step(query_lens, kv_lens, 128))
         assert graph.stray == ()
         served = {node.op: node.backend for node in graph.nodes}
         assert {name: served[name] for name in NATIVE} == dict.fromkeys(NATIVE, "npu")

@@ -24,7 +24,11 @@ STRAY = "?"
 
 
 def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = None) -> OpGraph:
-    """See OpGraph.trace."""
+    """Run the model's own forward on meta tensors and record it.
+
+    The operations show the backend that is bound (`ops.bind`). `caches`: None makes those that the step needs, in
+    blocks of 128. Raises ValueError for a model or a step with values (see meta.py for those without).
+    """
     if not (model.inv_freq_D.is_meta and step.token_ids_T.is_meta):
         raise ValueError("a trace needs a model and a step on the meta device; graph/meta.py makes them")
     # not inference mode: there torch hides the parts of its composite functions, and with them their workspace
