@@ -29,10 +29,10 @@ from torch import Tensor
 from atb_models import env
 from atb_models.engine.message import HEADER, HostStep, Int32, host_step, padded, sendable
 from atb_models.errors import AtbError, ConfigError
-from atb_models.layers.attention import LayerCache
 from atb_models.limits import graph_sizes
 from atb_models.machine.device import device_module
 from atb_models.models.decoder import Decoder
+from atb_models.ops.kv_cache import LayerCache
 from atb_models.ranks.group import RankGroup
 
 logger = logging.getLogger(__name__)

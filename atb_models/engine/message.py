@@ -6,20 +6,20 @@ Layout: [B, C, T], then per row query length, KV length and number of logits (B 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence as Rows
+from collections import abc
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from atb_models.engine.scheduler import Row
-from atb_models.layers.step import StepInput
+from atb_models.ops.step import StepInput
 
 HEADER = 3
 Int32 = np.ndarray  # one-dimensional, dtype int32
 
 
-def encode_step(rows: Rows[Row]) -> Int32:
+def encode_step(rows: abc.Sequence[Row]) -> Int32:
     """The step message of scheduled rows."""
     query_lens = [row.num_tokens for row in rows]
     kv_lens = [row.seq.num_computed_tokens + row.num_tokens for row in rows]
@@ -46,17 +46,19 @@ class HostStep(NamedTuple):
     """A step on the host: what its tensors hold, one after the other in `ints`, and its lists of lengths."""
 
     ints: Int32
-    sizes: list[int]  # of tokens, positions, slots, logits rows and block table
+    sizes: list[int]  # of tokens, positions, slots, query starts, KV lengths, logits rows and block table
     query_lens: list[int]
     kv_lens: list[int]
 
     def on(self, ints: torch.Tensor) -> StepInput:
         """The model input whose tensors are parts of `ints`, a copy of this step's."""
-        tokens, positions, slots, logits_rows, table = ints.split(self.sizes)
+        tokens, positions, slots, starts, kv_lens, logits_rows, table = ints.split(self.sizes)
         return StepInput(
             token_ids_T=tokens,
             positions_T=positions,
             slots_T=slots,
+            query_starts_B=starts,
+            kv_lens_B=kv_lens,
             block_table_BC=table.view(len(self.query_lens), -1),
             query_lens=self.query_lens,
             kv_lens=self.kv_lens,
@@ -77,8 +79,10 @@ def host_step(message: Int32, block_size: int) -> HostStep:
     row_T = np.repeat(np.arange(batch, dtype=np.int32), query_B)
     positions_T = _last_of_each(kv_B, query_B)
     slots_T = table_BC[row_T, positions_T // block_size] * block_size + positions_T % block_size
-    logits_rows_L = _last_of_each(np.cumsum(query_B, dtype=np.int32), logits_B)
-    arrays = (message[-num_tokens:], positions_T, slots_T, logits_rows_L, table_BC.ravel())
+    starts_B = np.zeros(batch + 1, dtype=np.int32)
+    np.cumsum(query_B, out=starts_B[1:])
+    logits_rows_L = _last_of_each(starts_B[1:], logits_B)
+    arrays = (message[-num_tokens:], positions_T, slots_T, starts_B, kv_B, logits_rows_L, table_BC.ravel())
     return HostStep(np.concatenate(arrays), [a.size for a in arrays], query_B.tolist(), kv_B.tolist())
 
 

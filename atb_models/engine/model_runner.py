@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as Rows
+from collections import abc
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from atb_models.engine.graph_capture import DecodeGraphs, check_agreement
 from atb_models.engine.kv_pool import agree_on_kv_blocks, sequence_limit
 from atb_models.engine.message import Int32, decode_step, encode_step, is_decode
 from atb_models.engine.scheduler import Row
-from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
 from atb_models.machine import determinism
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
 from atb_models.models.weights.loader import load_weights, open_weights, prepare_weights
+from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ranks.group import RankGroup
 
 
@@ -46,7 +46,7 @@ class ModelRunner:
         self.caches = [self._layer_cache(layer, kv_blocks + (spare is not None)) for layer in self.model.layers]
         self._graphs = None if spare is None else self._capture(spare)
 
-    def run(self, rows: Rows[Row]) -> Tensor:
+    def run(self, rows: abc.Sequence[Row]) -> Tensor:
         """Rank 0: send the step to the other ranks and execute it -> logits [L, V] float32."""
         message = encode_step(rows)
         with self.group.doing("running a step"):
@@ -77,10 +77,10 @@ class ModelRunner:
         prepare_weights(self.model)
 
     def _layer_cache(self, layer: DecoderLayer, blocks: int) -> LayerCache:
-        dtype = layer.build.dtype
-        block = ops.kv_block_shape(self.config.block_size, layer.attn.kv_heads, layer.attn.head_dim, dtype)
-        k, v = (lazy_zeros((blocks, *block), dtype, self.group.device) for _ in range(2))
-        return LayerCache(k, v)
+        device = self.group.device
+        return make_cache(
+            layer.attn.planes, blocks, self.config.block_size, lambda shape, dtype: lazy_zeros(shape, dtype, device)
+        )
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

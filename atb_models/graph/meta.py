@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atb_models import ops
 from atb_models.graph.compiler import import_compiler
-from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
-from atb_models.layers.step import StepInput
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, build_model
+from atb_models.ops.kv_cache import LayerCache, make_cache
+from atb_models.ops.step import StepInput
 
 META = torch.device("meta")
 
@@ -41,13 +40,11 @@ def meta_model(config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int
 
 def meta_caches(model: Decoder, num_blocks: int, block_size: int) -> list[LayerCache]:
     """The KV cache of a rank, one entry a layer."""
-    caches = []
-    for layer in model.layers:
-        dtype = layer.build.dtype
-        block = ops.kv_block_shape(block_size, layer.attn.kv_heads, layer.attn.head_dim, dtype)
-        k, v = (torch.empty((num_blocks, *block), dtype=dtype, device=META) for _ in range(2))
-        caches.append(LayerCache(k, v))
-    return caches
+    return [make_cache(layer.attn.planes, num_blocks, block_size, _empty) for layer in model.layers]
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=META)
 
 
 def meta_step(query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int) -> StepInput:
@@ -55,13 +52,15 @@ def meta_step(query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int
     num_blocks = [-(-length // block_size) for length in kv_lens]
 
     def integers(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=META)
+        return _empty(shape, torch.int32)
 
     tokens, batch = sum(query_lens), len(query_lens)
     return StepInput(
         token_ids_T=integers(tokens),
         positions_T=integers(tokens),
         slots_T=integers(tokens),
+        query_starts_B=integers(batch + 1),
+        kv_lens_B=integers(batch),
         block_table_BC=integers(batch, max(num_blocks)),
         query_lens=list(query_lens),
         kv_lens=list(kv_lens),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,9 +11,9 @@ from atb_models.graph.graph import Node, OpGraph, Value
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.meta import meta_caches
 from atb_models.graph.paths import ModulePaths
-from atb_models.layers.attention import LayerCache
-from atb_models.layers.step import StepInput
 from atb_models.models.decoder import Decoder
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
 
 BLOCK_SIZE = 128
@@ -65,9 +63,10 @@ class _Recorder:
 
     def call(self, op: Op, run: Body, args: tuple[Any, ...]) -> Any:
         if self._inside:  # an operation whose body calls others is one node
-            return run(*args)
+            return (op.shape or run)(*args)
         index = len(self.nodes)
-        inputs = {name: arg for name, arg in zip(_parameters(op), args, strict=False) if isinstance(arg, Tensor)}
+        operands = op.operands(*args)
+        inputs = {name: value for name, value in operands.items() if isinstance(value, Tensor)}
         seen = tuple(self._value(tensor, argument) for argument, tensor in inputs.items())
         self.memory.peak = self.memory.live
         self.memory.written.clear()
@@ -83,11 +82,11 @@ class _Recorder:
             Node(
                 index=index,
                 op=op.name,
-                module=self.paths.current(args),
+                module=self.paths.current(tuple(inputs.values())),
                 inputs=seen,
                 outputs=self._results(index, result),
                 writes=tuple(written.values()),
-                options={n: a for n, a in zip(_parameters(op), args, strict=False) if _is_plain(a)},
+                options={name: value for name, value in operands.items() if _is_plain(value)},
                 cost=op.cost(result, *args),
                 backend=op.backend,
                 peak_bytes=self.memory.peak,
@@ -121,13 +120,9 @@ def named_tensors(model: Decoder, step: StepInput, caches: list[LayerCache]) -> 
         named |= {f"{path}.{name}": value for name, value in vars(module).items() if isinstance(value, Tensor)}
     named |= {name: value for name, value in vars(step).items() if isinstance(value, Tensor)}
     for layer, cache_of_layer in enumerate(caches):
-        named |= {f"layers.{layer}.{name}": tensor for name, tensor in cache_of_layer._asdict().items()}
+        named |= {f"layers.{layer}.{name}_PS{'MD' if tensor.dim() == 4 else 'D'}": tensor
+            for name, tensor in cache_of_layer.items()}  # fmt: skip
     return named
-
-
-@cache
-def _parameters(op: Op) -> tuple[str, ...]:
-    return tuple(inspect.signature(op.reference).parameters)
 
 
 def _is_plain(arg: object) -> bool:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
 from atb_models import ops
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.layers.linear import qkv_linear, row_linear
 from atb_models.layers.parameter import Build
-from atb_models.layers.step import StepInput
-
-
-class LayerCache(NamedTuple):
-    """One layer's paged KV cache: K and V, each [P, S, M, D]."""
-
-    k_PSMD: Tensor
-    v_PSMD: Tensor
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.plane import Plane, key_and_value
+from atb_models.ops.step import StepInput
 
 
 class Attention(nn.Module):
@@ -32,6 +25,7 @@ class Attention(nn.Module):
         self.heads = heads // build.size
         kv = (kv_heads, build.rank * kv_heads // build.size, self.kv_heads)
         roles = {"q": (heads, build.rank * self.heads, self.heads), "k": kv, "v": kv}
+        self.planes: tuple[Plane, ...] = key_and_value(self.kv_heads, head_dim, build.dtype)
         self.qkv = qkv_linear(build, hidden, roles, head_dim, bias=qkv_bias)
         self.o = row_linear(build, heads * head_dim, hidden, bias=o_bias)
 
@@ -39,8 +33,6 @@ class Attention(nn.Module):
         qkv = self.qkv(x_TH).view(x_TH.shape[0], -1, self.head_dim)
         q_TND, k_TMD, v_TMD = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         q_TND, k_TMD = ops.rope(q_TND, k_TMD, *rope)
-        ops.reshape_and_cache(k_TMD, v_TMD, *cache, step.slots_T)
-        out_TND = ops.paged_attention(
-            q_TND, *cache, step.block_table_BC, step.query_lens, step.kv_lens, self.head_dim**-0.5
-        )
+        ops.reshape_and_cache(k_TMD, v_TMD, cache, step)
+        out_TND = ops.paged_attention(q_TND, cache, step, self.head_dim**-0.5)
         return self.o(out_TND.flatten(1))

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.layers.attention import Attention, LayerCache
+from atb_models.layers.attention import Attention
 from atb_models.layers.embedding import Embedding, Head
 from atb_models.layers.mlp import Mlp, MoE
 from atb_models.layers.norm import RmsNorm
 from atb_models.layers.parameter import Build
-from atb_models.layers.step import StepInput
 from atb_models.models.config import ModelConfig
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.step import StepInput
 
 
 class DecoderLayer(nn.Module):

@@ -20,7 +20,7 @@ from atb_models.ops.moe import (
     router,
     shared_expert_gate,
 )
-from atb_models.ops.table import bind, kv_block_shape, operations
+from atb_models.ops.table import bind, kv_plane_shape, operations
 
 __all__ = [
     "add",
@@ -31,7 +31,7 @@ __all__ = [
     "count_expert_tokens",
     "embedding",
     "grouped_matmul",
-    "kv_block_shape",
+    "kv_plane_shape",
     "linear",
     "moe_finalize_routing",
     "moe_gating",

@@ -1,19 +1,18 @@
-"""Rotary positions, the paged KV cache, and attention over it.
-
-Cache layout, the same everywhere: K and V of a layer are [P, S, M, D]; slot = block * S + offset in the block. Only a
-backend that says so (`kv_block_shape`) has a cache whose D is wider than the heads.
-"""
+"""Rotary positions, and attention over the paged KV cache (see kv_cache.py)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from atb_models.ops.cost import Cost, cost, nbytes
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.step import StepInput
 from atb_models.ops.table import op
 
 # Queries of one sequence that attend together in a prefill; bounds the scores to N * 256 * kv_len floats.
@@ -53,59 +52,52 @@ def _rotate(x_TND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_TND.dtype)
 
 
-def _cache_cost(
-    out: None, k_TMD: Tensor, v_TMD: Tensor, k_cache_PSMD: Tensor, v_cache_PSMD: Tensor, slots_T: Tensor
-) -> Cost:
-    return cost(0, (k_TMD, v_TMD, slots_T), (k_TMD, v_TMD))
+def _cache_operands(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> dict[str, Any]:
+    return {"k_TMD": k_TMD, "v_TMD": v_TMD, **_planes(cache), "slots_T": step.slots_T}
 
 
-@op("ReshapeAndCache", cost=_cache_cost)
-def reshape_and_cache(
-    k_TMD: Tensor, v_TMD: Tensor, k_cache_PSMD: Tensor, v_cache_PSMD: Tensor, slots_T: Tensor
-) -> None:
+def _planes(cache: LayerCache) -> dict[str, Tensor]:
+    return {f"{name}_cache_PS{'MD' if plane.dim() == 4 else 'D'}": plane for name, plane in cache.items()}
+
+
+def _cache_cost(out: None, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> Cost:
+    return cost(0, (k_TMD, v_TMD, step.slots_T), (k_TMD, v_TMD))
+
+
+@op("ReshapeAndCache", cost=_cache_cost, operands=_cache_operands)
+def reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> None:
     """Write this step's keys and values to their slots."""
-    for x_TMD, cache_PSMD in ((k_TMD, k_cache_PSMD), (v_TMD, v_cache_PSMD)):
+    for x_TMD, cache_PSMD in ((k_TMD, cache.k_PSMD), (v_TMD, cache.v_PSMD)):
         if x_TMD.shape[1:] != cache_PSMD.shape[2:]:
             raise ValueError(f"{tuple(x_TMD.shape)} does not go into a cache of {tuple(cache_PSMD.shape)}")
-        cache_PSMD.view(-1, *x_TMD.shape[1:])[slots_T] = x_TMD
+        cache_PSMD.view(-1, *x_TMD.shape[1:])[step.slots_T] = x_TMD
 
 
-def _attention_cost(
-    out_TND: Tensor,
-    q_TND: Tensor,
-    k_cache_PSMD: Tensor,
-    v_cache_PSMD: Tensor,
-    block_table_BC: Tensor,
-    query_lens: list[int],
-    kv_lens: list[int],
-    scale: float,
-) -> Cost:
+def _attention_operands(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> dict[str, Any]:
+    lengths = {"query_lens": step.query_lens, "kv_lens": step.kv_lens}
+    return {"q_TND": q_TND, **_planes(cache), "block_table_BC": step.block_table_BC, **lengths, "scale": scale}
+
+
+def _attention_cost(out_TND: Tensor, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Cost:
     """By real lengths: two products for each pair of a query and a key that it sees, each sequence's K and V once."""
     heads, head_dim = q_TND.shape[1:]
-    pairs = sum(q * kv - q * (q - 1) // 2 for q, kv in zip(query_lens, kv_lens, strict=True))
-    _, block_size, kv_heads, width = k_cache_PSMD.shape
-    cached = 2 * sum(kv_lens) * kv_heads * width * k_cache_PSMD.element_size()
-    blocks = sum(-(-kv // block_size) for kv in kv_lens) * block_table_BC.element_size()
-    return Cost(4 * heads * head_dim * pairs, nbytes(q_TND) + cached + blocks, nbytes(out_TND))
+    pairs = sum(q * kv - q * (q - 1) // 2 for q, kv in zip(step.query_lens, step.kv_lens, strict=True))
+    token = sum(math.prod(plane.shape[2:]) * plane.element_size() for plane in cache.values())
+    block_size = cache.k_PSMD.shape[1]
+    blocks = sum(-(-kv // block_size) for kv in step.kv_lens) * step.block_table_BC.element_size()
+    return Cost(4 * heads * head_dim * pairs, nbytes(q_TND) + sum(step.kv_lens) * token + blocks, nbytes(out_TND))
 
 
-@op("PagedAttention", cost=_attention_cost)
-def paged_attention(
-    q_TND: Tensor,
-    k_cache_PSMD: Tensor,
-    v_cache_PSMD: Tensor,
-    block_table_BC: Tensor,
-    query_lens: list[int],
-    kv_lens: list[int],
-    scale: float,
-) -> Tensor:
-    """Causal attention of each sequence's newest `query_lens[b]` tokens over its `kv_lens[b]` cached ones -> [T, N, D].
+@op("PagedAttention", cost=_attention_cost, operands=_attention_operands)
+def paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
+    """Causal attention of each sequence's newest tokens, those of this step, over its cached ones -> [T, N, D].
 
     The tokens of a step are already in the cache. Scores, softmax and sums are float32.
     """
+    k_cache_PSMD, v_cache_PSMD, block_table_BC = cache.k_PSMD, cache.v_PSMD, step.block_table_BC
     out_TND = torch.empty_like(q_TND)
     decode, first_token = [], 0
-    for row, (query_len, kv_len) in enumerate(zip(query_lens, kv_lens, strict=True)):
+    for row, (query_len, kv_len) in enumerate(zip(step.query_lens, step.kv_lens, strict=True)):
         if query_len == 1:
             decode.append((row, first_token, kv_len))
         else:

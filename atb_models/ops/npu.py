@@ -13,7 +13,6 @@ have not run on hardware.
 from __future__ import annotations
 
 from functools import cache
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,9 @@ from torch import Tensor
 
 from atb_models.errors import ConfigError
 from atb_models.ops import attention, basic, moe
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.plane import Plane
+from atb_models.ops.step import StepInput
 
 HEAD_SIZE = 128
 BLOCK_SIZES = (128, 256, 384, 512)
@@ -32,16 +34,17 @@ SOFTMAX = 0
 COUNTS = 1  # group_list_type, expert_tokens_num_type: counts, not running totals
 
 
-def block_shape(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
+def plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
     """[S, M, D] of a KV block; raises ConfigError for what the attention operator does not take."""
-    if dtype not in (torch.float16, torch.bfloat16):
+    if plane.dtype not in (torch.float16, torch.bfloat16):
         raise ConfigError("dtype fp32: attention on npu takes fp16 and bf16; use --dtype fp16, or --device cpu")
     if block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise ConfigError(f"block_size {block_size}: attention on npu takes blocks of {sizes} tokens")
-    if head_dim > HEAD_SIZE:
-        raise ConfigError(f"head size {head_dim}: attention on npu takes heads up to {HEAD_SIZE} wide")
-    return block_size, kv_heads, HEAD_SIZE
+    if plane.heads is None or plane.width > HEAD_SIZE:
+        what = f"a latent of {plane.width} values" if plane.heads is None else f"head size {plane.width}"
+        raise ConfigError(f"{what}: attention on npu takes heads up to {HEAD_SIZE} wide")
+    return block_size, plane.heads, HEAD_SIZE
 
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
@@ -77,39 +80,29 @@ def _rotate(x_TND: Tensor, cos_1T1D: Tensor, sin_1T1D: Tensor) -> Tensor:
     return torch_npu.npu_rotary_mul(x_TND.float()[None], cos_1T1D, sin_1T1D)[0].to(x_TND.dtype)
 
 
-def reshape_and_cache(
-    k_TMD: Tensor, v_TMD: Tensor, k_cache_PSMD: Tensor, v_cache_PSMD: Tensor, slots_T: Tensor
-) -> None:
-    width = k_cache_PSMD.shape[-1]
+def reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> None:
+    width = cache.k_PSMD.shape[-1]
     torch_npu.npu_scatter_pa_kv_cache(
         _widened(k_TMD, width),
         _widened(v_TMD, width),
-        k_cache_PSMD,
-        v_cache_PSMD,
-        slots_T,
+        cache.k_PSMD,
+        cache.v_PSMD,
+        step.slots_T,
         cache_mode="Norm",  # not the default, which is another layout
     )
 
 
-def paged_attention(
-    q_TND: Tensor,
-    k_cache_PSMD: Tensor,
-    v_cache_PSMD: Tensor,
-    block_table_BC: Tensor,
-    query_lens: list[int],
-    kv_lens: list[int],
-    scale: float,
-) -> Tensor:
+def paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
     """Lengths are host lists: running totals of the queries, but each sequence's own number of keys (a paged cache)."""
-    blocks, block_size, kv_heads, width = k_cache_PSMD.shape
+    blocks, block_size, kv_heads, width = cache.k_PSMD.shape
     out_TND, _ = torch_npu.npu_fused_infer_attention_score(
         _widened(q_TND, width),
-        k_cache_PSMD.view(blocks, block_size, kv_heads * width),
-        v_cache_PSMD.view(blocks, block_size, kv_heads * width),
+        cache.k_PSMD.view(blocks, block_size, kv_heads * width),
+        cache.v_PSMD.view(blocks, block_size, kv_heads * width),
         atten_mask=_mask(q_TND.device),
-        actual_seq_lengths=_running_totals(query_lens),
-        actual_seq_lengths_kv=kv_lens,
-        block_table=block_table_BC,
+        actual_seq_lengths=step.query_ends,
+        actual_seq_lengths_kv=step.kv_lens,
+        block_table=step.block_table_BC,
         block_size=block_size,
         num_heads=q_TND.shape[1],
         num_key_value_heads=kv_heads,
@@ -130,17 +123,6 @@ def _widened(x_TND: Tensor, width: int) -> Tensor:
 def _mask(device: torch.device) -> Tensor:
     """1 where a key is hidden; the same for all layers, steps and lengths."""
     return torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.int8, device=device).triu_(1)
-
-
-_totals: tuple[list[int], list[int]] = ([], [])
-
-
-def _running_totals(query_lens: list[int]) -> list[int]:
-    """Made once a step: all its layers come with the same list, which nobody changes."""
-    global _totals
-    if _totals[0] is not query_lens:
-        _totals = (query_lens, list(accumulate(query_lens)))
-    return _totals[1]
 
 
 def moe_gating(scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> tuple[Tensor, Tensor]:

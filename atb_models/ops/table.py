@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atb_models.ops.cost import Cost
+from atb_models.ops.plane import Plane
 
 Body = Callable[..., Any]
 Wrap = Callable[["Op", Body, tuple[Any, ...]], Any]
+Operands = Callable[..., dict[str, Any]]
 
 
 class Op:
     """A named operation. `reference` is its body in torch; `run` is what a call executes on the bound backend.
 
     `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape and the workspace;
-    `shape` stands in for it where the body must read values. `prepare(weight)` lays a loaded weight out as `run` wants
-    it, once; its shape stays.
+    `shape` stands in for it where the body must read values. `operands(*args)` names what a call works on, as graphs
+    and profiles show it: the arguments, where none is a record of which the operation takes a part.
+    `prepare(weight)` lays a loaded weight out as `run` wants it, once; its shape stays.
     """
 
-    def __init__(self, name: str, reference: Body, cost: Callable[..., Cost], shape: Body | None) -> None:
+    def __init__(
+        self, name: str, reference: Body, cost: Callable[..., Cost], shape: Body | None, operands: Operands | None
+    ) -> None:
         self.name = name
         self.reference = reference
         self.reference_shape = shape
         self.cost = cost
         self.run, self.shape = reference, shape
+        self.operands: Operands = operands or self._arguments
         self.prepare: Callable[[Tensor], Tensor] = _as_it_is
         self.backend = "reference"
         self.__doc__ = reference.__doc__
@@ -41,31 +48,40 @@ class Op:
     def __repr__(self) -> str:
         return f"<op {self.name} on {self.backend}>"
 
+    @cached_property
+    def _parameters(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.reference).parameters)
+
+    def _arguments(self, *args: Any) -> dict[str, Any]:
+        return dict(zip(self._parameters, args, strict=False))
+
 
 def _as_it_is(weight: Tensor) -> Tensor:
     return weight
 
 
-BlockShape = Callable[[int, int, int, torch.dtype], tuple[int, int, int]]
+PlaneShape = Callable[[int, Plane], tuple[int, ...]]
 
 
-def _plain_block(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    return block_size, kv_heads, head_dim
+def _plain_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
+    return plane.block_shape(block_size)
 
 
 TABLE: dict[str, Op] = {}
-_block_shape: BlockShape = _plain_block
+_plane_shape: PlaneShape = _plain_shape
 
 # Modules that serve operations natively, by device type. A device without one runs the reference.
 BACKENDS = {"cpu": "atb_models.ops.cpu", "npu": "atb_models.ops.npu"}
 
 
-def op(name: str, *, cost: Callable[..., Cost], shape: Body | None = None) -> Callable[[Body], Op]:
+def op(
+    name: str, *, cost: Callable[..., Cost], shape: Body | None = None, operands: Operands | None = None
+) -> Callable[[Body], Op]:
     """Decorator: enter the function below into the table as the definition and reference body of `name`."""
 
     def define(reference: Body) -> Op:
         assert name not in TABLE, f"operation {name} is defined twice"
-        TABLE[name] = Op(name, reference, cost, shape)
+        TABLE[name] = Op(name, reference, cost, shape, operands)
         return TABLE[name]
 
     return define
@@ -76,7 +92,7 @@ def bind(backend: str) -> None:
 
     A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature. It may
     have `SHAPES`, a dict of the shape rules that differ from the definition's in their workspace, `PREPARE`, from
-    operation name to that operation's `prepare`, and `block_shape`, see `kv_block_shape`.
+    operation name to that operation's `prepare`, and `plane_shape`, see `kv_plane_shape`.
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
     module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
@@ -90,16 +106,16 @@ def bind(backend: str) -> None:
         operation.shape = shapes.get(operation.name, operation.reference_shape)
         operation.prepare = prepare.get(operation.name, _as_it_is)
         operation.backend = backend if operation.name in native else "reference"
-    global _block_shape
-    _block_shape = getattr(module, "block_shape", _plain_block)
+    global _plane_shape
+    _plane_shape = getattr(module, "plane_shape", _plain_shape)
 
 
-def kv_block_shape(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """[S, M, D] of a KV block on the bound backend; D may be wider than the heads.
+def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
+    """The shape of a block of `plane` on the bound backend; its last dimension may be wider than the plane.
 
     Raises ConfigError for what the backend's attention does not take.
     """
-    return _block_shape(block_size, kv_heads, head_dim, dtype)
+    return _plane_shape(block_size, plane)
 
 
 def operations() -> Iterator[Op]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from atb_models import ops
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.meta import META
 from atb_models.limits import Limits, graph_sizes
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
+from atb_models.ops.kv_cache import block_bytes
 
 # Bytes for each logit while tokens are sampled with every option: the logits, their copies and sorting keys. 68 were
 # measured as growth of the resident memory.
@@ -75,13 +75,8 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def kv_bytes_per_token(model: Decoder) -> int:
-    """Bytes of K and V of a token in all layers of a shard, as the bound backend's cache has them."""
-    total = 0
-    for layer in model.layers:
-        dtype = layer.build.dtype
-        _, heads, width = ops.kv_block_shape(ANY_BLOCK, layer.attn.kv_heads, layer.attn.head_dim, dtype)
-        total += 2 * heads * width * dtype.itemsize
-    return total
+    """Bytes that a token leaves in the cache in all layers of a shard, as the bound backend lays it out."""
+    return sum(block_bytes(layer.attn.planes, ANY_BLOCK) for layer in model.layers) // ANY_BLOCK
 
 
 def peak_activations(model: Decoder, limits: Limits) -> int:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from atb_models import ops
-from atb_models.graph import meta_model, meta_step, trace
+from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.graph import Node
+from atb_models.graph.meta import META
 from atb_models.models.config import ModelConfig
 from atb_models.ops.cost import Cost
+from atb_models.ops.step import StepInput
 from atb_models.plan.chips import Chip
 from atb_models.plan.memory import one_of_each_layer
 from atb_models.plan.roofline import Times, operation_times, work_dtype
@@ -142,6 +143,7 @@ class StepCosts:
         """Raises ConfigError when the ranks cannot share the model."""
         kinds = one_of_each_layer(config)
         self._model = meta_model(kinds, dtype, ranks)
+        self._caches = meta_caches(self._model, 1, BLOCK_SIZE)
         self._layers = [config.moe_layers.count(kind) for kind in kinds.moe_layers]
         self._traces: dict[tuple[int, int, int], tuple[Node, ...]] = {}
         self._attention: dict[Step, list[Work]] = {}
@@ -158,7 +160,8 @@ class StepCosts:
         """Those that depend on lengths."""
         if step not in self._attention:
             nodes = [node for node in self._trace(step) if node.op == ops.paged_attention.name]
-            self._attention[step] = [self._work(node, _attention_cost(node, step)) for node in nodes]
+            given = meta_step(step.query_lens, step.kv_lens, BLOCK_SIZE)
+            self._attention[step] = [self._work(node, self._attention_cost(node, given)) for node in nodes]
         return self._attention[step]
 
     def _work(self, node: Node, cost: Cost) -> Work:
@@ -175,6 +178,12 @@ class StepCosts:
             self._traces[key] = tuple(node for node in nodes if all(0 not in value.shape for value in node.outputs))
         return self._traces[key]
 
+    def _attention_cost(self, node: Node, step: StepInput) -> Cost:
+        """At the lengths of `step` instead of those that were traced."""
+        q_TND = torch.empty(node.outputs[0].shape, dtype=node.outputs[0].dtype, device=META)
+        cache = self._caches[int(node.module.split(".")[1])]
+        return ops.paged_attention.cost(q_TND, q_TND, cache, step, node.options["scale"])
+
     def _calls(self, node: Node) -> int:
         """How often the whole model does it: the add and norm that end a layer are the following norm's."""
         top, _, rest = node.module.partition(".")
@@ -186,18 +195,3 @@ class StepCosts:
         if name != "input_norm":
             return self._layers[int(layer)]
         return self._layers[int(layer) - 1] if int(layer) else 1
-
-
-def _attention_cost(node: Node, step: Step) -> Cost:
-    """At the lengths of `step` instead of those that were traced."""
-    tensors = {value.argument: _meta(value.shape, value.dtype) for value in node.inputs}
-    blocks = -(-max(step.kv_lens) // BLOCK_SIZE)
-    tensors["block_table_BC"] = _meta((len(step.kv_lens), blocks), tensors["block_table_BC"].dtype)
-    lengths = {"query_lens": list(step.query_lens), "kv_lens": list(step.kv_lens)}
-    return ops.paged_attention.cost(
-        _meta(node.outputs[0].shape, node.outputs[0].dtype), **tensors, **node.options | lengths
-    )
-
-
-def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.engine.scheduler import Row
 from atb_models.graph.paths import ModulePaths
-from atb_models.layers.step import StepInput
 from atb_models.machine.device import device_module
 from atb_models.ops.cost import Cost
+from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
 from atb_models.plan.roofline import work_dtype
 from atb_models.profiler.profile import Call, Place, Profile, Step, Total
@@ -106,8 +106,8 @@ class Recorder:
         if self._inside or not self._paths.running:
             return run(*args)
         entered = perf_counter_ns()
-        module = self._paths.current(tuple(arg for arg in args if type(arg) is nn.Parameter))
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        tensors = [value for value in op.operands(*args).values() if isinstance(value, Tensor)]
+        module = self._paths.current(tuple(tensor for tensor in tensors if type(tensor) is nn.Parameter))
         self._inside = True
         self._synchronize()
         started = perf_counter_ns()

@@ -78,7 +78,7 @@ def test_rows_of_nobody_have_slots_of_their_own() -> None:
 def test_a_size_has_one_layout() -> None:
     """A graph reads each of its inputs where it was captured."""
     captured, later = (host_step(padded(message, 4, 2, 9, SIZE), SIZE) for message in (NOBODY, encode_step(DECODES)))
-    assert captured.sizes == later.sizes == [4, 4, 4, 4, 8]
+    assert captured.sizes == later.sizes == [4, 4, 4, 5, 4, 4, 8]
 
 
 def test_where_it_is_refused() -> None:

@@ -34,9 +34,10 @@ def test_rows_of_every_kind() -> None:
     assert step.slots_T.tolist() == [8, 20, 21, 22, 6, 7, 36, 3, 12]
     assert step.block_table_BC.tolist() == [[7, 2], [5, 0], [1, 9], [0, 3]]
     assert (step.query_lens, step.kv_lens) == ([1, 3, 3, 2], [5, 3, 5, 5])
+    assert (step.query_starts_B.tolist(), step.kv_lens_B.tolist()) == ([0, 1, 4, 7, 9], [5, 3, 5, 5])
+    assert step.query_ends == [1, 4, 7, 9]
     assert step.logits_rows_L.tolist() == [0, 3, 7, 8]
-    tensors = (step.token_ids_T, step.positions_T, step.slots_T, step.block_table_BC, step.logits_rows_L)
-    assert {tensor.dtype for tensor in tensors} == {torch.int32}
+    assert {value.dtype for value in vars(step).values() if isinstance(value, torch.Tensor)} == {torch.int32}
 
 
 def test_a_step_without_logits() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from atb_models.engine.message import decode_step
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.tracing import named_tensors
-from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
-from atb_models.layers.step import StepInput
 from atb_models.models.config import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.ops.kv_cache import LayerCache, make_cache
+from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
+from tests.records import map_tensors
 
 CPU = torch.device("cpu")
 BLOCK_SIZE, NUM_BLOCKS = 16, 24
@@ -45,16 +46,15 @@ def real_step() -> StepInput:
 
 def meta_like(step: StepInput) -> StepInput:
     """The same step without values."""
-    bare: dict[str, Any] = {name: x.to("meta") for name, x in vars(step).items() if isinstance(x, Tensor)}
-    return replace(step, **bare)
+    bare: StepInput = map_tensors(lambda x: x.to("meta"), step)
+    return bare
 
 
 def real_caches(model: Decoder) -> list[LayerCache]:
-    caches = []
-    for layer in model.layers:
-        shape = (NUM_BLOCKS, BLOCK_SIZE, layer.attn.kv_heads, layer.attn.head_dim)
-        caches.append(LayerCache(*(torch.zeros(shape, dtype=layer.build.dtype) for _ in range(2))))
-    return caches
+    def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    return [make_cache(layer.attn.planes, NUM_BLOCKS, BLOCK_SIZE, zeros) for layer in model.layers]
 
 
 @dataclass

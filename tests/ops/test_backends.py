@@ -17,6 +17,9 @@ from atb_models.errors import ConfigError
 from atb_models.layers.mlp import Experts
 from atb_models.layers.parameter import parts_of
 from atb_models.ops import table
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.plane import Plane
+from tests.records import map_tensors
 from tests.tiny import write_checkpoint
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -47,7 +50,8 @@ def test_weights_stay_as_they_are_loaded(name: str) -> None:
     ops.bind(name)
     weight = torch.zeros(2, 3, 4)
     assert all(operation.prepare(weight) is weight for operation in ops.operations())
-    assert ops.kv_block_shape(16, 2, 80, torch.float32) == (16, 2, 80)
+    assert ops.kv_plane_shape(16, Plane("k", 2, 80, torch.float32)) == (16, 2, 80)
+    assert ops.kv_plane_shape(16, Plane("latent", None, 576, torch.float32)) == (16, 576)
 
 
 def test_loading_leaves_the_experts_of_a_cpu_alone(demo: Path) -> None:
@@ -84,36 +88,36 @@ def test_a_backend_may_pad_the_heads_of_the_cache(tmp_path: Path, backend: Modul
     write_checkpoint(tmp_path)
     with LLM(tmp_path, dtype="fp32", device="cpu") as llm:
         expected = llm.prompt_logits([PROMPT])[0]
-    asked: list[tuple[int, int, int, torch.dtype]] = []
+    asked: list[tuple[int, Plane]] = []
 
-    def block_shape(block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-        asked.append((block_size, kv_heads, head_dim, dtype))
-        return block_size, kv_heads, 2 * head_dim
+    def plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
+        asked.append((block_size, plane))
+        return block_size, plane.heads, 2 * plane.width
 
-    def write(k: Tensor, v: Tensor, *rest: Tensor) -> None:
+    def write(k: Tensor, v: Tensor, *rest: object) -> None:
         table.TABLE["ReshapeAndCache"].reference(*(F.pad(x, (0, x.shape[-1])) for x in (k, v)), *rest)
 
-    def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: object) -> Tensor:
-        narrow = (cache[..., : q.shape[-1]] for cache in (k_cache, v_cache))
-        return table.TABLE["PagedAttention"].reference(q, *narrow, *rest)
+    def attend(q: Tensor, cache: LayerCache, *rest: object) -> Tensor:
+        narrow = map_tensors(lambda plane: plane[..., : q.shape[-1]], cache)
+        return table.TABLE["PagedAttention"].reference(q, narrow, *rest)
 
-    backend.block_shape, backend.OPS = block_shape, {"ReshapeAndCache": write, "PagedAttention": attend}
+    backend.plane_shape, backend.OPS = plane_shape, {"ReshapeAndCache": write, "PagedAttention": attend}
     with LLM(tmp_path, dtype="fp32", device="cpu", block_size=16, kv_blocks=4) as llm:
         assert llm._runner.caches[0].k_PSMD.shape == (4, 16, 8, 16)
-        assert (16, 8, 8, torch.float32) in asked
+        assert (16, Plane("k", 8, 8, torch.float32)) in asked
         torch.testing.assert_close(llm.prompt_logits([PROMPT])[0], expected)
 
 
 def test_what_a_backend_refuses_is_refused_before_loading(tmp_path: Path, backend: ModuleType) -> None:
     write_checkpoint(tmp_path)
 
-    def block_shape(*_: object) -> tuple[int, int, int]:
+    def plane_shape(*_: object) -> tuple[int, ...]:
         raise ConfigError("block_size 16: not here")
 
     def prepare(weight: Tensor) -> Tensor:
         raise AssertionError("the weights were read")
 
-    backend.block_shape, backend.PREPARE = block_shape, {"GroupedMatmul": prepare}
+    backend.plane_shape, backend.PREPARE = plane_shape, {"GroupedMatmul": prepare}
     with pytest.raises(ConfigError, match="block_size 16: not here"):
         LLM(tmp_path, device="cpu", block_size=16)
 

@@ -16,6 +16,7 @@ from atb_models import ops
 from atb_models.graph.meta import MetaGroup
 from atb_models.ops.cost import Cost
 from atb_models.ops.table import TABLE
+from tests.records import attention_step, kv_cache, slots_step
 
 HALF, SINGLE, INT, LONG = torch.float16, torch.float32, torch.int32, torch.int64
 
@@ -32,6 +33,7 @@ def priced(name: str, *args: Any) -> Cost:
 
 X, KV = meta(3, 4), meta(3, 1, 4)  # 24 bytes each
 X6 = torch.zeros(6, 4).half()  # with values: the experts that have rows are counted
+CACHE = kv_cache(meta(9, 4, 1, 4), meta(9, 4, 1, 4))
 
 # Name, arguments, FLOPs, bytes read, bytes written: all worked out on paper.
 BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
@@ -48,12 +50,12 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("ToFloat", (meta(3, 4, dtype=SINGLE),), 0, 0, 0),
     ("RopeTables", (meta(3, dtype=INT), meta(2, dtype=SINGLE), 1.0), 18, 12 + 8, 24 + 24),
     ("Rope", (meta(3, 2, 4), KV, meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=SINGLE)), 108, 48 + 24 + 24 + 24, 48 + 24),
-    ("ReshapeAndCache", (KV, KV, meta(9, 4, 1, 4), meta(9, 4, 1, 4), meta(3, dtype=INT)), 0, 24 + 24 + 12, 24 + 24),
+    ("ReshapeAndCache", (KV, KV, CACHE, slots_step(meta(3, dtype=INT))), 0, 24 + 24 + 12, 24 + 24),
     # pairs of a query and a key: 5 of the first sequence, 2 + 3 + 4 of the second, each 16 FLOPs in each of 2 heads;
     # 9 cached tokens with 8 bytes of K and of V, in 2 blocks and 1 of 4 tokens, each a number of 4 bytes
     (
         "PagedAttention",
-        (meta(4, 2, 4), meta(9, 4, 1, 4), meta(9, 4, 1, 4), meta(2, 5, dtype=INT), [1, 3], [5, 4], 0.5),
+        (meta(4, 2, 4), CACHE, attention_step([1, 3], [5, 4], meta(2, 5, dtype=INT)), 0.5),
         14 * 16 * 2,
         64 + 9 * 16 + 3 * 4,
         64,
@@ -132,7 +134,8 @@ def attention(heads: int, kv_heads: int, query_lens: list[int], kv_lens: list[in
     columns = max(-(-n // 16) for n in kv_lens)
     table = torch.arange(len(kv_lens) * columns, dtype=INT).view(len(kv_lens), columns)
     cache = torch.zeros(table.numel(), 16, kv_heads, 8)
-    return torch.zeros(sum(query_lens), heads, 8), cache, cache, table, query_lens, kv_lens, 1.0
+    step = attention_step(query_lens, kv_lens, table)
+    return torch.zeros(sum(query_lens), heads, 8), kv_cache(cache, cache), step, 1.0
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])

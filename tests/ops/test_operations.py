@@ -11,6 +11,7 @@ from torch import Tensor
 from atb_models import ops
 from atb_models.ops import cpu
 from atb_models.ops.table import TABLE, bind
+from tests.records import attention_step, kv_cache, slots_step
 
 BACKENDS = ("reference", "cpu")
 
@@ -133,13 +134,13 @@ def test_paged_attention(dtype: torch.dtype, heads: int, kv_heads: int, block_si
     table = torch.zeros(len(kv_lens), max(num_blocks), dtype=torch.int32)
     for row, n in enumerate(num_blocks):
         table[row, :n] = torch.tensor([next(blocks) for _ in range(n)])
-    k_cache, v_cache = (torch.zeros(sum(num_blocks), block_size, kv_heads, dim, dtype=dtype) for _ in range(2))
+    cache = kv_cache(*(torch.zeros(sum(num_blocks), block_size, kv_heads, dim, dtype=dtype) for _ in range(2)))
     keys, values = ([torch.randn(n, kv_heads, dim).to(dtype) for n in kv_lens] for _ in range(2))
     for row, n in enumerate(kv_lens):
         slots = torch.tensor([int(table[row, i // block_size]) * block_size + i % block_size for i in range(n)])
-        ops.reshape_and_cache(keys[row], values[row], k_cache, v_cache, slots)
+        ops.reshape_and_cache(keys[row], values[row], cache, slots_step(slots))
     q = torch.randn(sum(query_lens), heads, dim).to(dtype)
-    ours = ops.paged_attention(q, k_cache, v_cache, table, query_lens, kv_lens, dim**-0.5)
+    ours = ops.paged_attention(q, cache, attention_step(query_lens, kv_lens, table), dim**-0.5)
 
     expected, token = [], 0
     for row, (count, n) in enumerate(zip(query_lens, kv_lens, strict=True)):

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from atb_models.graph.meta import MetaGroup
 from atb_models.ops import cpu
+from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.table import TABLE, Op
+from tests.records import attention_step, kv_cache, map_tensors, slots_step
 
 DRAWS = 10
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,21 +68,21 @@ class Draw:
     def group(self) -> EqualRanks:
         return EqualRanks(0, self.random.choice((1, 2, 4, 8)))
 
-    def cache(self, blocks: int) -> list[Tensor]:
-        return [self.floats(blocks, self.S, self.M, self.D) for _ in range(2)]
+    def cache(self, blocks: int) -> LayerCache:
+        return kv_cache(*(self.floats(blocks, self.S, self.M, self.D) for _ in range(2)))
 
 
 def cached(d: Draw) -> tuple[Any, ...]:
     slots = torch.randperm(d.T + 30, generator=d.torch)[: d.T].int()
     blocks = -(-(d.T + 30) // d.S)
-    return d.floats(d.T, d.M, d.D), d.floats(d.T, d.M, d.D), *d.cache(blocks), slots
+    return d.floats(d.T, d.M, d.D), d.floats(d.T, d.M, d.D), d.cache(blocks), slots_step(slots)
 
 
 def attention(d: Draw) -> tuple[Any, ...]:
     kv_lens = [d.to(1, 40) for _ in range(d.to(1, 5))]
     query_lens = [d.random.choice((1, d.to(1, n))) for n in kv_lens]
     table = d.integers(30, len(kv_lens), -(-max(kv_lens) // d.S) + d.to(0, 2))
-    return d.floats(sum(query_lens), d.N, d.D), *d.cache(30), table, query_lens, kv_lens, d.D**-0.5
+    return d.floats(sum(query_lens), d.N, d.D), d.cache(30), attention_step(query_lens, kv_lens, table), d.D**-0.5
 
 
 def grouped(d: Draw) -> tuple[Any, ...]:
@@ -128,7 +130,7 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "Add": (1, lambda d: d.floats(d.T, d.H + 1)),
     "Rope": (2, lambda d: d.single(d.T, d.D // 2 + 1)),
     "ReshapeAndCache": (1, lambda d: d.floats(d.T, 2 * d.M, d.D)),
-    "PagedAttention": (2, lambda d: d.floats(30, d.S, d.M, d.D + 2)),
+    "PagedAttention": (1, lambda d: kv_cache(d.floats(30, d.S, d.M, d.D), d.floats(30, d.S, d.M, d.D + 2))),
     "Router": (1, lambda d: d.single(d.E, d.H + 1)),
     "MoeGating": (1, lambda d: d.E + 1),
     "GroupedMatmul": (1, lambda d: d.floats(d.E, d.V, d.H + 1)),
@@ -144,14 +146,12 @@ WITHOUT_INNER_DIMENSION = {
 def on_meta(arg: Any) -> Any:
     if isinstance(arg, EqualRanks):
         return MetaGroup(arg.rank, arg.size)
-    if isinstance(arg, Tensor):
-        return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta")
-    return arg
+    return map_tensors(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"), arg)
 
 
 def run(body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """A call that leaves the arguments as they are."""
-    return body(*tree_map(lambda arg: arg.clone() if isinstance(arg, Tensor) else arg, args))
+    return body(*(map_tensors(Tensor.clone, arg) for arg in args))
 
 
 def looks(result: Any) -> list[tuple[torch.Size, torch.dtype]]:

@@ -12,8 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.ops import npu
+from atb_models.ops.plane import Plane
 from atb_models.ops.table import TABLE
 from tests.npu.fake import ContractMode
+from tests.records import attention_step, kv_cache, map_tensors, slots_step
 
 TOKENS, HIDDEN, EXPERTS, TOP_K, WIDTH = 37, 64, 8, 3, 48
 QUERY_LENS, KV_LENS = [30, 1, 5, 1], [30, 200, 133, 1]
@@ -90,7 +92,7 @@ def test_rotation(dtype: torch.dtype, head: int) -> None:
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_cache_and_attention(dtype: torch.dtype, head: int, kv_heads: int) -> None:
     """Prompts, chunks and single tokens in one step; what the cache holds beyond a sequence is NaN."""
-    shape = (BLOCKS, *ops.kv_block_shape(128, kv_heads, head, dtype))
+    shape = (BLOCKS, *ops.kv_plane_shape(128, Plane("k", kv_heads, head, dtype)))
     assert shape == (BLOCKS, 128, kv_heads, 128)
     table = torch.tensor([[7, 0], [2, 5], [8, 3], [1, 0]], dtype=torch.int32)
     cached = [normal(BLOCKS * 128, kv_heads, head, dtype=dtype, scale=scale) for scale in (1.0, 2.0)]
@@ -100,22 +102,15 @@ def test_cache_and_attention(dtype: torch.dtype, head: int, kv_heads: int) -> No
             for row, length in zip(table.long(), KV_LENS, strict=True)
         ]
     )
-    caches = [torch.full(shape, torch.nan, dtype=dtype, device="npu:0") for _ in range(2)]
-    ops.reshape_and_cache(*(down(x[slots]) for x in cached), *caches, slots.int().to("npu:0"))
+    cache = kv_cache(*(torch.full(shape, torch.nan, dtype=dtype, device="npu:0") for _ in range(2)))
+    ops.reshape_and_cache(*(down(x[slots]) for x in cached), cache, slots_step(slots.int().to("npu:0")))
     q = normal(TOKENS, 4, head, dtype=dtype)
-    ours = ops.paged_attention(down(q), *caches, down(table), QUERY_LENS, KV_LENS, head**-0.5)
-    plain = [x.float().view(BLOCKS, 128, kv_heads, head) for x in cached]
-    exact = TABLE["PagedAttention"].reference(q.float(), *plain, table, QUERY_LENS, KV_LENS, head**-0.5)
+    step = attention_step(QUERY_LENS, KV_LENS, table)
+    ours = ops.paged_attention(down(q), cache, map_tensors(down, step), head**-0.5)
+    plain = kv_cache(*(x.float().view(BLOCKS, 128, kv_heads, head) for x in cached))
+    exact = TABLE["PagedAttention"].reference(q.float(), plain, step, head**-0.5)
     assert ours.shape == q.shape
     assert (ours.cpu().float() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
-
-
-def test_running_totals_follow_the_step() -> None:
-    first, second = [3, 1, 1], [3, 1, 1, 2]
-    assert npu._running_totals(first) == [3, 4, 5]
-    assert npu._running_totals(first) is npu._running_totals(first)
-    assert npu._running_totals(second) == [3, 4, 5, 7]
-    assert npu._running_totals([1]) == [1]
 
 
 @pytest.mark.parametrize("renormalize_eps", [None, 1e-6])
@@ -157,12 +152,13 @@ def test_experts(dtype: torch.dtype) -> None:
     [
         ((16, 2, 128, torch.float16), "block_size 16: attention on npu takes blocks of 128, 256, 384, 512 tokens"),
         ((128, 2, 256, torch.float16), "head size 256: attention on npu takes heads up to 128 wide"),
+        ((128, None, 576, torch.float16), "a latent of 576 values: attention on npu takes heads up to 128 wide"),
         ((128, 2, 128, torch.float32), "dtype fp32: attention on npu takes fp16 and bf16"),
     ],
 )
 def test_what_attention_does_not_take_is_refused(arguments: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ops.kv_block_shape(*arguments)
+        ops.kv_plane_shape(arguments[0], Plane("k", *arguments[1:]))
 
 
 def test_shapes_on_meta_tensors_are_those_of_the_reference() -> None:
@@ -173,9 +169,9 @@ def test_shapes_on_meta_tensors_are_those_of_the_reference() -> None:
 
     with torch.no_grad():
         assert ops.rms_norm(meta(5, 8), meta(8), 1e-6).shape == (5, 8)
-        caches = meta(4, 128, 2, 128), meta(4, 128, 2, 128)
-        table = meta(2, 2, dtype=torch.int32)
-        assert ops.paged_attention(meta(5, 4, 80), *caches, table, [4, 1], [4, 9], 0.1).shape == (5, 4, 80)
+        cache = kv_cache(meta(4, 128, 2, 128), meta(4, 128, 2, 128))
+        step = attention_step([4, 1], [4, 9], meta(2, 2, dtype=torch.int32), device="meta")
+        assert ops.paged_attention(meta(5, 4, 80), cache, step, 0.1).shape == (5, 4, 80)
         weights, experts = ops.moe_gating(meta(5, 8, dtype=torch.float32), 3, None)
         x, rows, counts = ops.moe_init_routing(meta(5, 16), experts, 8)
         assert x.shape == (15, 16) and rows.shape == (5, 3) and counts.shape == (8,)

@@ -14,14 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from atb_models import ops
 from atb_models.graph import meta_model, meta_step, trace
 from atb_models.graph.meta import MetaGroup
-from atb_models.layers.attention import LayerCache
 from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig, load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.loader import prepare_weights
 from atb_models.ops import npu
+from atb_models.ops.kv_cache import LayerCache, make_cache
 from tests.npu.conftest import NATIVE
 from tests.npu.fake import ContractMode
+from tests.records import map_tensors
 
 MODELS = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
 STEPS = {
@@ -60,12 +61,10 @@ def tables(kv_lens: list[int]) -> list[list[int]]:
 
 
 def caches_on_device(model: Decoder, count: int) -> list[LayerCache]:
-    caches = []
-    for layer in model.layers:
-        block = ops.kv_block_shape(128, layer.attn.kv_heads, layer.attn.head_dim, torch.float16)
-        k, v = (torch.zeros(count, *block, dtype=torch.float16, device="npu:0") for _ in range(2))
-        caches.append(LayerCache(k, v))
-    return caches
+    def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device="npu:0")
+
+    return [make_cache(layer.attn.planes, count, 128, zeros) for layer in model.layers]
 
 
 def expected_calls(config: ModelConfig) -> dict[str, int]:
@@ -94,12 +93,7 @@ def test_every_call_keeps_its_contract(config: ModelConfig, size: int) -> None:
         for query_lens, kv_lens in STEPS.values():
             blocks = tables(kv_lens)
             meta_like = meta_step(query_lens, kv_lens, 128)
-            moved = {
-                name: torch.empty(value.shape, dtype=value.dtype, device="npu:0")
-                for name, value in vars(meta_like).items()
-                if isinstance(value, Tensor)
-            }
-            step = dataclasses.replace(meta_like, **moved)
+            step = map_tensors(lambda x: torch.empty(x.shape, dtype=x.dtype, device="npu:0"), meta_like)
             with ContractMode() as mode:
                 logits = model(step, caches_on_device(model, len(blocks) * len(blocks[0])))
             assert logits.shape == (len(query_lens), config.vocab_size)

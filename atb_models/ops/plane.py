@@ -1,0 +1,30 @@
+"""What a token leaves in the KV cache of a layer, as the layer's attention declares it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One tensor of the cache: of each token, on this rank, `heads` vectors of `width` elements.
+
+    heads: the rank's KV heads; None where one vector serves all heads, which every rank then holds whole.
+    """
+
+    name: str
+    heads: int | None
+    width: int
+    dtype: torch.dtype
+
+    def block_shape(self, block_size: int) -> tuple[int, ...]:
+        """A block of it: [S, M, D], or [S, D] of a plane without heads."""
+        heads = () if self.heads is None else (self.heads,)
+        return block_size, *heads, self.width
+
+
+def key_and_value(heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Plane, ...]:
+    """The planes of plain attention: K and V of each KV head."""
+    return Plane("k", heads, head_dim, dtype), Plane("v", heads, head_dim, dtype)

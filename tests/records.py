@@ -1,0 +1,63 @@
+"""The records that operations take, made for tests, and their tensors changed one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.step import StepInput
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value`, a tensor or a record of tensors, with each of them replaced; anything else as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, LayerCache):
+        return LayerCache((name, function(plane)) for name, plane in value.items())
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+        changed = {name: function(x) for name, x in named.items() if isinstance(x, Tensor)}
+        return replace(value, **changed) if changed else value
+    return value
+
+
+def attention_step(
+    query_lens: list[int],
+    kv_lens: list[int],
+    table_BC: Tensor | None = None,
+    slots_T: Tensor | None = None,
+    device: str | torch.device = "cpu",
+) -> StepInput:
+    """A step as attention and the cache see it: lengths, the block table, and the slots of its tokens."""
+
+    def ints(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    none = torch.zeros(0, dtype=torch.int32, device=device)
+    return StepInput(
+        token_ids_T=none,
+        positions_T=none,
+        slots_T=none if slots_T is None else slots_T,
+        query_starts_B=ints([0, *accumulate(query_lens)]),
+        kv_lens_B=ints(kv_lens),
+        block_table_BC=none.view(0, 0) if table_BC is None else table_BC,
+        logits_rows_L=none,
+        query_lens=query_lens,
+        kv_lens=kv_lens,
+    )
+
+
+def slots_step(slots_T: Tensor) -> StepInput:
+    """A step of which only the slots matter."""
+    return attention_step([], [], slots_T=slots_T, device=slots_T.device)
+
+
+def kv_cache(k_PSMD: Tensor, v_PSMD: Tensor) -> LayerCache:
+    """The cache of plain attention."""
+    return LayerCache(k=k_PSMD, v=v_PSMD)
