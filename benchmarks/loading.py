@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.layers.parameter import Build, parts_of
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import build_model
-from atb_models.models.weights.weight_map import weight_names
+from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ranks.group import RankGroup
 from atb_models.ranks.spawn import spawn
 
@@ -86,7 +86,7 @@ def write_checkpoint(source: Path, folder: Path, layers: int) -> int:
     config = load_model_config(folder, log=False)
     parameters = dict(build_model(config, Build(torch.bfloat16, torch.device("meta"))).named_parameters())
     tensors = {}
-    for weight in weight_names(config):
+    for weight in checkpoint_tensors(config):
         shape = parts_of(parameters[weight.parameter])[weight.role].shape
         tensors[weight.name] = torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.02, 0.02)
     save_file(tensors, folder / "model.safetensors")

@@ -11,7 +11,8 @@ from typing import Any
 from atb_models.demo import demo_path
 from atb_models.errors import ConfigError
 from atb_models.fetch import model_folder
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.dtypes import DTYPES
 
 DEVICES = ("npu", "cuda", "cpu")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from atb_models import ops
 from atb_models.layers.linear import column_linear, row_linear
 from atb_models.layers.parameter import Build, Part, cut, set_parts, whole
+from atb_models.ops.gating import Gating
 
 
 class Mlp(nn.Module):
@@ -23,11 +24,15 @@ class Mlp(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores of all experts; float32 whatever the model's dtype, the same on every rank."""
+    """Scores of all experts; float32 whatever the model's dtype, the same on every rank.
 
-    def __init__(self, build: Build, hidden: int, num_experts: int) -> None:
+    `bias`: where the family has one, what is added to the scores for the choice of experts alone.
+    """
+
+    def __init__(self, build: Build, hidden: int, num_experts: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = whole(build.parameter(num_experts, hidden, dtype=torch.float32))
+        self.register_parameter("bias", whole(build.parameter(num_experts, dtype=torch.float32)) if bias else None)
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return ops.router(x_TH, self.weight)
@@ -91,16 +96,15 @@ class MoE(nn.Module):
         hidden: int,
         *,
         num_experts: int,
-        top_k: int,
+        gating: Gating,
         width: int,
         shared_width: int,
         shared_gate: bool,
-        renormalize_eps: float | None,
+        router_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.top_k = top_k
-        self.renormalize_eps = renormalize_eps
-        self.router = Router(build, hidden, num_experts)
+        self.gating = gating
+        self.router = Router(build, hidden, num_experts, bias=router_bias)
         self.experts = Experts(build, hidden, width, num_experts)
         self.shared = Mlp(build, hidden, shared_width) if shared_width else None
         self.shared_gate = SharedGate(build, hidden) if shared_gate else None
@@ -112,7 +116,7 @@ class MoE(nn.Module):
         return self.counter_E
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        weights_TK, experts_TK = ops.moe_gating(self.router(x_TH), self.top_k, self.renormalize_eps)
+        weights_TK, experts_TK = ops.moe_gating(self.router(x_TH), self.gating, self.router.bias)
         y_TH = self.experts(x_TH, weights_TK, experts_TK, self.counter_E)
         if self.shared is None:
             return y_TH

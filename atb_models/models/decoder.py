@@ -14,6 +14,8 @@ from atb_models.layers.mlp import Mlp, MoE
 from atb_models.layers.norm import RmsNorm
 from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig
+from atb_models.models.families import FAMILIES
+from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
 
@@ -25,15 +27,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.build = build
         self.input_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
-        self.attn = Attention(
-            build,
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            qkv_bias=config.qkv_bias,
-            o_bias=config.o_bias,
-        )
+        self.attn = (FAMILIES[config.model_type].attention or plain_attention)(build, config, index)
         self.post_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
         self.mlp = feed_forward(build, config, is_moe=config.moe_layers[index])
 
@@ -49,6 +43,19 @@ class DecoderLayer(nn.Module):
         return x_TH if self.build.size == 1 else ops.all_reduce(x_TH, self.build.collective())
 
 
+def plain_attention(build: Build, config: ModelConfig, index: int) -> Attention:
+    """The attention of layer `index` in a family that brings none of its own."""
+    return Attention(
+        build,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        qkv_bias=config.qkv_bias,
+        o_bias=config.o_bias,
+    )
+
+
 def feed_forward(build: Build, config: ModelConfig, *, is_moe: bool) -> nn.Module:
     """The dense or the mixture-of-experts feed-forward of a layer."""
     if not is_moe:
@@ -57,11 +64,24 @@ def feed_forward(build: Build, config: ModelConfig, *, is_moe: bool) -> nn.Modul
         build,
         config.hidden_size,
         num_experts=config.num_experts,
-        top_k=config.num_experts_per_tok,
+        gating=gating(config),
         width=config.moe_intermediate_size,
         shared_width=config.shared_intermediate_size,
         shared_gate=config.shared_expert_gate,
+        router_bias=config.router_bias,
+    )
+
+
+def gating(config: ModelConfig) -> Gating:
+    """How a token's experts are chosen in the mixture-of-experts layers."""
+    return Gating(
+        top_k=config.num_experts_per_tok,
+        score=config.router_score,
+        groups=config.expert_groups,
+        top_groups=config.top_expert_groups,
+        group_score=config.expert_group_score,
         renormalize_eps=config.norm_topk_eps if config.norm_topk_prob else None,
+        scaling=config.routed_scaling_factor,
     )
 
 

@@ -1,22 +1,38 @@
-"""The registry of model families: each is one short module with what only that family has."""
+"""What a model family is: the fields of its config.json, its tensors' names, and the modules that only it has.
+
+Imports no torch, and a family's file does not either: configurations are read before torch is there. A hook that makes
+a module imports it when it is called.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from atb_models.models.config import ModelConfig
 from atb_models.models.config_fields import Fields
-from atb_models.models.families import deepseek, qwen, xverse
+from atb_models.models.weights.names import CheckpointTensor, TensorNames
+
+if TYPE_CHECKING:
+    from atb_models.layers.attention import Attention
+    from atb_models.layers.parameter import Build
 
 
-class Family(Protocol):
-    """What a family's module defines."""
+@dataclass(frozen=True)
+class Family:
+    """The differences of one family from the shared decoder.
 
-    ROUTER: str  # the router's weight, within a layer
-    SHARED_EXPERTS: str  # the shared experts' prefix, within a layer; their gate's is the same and "_gate"
-    PLAIN_CHAT_TEMPLATE: str  # the documented plain format, for a checkpoint without a chat template
+    parse_config: its own fields of ModelConfig, and those of its fields that change nothing here, noted in `Fields`.
+    chat_template: its documented plain format, for a checkpoint without a chat template.
+    names: of the tensors that all families have.
+    attention: makes a layer's attention, a module that is called as layers/attention.py's and declares `planes`;
+    None: plain attention. attention_tensors: the checkpoint's tensors of such a layer, given the configuration and the
+    layer's prefix in the checkpoint and in the decoder; None: those of plain attention.
+    """
 
-    def parse_config(self, fields: Fields) -> dict[str, Any]:
-        """The family's own fields of ModelConfig."""
-
-
-FAMILIES: dict[str, Family] = {"deepseek": deepseek, "qwen2_moe": qwen, "xverse": xverse}
+    parse_config: Callable[[Fields], dict[str, Any]]
+    chat_template: str
+    names: TensorNames = field(default_factory=TensorNames)
+    attention: Callable[[Build, ModelConfig, int], Attention] | None = None
+    attention_tensors: Callable[[ModelConfig, str, str], Iterator[CheckpointTensor]] | None = None

@@ -11,11 +11,11 @@ Shape letters used in tensor names throughout the project:
 from atb_models.ops.attention import paged_attention, reshape_and_cache, rope, rope_tables
 from atb_models.ops.basic import add, add_rms_norm, embedding, linear, rms_norm, select_rows, swiglu, to_float
 from atb_models.ops.collectives import all_gather, all_reduce
+from atb_models.ops.gating import moe_gating
 from atb_models.ops.moe import (
     count_expert_tokens,
     grouped_matmul,
     moe_finalize_routing,
-    moe_gating,
     moe_init_routing,
     router,
     shared_expert_gate,

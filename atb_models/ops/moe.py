@@ -23,25 +23,6 @@ def router(x_TH: Tensor, weight_EH: Tensor) -> Tensor:
     return F.linear(x_TH.float(), weight_EH)
 
 
-def _gating_cost(out: tuple[Tensor, Tensor], scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> Cost:
-    softmax = 4 * scores_TE.numel()  # subtract the maximum, exp, add, divide
-    renormalize = 0 if renormalize_eps is None else 2 * out[0].numel()  # add, divide
-    return cost(softmax + renormalize, (scores_TE,), out)
-
-
-@op("MoeGating", cost=_gating_cost)
-def moe_gating(scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> tuple[Tensor, Tensor]:
-    """Softmax over all experts, then the `top_k` largest -> weights [T, K] float32, experts [T, K] int64.
-
-    `renormalize_eps`: None leaves the weights as they are, else they are divided by their sum plus this
-    (Dai et al. 2024, DeepSeekMoE, equations 3 to 5; `norm_topk_prob` of the published model).
-    """
-    weights_TK, experts_TK = scores_TE.softmax(dim=-1, dtype=torch.float32).topk(top_k, dim=-1)
-    if renormalize_eps is not None:
-        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + renormalize_eps)
-    return weights_TK, experts_TK
-
-
 def _init_routing_cost(out: tuple[Tensor, Tensor, Tensor], x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> Cost:
     return cost(0, (x_TH, experts_TK), out)
 

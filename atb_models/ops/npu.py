@@ -21,6 +21,7 @@ from torch import Tensor
 
 from atb_models.errors import ConfigError
 from atb_models.ops import attention, basic, moe
+from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane
 from atb_models.ops.step import StepInput
@@ -125,11 +126,13 @@ def _mask(device: torch.device) -> Tensor:
     return torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.int8, device=device).triu_(1)
 
 
-def moe_gating(scores_TE: Tensor, top_k: int, renormalize_eps: float | None) -> tuple[Tensor, Tensor]:
+def moe_gating(scores_TE: Tensor, gating: Gating, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The operator's own renormalisation belongs to its sigmoid form, so that of a softmax is done here."""
-    weights_TK, experts_TK, _ = torch_npu.npu_moe_gating_top_k(scores_TE, top_k, norm_type=SOFTMAX, renorm=0)
-    if renormalize_eps is not None:
-        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + renormalize_eps)
+    if not gating.is_plain or bias_E is not None:
+        raise ConfigError(f"{gating}: npu serves softmax over all experts without groups, bias and scaling")
+    weights_TK, experts_TK, _ = torch_npu.npu_moe_gating_top_k(scores_TE, gating.top_k, norm_type=SOFTMAX, renorm=0)
+    if gating.renormalize_eps is not None:
+        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + gating.renormalize_eps)
     return weights_TK, experts_TK
 
 

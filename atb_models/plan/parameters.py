@@ -10,7 +10,7 @@ import torch
 from atb_models.graph import meta_model
 from atb_models.layers.parameter import parts_of
 from atb_models.models.config import ModelConfig
-from atb_models.models.weights.weight_map import weight_names
+from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.plan.memory import one_of_each_layer
 
 ROUTED_EXPERTS = ".mlp.experts."
@@ -29,7 +29,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     layers = {f"layers.{i}.": config.moe_layers.count(kind) for i, kind in enumerate(kinds.moe_layers)}
     parameters = dict(meta_model(kinds, torch.float16).named_parameters())
     whole = routed = 0
-    for weight in weight_names(kinds):
+    for weight in checkpoint_tensors(kinds):
         elements = math.prod(parts_of(parameters[weight.parameter])[weight.role].shape)
         elements *= next((times for layer, times in layers.items() if weight.parameter.startswith(layer)), 1)
         if ROUTED_EXPERTS in weight.parameter:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from atb_models.errors import ConfigError, RequestError
 from atb_models.json_file import read_json
-from atb_models.models.family import FAMILIES
+from atb_models.models.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def find_template(
     family = FAMILIES.get(str(read_json(config).get("model_type"))) if config.is_file() else None
     if family is None:
         return None
-    return ChatTemplate(family.PLAIN_CHAT_TEMPLATE, tokens, "its family's documented plain format", is_fallback=True)
+    return ChatTemplate(family.chat_template, tokens, "its family's documented plain format", is_fallback=True)
 
 
 def _given_template(value: str) -> str:

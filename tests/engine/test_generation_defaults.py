@@ -12,7 +12,8 @@ from atb_models import LLM, SamplingParams
 from atb_models.command.engine_args import sampling_params
 from atb_models.errors import CapacityError
 from atb_models.launcher.args import parse_args
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 QWEN = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}

@@ -18,7 +18,7 @@ from atb_models.engine.message import HEADER, decode_step, encode_step, host_ste
 from atb_models.errors import ConfigError
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.limits import Limits, graph_sizes
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.plan.memory import one_of_each_layer, rank_memory
 from atb_models.ranks.group import Place, RankGroup
 from tests.engine.test_message import SIZE, row

@@ -14,7 +14,7 @@ from atb_models.engine.message import decode_step
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.tracing import named_tensors
 from atb_models.layers.parameter import Build
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.loader import load_weights, open_weights
 from atb_models.ops.kv_cache import LayerCache, make_cache

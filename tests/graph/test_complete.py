@@ -12,7 +12,7 @@ from torch import Tensor
 from atb_models import ops
 from atb_models.graph import OpGraph, meta_model, trace
 from atb_models.layers.mlp import Mlp, MoE
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder
 from tests.graph.real import meta_like, real_caches, real_model, real_step, watch
 

@@ -10,7 +10,7 @@ from tiny import FAMILIES, write_checkpoint
 
 from atb_models import ops
 from atb_models.graph import meta_model, meta_step, trace
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,7 @@ from atb_models.graph.labels import Units, figure, results, step_title, subject_
 from atb_models.graph.layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
 from atb_models.graph.svg import KIND_OF, KINDS, svg
 from atb_models.graph.text import text
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.ops.cost import Cost
 
 SVG = "{http://www.w3.org/2000/svg}"

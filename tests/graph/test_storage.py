@@ -12,7 +12,7 @@ from atb_models import ops
 from atb_models.graph import meta_caches, meta_model, trace
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.paths import storage_key
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from tests.graph.real import BLOCK_SIZE, NUM_BLOCKS, meta_like, real_caches, real_model, real_step, watch
 
 

@@ -17,7 +17,7 @@ from atb_models import cli
 from atb_models.launcher import look_graph
 from atb_models.launcher.subject import Subject
 from atb_models.limits import Limits
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 
 pytestmark = pytest.mark.usefixtures("clean_environ")
 

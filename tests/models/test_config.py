@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from atb_models.errors import CheckpointError, ConfigError
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.dtypes import torch_dtype
 
 

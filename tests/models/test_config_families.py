@@ -13,7 +13,8 @@ import torch
 
 from atb_models.errors import ConfigError
 from atb_models.graph import meta_model
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 
 # Of the published checkpoints: all parameters, and those that one token meets, embedding and head included.
 PUBLISHED = {

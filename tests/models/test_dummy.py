@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from atb_models.layers.parameter import Build, parts_of
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.dummy import PERIOD, DummyWeights
 from atb_models.models.weights.loader import load_weights, open_weights

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import Build, parts_of, whole
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.loader import load_weights, open_weights
-from atb_models.models.weights.weight_map import weight_names
+from atb_models.models.weights.weight_map import checkpoint_tensors
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -122,7 +122,7 @@ def test_layouts_give_the_same_model(tmp_path: Path, layout: str) -> None:
 def test_names_are_those_of_the_published_checkpoint(name: str, shared: Path) -> None:
     folder = shared / "headers" / name
     published = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    names = [weight.name for weight in weight_names(load_model_config(folder))]
+    names = [weight.name for weight in checkpoint_tensors(load_model_config(folder))]
     assert len(names) == len(set(names)) and set(names) == set(published)
 
 

@@ -19,7 +19,7 @@ PROGRAM = """
 import re, sys, torch
 from pathlib import Path
 from atb_models.layers.parameter import Build
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import build_model
 from atb_models.models.weights.loader import load_weights, open_weights
 

@@ -68,7 +68,7 @@ MUTANTS = [
         "moe.router.reference", "lambda x, w: F.linear(x, w.to(x.dtype))"),
     Mutant("router", "sigmoid for softmax", OPS, "SOFTMAX = 0", "SOFTMAX = 1"),
     Mutant("router", "renormalised by the operator", OPS, "renorm=0)", "renorm=1)"),
-    Mutant("router", "never renormalised", OPS, "if renormalize_eps is not None", "if False"),
+    Mutant("router", "never renormalised", OPS, "if gating.renormalize_eps is not None", "if False"),
     Mutant("router", "expert numbers of int64", OPS,
         "return weights_TK, experts_TK", "return weights_TK, experts_TK.long()"),
     Mutant("experts", "totals for counts", OPS, "expert_tokens_num_type=COUNTS", "expert_tokens_num_type=0"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from atb_models.demo import demo_path, questions
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.text.tokenizer import load_tokenizer
 from tests.launcher.processes import SCRIPT, Program
 from tests.npu.conftest import NATIVE, Run

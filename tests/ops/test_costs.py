@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from atb_models import ops
 from atb_models.graph.meta import MetaGroup
 from atb_models.ops.cost import Cost
+from atb_models.ops.gating import Gating
 from atb_models.ops.table import TABLE
 from tests.records import attention_step, kv_cache, slots_step
 
@@ -61,8 +62,10 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
         64,
     ),
     ("Router", (X, meta(5, 4, dtype=SINGLE)), 120, 24 + 80, 60),
-    ("MoeGating", (meta(3, 5, dtype=SINGLE), 2, None), 60, 60, 24 + 48),
-    ("MoeGating", (meta(3, 5, dtype=SINGLE), 2, 1e-20), 72, 60, 24 + 48),
+    ("MoeGating", (meta(3, 5, dtype=SINGLE), Gating(2)), 60, 60, 24 + 48),
+    ("MoeGating", (meta(3, 5, dtype=SINGLE), Gating(2, renormalize_eps=1e-20)), 72, 60, 24 + 48),
+    ("MoeGating", (meta(3, 5, dtype=SINGLE), Gating(2, "sigmoid", scaling=2.5), meta(5, dtype=SINGLE)),
+        45 + 15 + 6, 60 + 20, 24 + 48),
     ("MoeInitRouting", (X, meta(3, 2, dtype=LONG), 5), 0, 24 + 48, 48 + 48 + 40),
     # 3 tokens of 2 experts each: an expert of the 4 is missed with probability 1 / 8, so 3.5 of 40 bytes are read
     ("GroupedMatmul", (meta(6, 4), meta(4, 5, 4), meta(4, dtype=LONG), 2), 240, 48 + 32 + 140, 60),

@@ -11,7 +11,7 @@ import torch
 from atb_models import LLM, ops
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.layers.attention import Attention
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.ops.kv_cache import block_bytes, make_cache
 from atb_models.ops.plane import Plane, key_and_value
 from atb_models.plan.memory import kv_bytes_per_token

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atb_models import ops
 from atb_models.ops import cpu
+from atb_models.ops.gating import Gating
 from atb_models.ops.table import TABLE, bind
 from tests.records import attention_step, kv_cache, slots_step
 
@@ -81,7 +82,7 @@ def test_moe_layer(dtype: torch.dtype, top_k: int, eps: float | None) -> None:
     x = torch.randn(tokens, hidden).to(dtype)
     router = torch.randn(experts, hidden)
     gate_up, down = torch.randn(experts, 2 * width, hidden).to(dtype), torch.randn(experts, hidden, width).to(dtype)
-    weights, chosen = ops.moe_gating(ops.router(x, router), top_k, eps)
+    weights, chosen = ops.moe_gating(ops.router(x, router), Gating(top_k, renormalize_eps=eps))
     rows, places, counts = ops.moe_init_routing(x, chosen, experts)
     y = ops.grouped_matmul(ops.swiglu(ops.grouped_matmul(rows, gate_up, counts, top_k)), down, counts, top_k)
     ours = ops.moe_finalize_routing(y, places, weights)

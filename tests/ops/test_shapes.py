@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from atb_models.graph.meta import MetaGroup
 from atb_models.ops import cpu
+from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.table import TABLE, Op
 from tests.records import attention_step, kv_cache, map_tensors, slots_step
@@ -111,7 +112,11 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     "ReshapeAndCache": cached,
     "PagedAttention": attention,
     "Router": lambda d: (d.floats(d.T, d.H), d.single(d.E, d.H)),
-    "MoeGating": lambda d: (d.single(d.T, d.E), d.K, d.random.choice((None, 1e-20))),
+    "MoeGating": lambda d: (
+        d.single(d.T, d.E),
+        Gating(d.K, d.random.choice(("softmax", "sigmoid")), renormalize_eps=d.random.choice((None, 1e-20))),
+        d.random.choice((None, d.single(d.E))),
+    ),
     "MoeInitRouting": lambda d: (d.floats(d.T, d.H), d.choices(), d.E),
     "GroupedMatmul": grouped,
     "MoeFinalizeRouting": finalize,
@@ -132,7 +137,7 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "ReshapeAndCache": (1, lambda d: d.floats(d.T, 2 * d.M, d.D)),
     "PagedAttention": (1, lambda d: kv_cache(d.floats(30, d.S, d.M, d.D), d.floats(30, d.S, d.M, d.D + 2))),
     "Router": (1, lambda d: d.single(d.E, d.H + 1)),
-    "MoeGating": (1, lambda d: d.E + 1),
+    "MoeGating": (1, lambda d: Gating(d.E + 1)),
     "GroupedMatmul": (1, lambda d: d.floats(d.E, d.V, d.H + 1)),
     "MoeFinalizeRouting": (2, lambda d: d.single(d.T, d.K + 1)),
     "SharedExpertGate": (2, lambda d: d.floats(1, d.H + 1)),

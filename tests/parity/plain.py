@@ -84,6 +84,8 @@ def attention(config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int]) 
         return y.view(tokens, count, dim)
 
     q, k, v = (project(role, count) for role, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)))
+    if "self_attn.q_norm.weight" in own:  # each head's vector on its own, before it is rotated
+        q, k = (norm(config, x, own[f"self_attn.{role}_norm.weight"]) for role, x in (("q", q), ("k", k)))
     q, k = rotate(config, q), rotate(config, k)
     out = torch.zeros(len(rows), heads, dim, dtype=torch.float64)
     for place, t in enumerate(rows):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atb_models import LLM
 from atb_models.machine.memory import free_memory
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 
 NAMES = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
 # Fewer of what is many only: every width stays. The vocabulary divides by neither 4 nor 8.

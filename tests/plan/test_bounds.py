@@ -10,7 +10,7 @@ import torch
 from atb_models import LLM
 from atb_models.bounds import Batch, check_chip, roofline
 from atb_models.errors import ConfigError
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.plan import times
 from atb_models.plan.chips import load_chips
 

@@ -13,7 +13,8 @@ import torch
 
 from atb_models import ops
 from atb_models.limits import Limits
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 from atb_models.plan.capacity import Deployment, Shortage
 from atb_models.wording import GIB, gib
 

@@ -16,7 +16,8 @@ from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.memory import StorageMode
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 from atb_models.plan.memory import (
     SAMPLING_BYTES,
     SEEN_BYTES,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.plan.parameters import count_parameters
 
 

@@ -12,7 +12,7 @@ import torch
 
 from atb_models import ops
 from atb_models.limits import Limits
-from atb_models.models.config import load_model_config
+from atb_models.models.config_reader import load_model_config
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES
 from atb_models.plan.plan import Plan, make_plan, to_json

@@ -11,7 +11,8 @@ import torch
 
 from atb_models import ops
 from atb_models.graph import meta_model, meta_step, trace
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 from atb_models.ops.cost import Cost
 from atb_models.plan.chips import load_chips
 from atb_models.plan.times import BATCHES, PAIRS, Step, StepCosts, pairs_within, prefill_steps, price, roofline_cells

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as JsonTokenizer
 
 from atb_models.errors import ConfigError, RequestError
-from atb_models.models.family import FAMILIES
+from atb_models.models.families import FAMILIES
 from atb_models.text.chat_template import ChatTemplate
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -148,7 +148,7 @@ def test_real_deepseek_prompts(name: str) -> None:
 @pytest.mark.parametrize("role", ["User", "Assistant", "role", "content"])
 def test_a_word_of_a_familys_format_is_no_role(family: str, role: str) -> None:
     """A message with such a role would be left out of the prompt, and nobody would know."""
-    template = ChatTemplate(FAMILIES[family].PLAIN_CHAT_TEMPLATE, {"bos_token": "", "eos_token": ""}, "a format")
+    template = ChatTemplate(FAMILIES[family].chat_template, {"bos_token": "", "eos_token": ""}, "a format")
     with pytest.raises(RequestError, match=f"message 0 has the role '{role}'"):
         template.render([{"role": role, "content": "lost"}])
 

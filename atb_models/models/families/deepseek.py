@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from atb_models.models.config_fields import Fields, attention_bias
-
-ROUTER = "mlp.gate.weight"
-SHARED_EXPERTS = "mlp.shared_experts"
+from atb_models.models.family import Family
 
 # As the published model card writes it: bos, "User: ", "Assistant: " and eos after an answer.
-PLAIN_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n\n' }}"
     "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
@@ -43,3 +41,6 @@ def parse_config(fields: Fields) -> dict[str, Any]:
             "norm_topk_eps": 1e-20,
         }
     return values
+
+
+FAMILY = Family(parse_config, CHAT_TEMPLATE)

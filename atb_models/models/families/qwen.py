@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from atb_models.models.config_fields import Fields
-
-ROUTER = "mlp.gate.weight"
-SHARED_EXPERTS = "mlp.shared_expert"
+from atb_models.models.family import Family
+from atb_models.models.weights.names import TensorNames
 
 # ChatML as the published chat models write it: a conversation without a system text gets theirs.
-PLAIN_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
     "{% for message in messages %}"
@@ -36,3 +35,6 @@ def parse_config(fields: Fields) -> dict[str, Any]:
         "shared_expert_gate": True,
         "norm_topk_prob": fields.flag("norm_topk_prob", False),
     }
+
+
+FAMILY = Family(parse_config, CHAT_TEMPLATE, names=TensorNames(shared_experts="mlp.shared_expert"))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from atb_models.models.config_fields import Fields, attention_bias
-
-ROUTER = "mlp.router.weight"
-SHARED_EXPERTS = "mlp.shared_experts"
+from atb_models.models.family import Family
+from atb_models.models.weights.names import TensorNames
 
 # Turns as the family documents them, each answer ended by eos; its tokenizer puts no bos before a text.
-PLAIN_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'user: ' + message['content'] + '\n' }}"
     "{% elif message['role'] == 'assistant' %}{{ 'assistant: ' + message['content'] + eos_token }}"
@@ -34,3 +33,6 @@ def parse_config(fields: Fields) -> dict[str, Any]:
         "norm_topk_prob": True,
         "norm_topk_eps": 1e-6,
     }
+
+
+FAMILY = Family(parse_config, CHAT_TEMPLATE, names=TensorNames(router="mlp.router.weight"))

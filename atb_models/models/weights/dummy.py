@@ -12,7 +12,7 @@ from atb_models.layers.parameter import parts_of
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype
 from atb_models.models.weights.slices import copy_slice, slice_shape
-from atb_models.models.weights.weight_map import weight_names
+from atb_models.models.weights.weight_map import checkpoint_tensors
 
 PERIOD = 1_048_573  # a prime: rows of any width are shifted against each other
 
@@ -23,7 +23,8 @@ class DummyWeights:
     def __init__(self, model: nn.Module, config: ModelConfig) -> None:
         parameters = dict(model.named_parameters())
         self._shapes = {
-            weight.name: parts_of(parameters[weight.parameter])[weight.role].shape for weight in weight_names(config)
+            tensor.name: parts_of(parameters[tensor.parameter])[tensor.role].shape
+            for tensor in checkpoint_tensors(config)
         }
         self._dtype = torch_dtype(config.torch_dtype or "bf16")
         normals = np.random.default_rng(20030).standard_normal(PERIOD, dtype=np.float32)

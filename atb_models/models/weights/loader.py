@@ -16,7 +16,8 @@ from atb_models.layers.parameter import Part, parts_of
 from atb_models.models.config import ModelConfig
 from atb_models.models.weights.checkpoint import open_checkpoint
 from atb_models.models.weights.dummy import DummyWeights
-from atb_models.models.weights.weight_map import Weight, weight_names
+from atb_models.models.weights.names import CheckpointTensor
+from atb_models.models.weights.weight_map import checkpoint_tensors
 
 # No thread that watches the bar: its stack and arena are address space that a limited process may not have.
 tqdm.monitor_interval = 0
@@ -82,12 +83,12 @@ def prepare_weights(model: nn.Module) -> None:
             module.prepare()
 
 
-def _match(model: nn.Module, config: ModelConfig) -> list[tuple[Weight, Part]]:
+def _match(model: nn.Module, config: ModelConfig) -> list[tuple[CheckpointTensor, Part]]:
     """Each tensor with the part that it fills; our own invariant: every part of every parameter exactly once."""
     parameters = dict(model.named_parameters())
     unfilled = {(name, role) for name, parameter in parameters.items() for role in parts_of(parameter)}
     matched = []
-    for weight in weight_names(config):
+    for weight in checkpoint_tensors(config):
         key = (weight.parameter, weight.role)
         assert key in unfilled, f"{weight.name}: no part {key} in the model, or filled twice"
         unfilled.remove(key)
@@ -96,7 +97,7 @@ def _match(model: nn.Module, config: ModelConfig) -> list[tuple[Weight, Part]]:
     return matched
 
 
-def _check(parts: list[tuple[Weight, Part]], config: ModelConfig, source: WeightSource) -> None:
+def _check(parts: list[tuple[CheckpointTensor, Part]], config: ModelConfig, source: WeightSource) -> None:
     """The source holds each tensor in the right shape, and no other that matters."""
     names = source.names()
     missing = [weight.name for weight, _ in parts if weight.name not in names]

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.ops import npu
+from atb_models.ops.gating import Gating
 from atb_models.ops.plane import Plane
 from atb_models.ops.table import TABLE
 from tests.npu.fake import ContractMode
@@ -119,16 +120,24 @@ def test_router_and_gating(dtype: torch.dtype, renormalize_eps: float | None) ->
     scores = ops.router(down(x), down(weight))
     assert scores.dtype == torch.float32
     compare("Router", x.float(), weight)
-    weights, experts = ops.moe_gating(scores, TOP_K, renormalize_eps)
-    exact, chosen = TABLE["MoeGating"].reference(scores.cpu(), TOP_K, renormalize_eps)
+    weights, experts = ops.moe_gating(scores, Gating(TOP_K, renormalize_eps=renormalize_eps))
+    exact, chosen = TABLE["MoeGating"].reference(scores.cpu(), Gating(TOP_K, renormalize_eps=renormalize_eps))
     assert experts.dtype == torch.int32 and torch.equal(experts.cpu().long(), chosen)
     torch.testing.assert_close(weights.cpu(), exact)
+
+
+@pytest.mark.parametrize("rule", [Gating(2, "sigmoid"), Gating(2, groups=4, top_groups=2), Gating(2, scaling=2.5)])
+def test_rules_that_are_not_served_are_refused(rule: Gating) -> None:
+    with pytest.raises(ConfigError, match="npu serves softmax over all experts without groups, bias and scaling"):
+        ops.moe_gating(torch.zeros(3, 8, device="npu:0"), rule)
+    with pytest.raises(ConfigError, match="npu serves softmax"):
+        ops.moe_gating(torch.zeros(3, 8, device="npu:0"), Gating(2), torch.zeros(8, device="npu:0"))
 
 
 def test_experts(dtype: torch.dtype) -> None:
     """From routing to the combination: what one operation gives is what the next one takes."""
     x = normal(TOKENS, HIDDEN, dtype=dtype)
-    weights, experts = ops.moe_gating(down(normal(TOKENS, EXPERTS, dtype=torch.float32)), TOP_K, None)
+    weights, experts = ops.moe_gating(down(normal(TOKENS, EXPERTS, dtype=torch.float32)), Gating(TOP_K))
     x_RH, rows_TK, counts_E = ops.moe_init_routing(down(x), experts, EXPERTS)
     theirs = TABLE["MoeInitRouting"].reference(x, experts.cpu().long(), EXPERTS)
     assert torch.equal(x_RH.cpu(), theirs[0]) and torch.equal(rows_TK.cpu().long(), theirs[1])
@@ -172,7 +181,7 @@ def test_shapes_on_meta_tensors_are_those_of_the_reference() -> None:
         cache = kv_cache(meta(4, 128, 2, 128), meta(4, 128, 2, 128))
         step = attention_step([4, 1], [4, 9], meta(2, 2, dtype=torch.int32), device="meta")
         assert ops.paged_attention(meta(5, 4, 80), cache, step, 0.1).shape == (5, 4, 80)
-        weights, experts = ops.moe_gating(meta(5, 8, dtype=torch.float32), 3, None)
+        weights, experts = ops.moe_gating(meta(5, 8, dtype=torch.float32), Gating(3))
         x, rows, counts = ops.moe_init_routing(meta(5, 16), experts, 8)
         assert x.shape == (15, 16) and rows.shape == (5, 3) and counts.shape == (8,)
         assert ops.moe_finalize_routing(x, rows, weights).shape == (5, 16)
@@ -182,7 +191,7 @@ def test_fake_tensors_pass_every_contract() -> None:
     npu._mask.cache_clear()
     with FakeTensorMode(), ContractMode() as mode, torch.inference_mode():
         x = torch.empty(5, 16, dtype=torch.float16, device="npu:0")
-        weights, experts = ops.moe_gating(torch.empty(5, 8, device="npu:0"), 3, None)
+        weights, experts = ops.moe_gating(torch.empty(5, 8, device="npu:0"), Gating(3))
         rows = ops.moe_init_routing(x, experts, 8)
         stack = TABLE["GroupedMatmul"].prepare(torch.empty(8, 24, 16, dtype=torch.float16, device="npu:0"))
         y = ops.grouped_matmul(rows[0], stack, rows[2], 3)

@@ -15,7 +15,8 @@ from atb_models import ops
 from atb_models.graph import meta_model, meta_step, trace
 from atb_models.graph.meta import MetaGroup
 from atb_models.layers.parameter import Build
-from atb_models.models.config import ModelConfig, load_model_config
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.loader import prepare_weights
 from atb_models.ops import npu

@@ -1,0 +1,138 @@
+"""config.json, read as data, to ModelConfig: a field is honoured, refused with its value, or named as unused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atb_models.errors import ConfigError
+from atb_models.json_file import is_there, read_json
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_fields import Fields, rope_fields
+from atb_models.models.config_tables import ONLY, WITHOUT_EFFECT
+from atb_models.models.dtypes import DTYPES
+from atb_models.models.families import FAMILIES
+from atb_models.models.family import Family
+from atb_models.models.generation import NEUTRAL as GENERATION_NEUTRAL
+from atb_models.models.generation import SAMPLING, generation_fields
+from atb_models.models.generation import WITHOUT_EFFECT as GENERATION_WITHOUT_EFFECT
+
+logger = logging.getLogger(__name__)
+
+
+def load_model_config(
+    folder: Path | str, overrides: Mapping[str, Any] | None = None, *, log: bool = True
+) -> ModelConfig:
+    """Read config.json and generation_config.json of a checkpoint folder.
+
+    `overrides` replaces fields of config.json by name. `log=False` keeps the notices quiet (ranks other than 0).
+    Raises ConfigError for a value that cannot be honoured or an unknown override, CheckpointError for a file that
+    cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    if not is_there(path):
+        raise ConfigError(f"{path} does not exist: {folder} is no checkpoint folder, it holds {_contents(path.parent)}")
+    changes = dict(overrides or {})
+    fields = Fields({**read_json(path), **changes}, path)
+    family = _family(fields)
+    values = {**decoder_fields(fields), **family.parse_config(fields)}
+    values.update(generation_fields(path.parent, fields, changes, log=log))
+    fields.check_overrides(changes)
+    _check_rest(fields, log=log)
+    config = ModelConfig(**values, overridden=tuple(sorted(changes)))
+    _check_consistent(config, fields, log=log)
+    return config
+
+
+def decoder_fields(fields: Fields) -> dict[str, Any]:
+    """The fields that every family's config.json has in common."""
+    heads = fields.integer("num_attention_heads")
+    hidden = fields.integer("hidden_size")
+    if fields.get("head_dim") is None and hidden % heads != 0:
+        raise fields.fail("hidden_size", f"but must be a multiple of num_attention_heads, which is {heads}")
+    fields.choice("hidden_act", ("silu",), "silu")
+    attention = fields.get("layer_types", [])
+    if not isinstance(attention, list) or any(kind != "full_attention" for kind in attention):
+        raise fields.fail("layer_types", "but only full_attention is supported, in every layer")
+    return {
+        "model_type": fields.get("model_type"),
+        "vocab_size": fields.integer("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": fields.integer("intermediate_size"),
+        "num_hidden_layers": fields.integer("num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.integer("num_key_value_heads", heads),
+        "head_dim": fields.integer("head_dim", hidden // heads),
+        "rms_norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "max_position_embeddings": fields.integer("max_position_embeddings"),
+        "tie_word_embeddings": fields.flag("tie_word_embeddings", False),
+        "initializer_range": fields.number("initializer_range", 0.02, exclusive=False),
+        "torch_dtype": _torch_dtype(fields),
+        **rope_fields(fields),
+    }
+
+
+def _family(fields: Fields) -> Family:
+    name = fields.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise fields.fail("model_type", f"but only {', '.join(map(repr, FAMILIES))} is supported")
+    return FAMILIES[name]
+
+
+def _torch_dtype(fields: Fields) -> str | None:
+    """The declared data type; newer files call the field dtype."""
+    old, new = fields.get("torch_dtype"), fields.get("dtype")
+    name, value = ("dtype", new) if old is None else ("torch_dtype", old)
+    if value is None:
+        return None
+    supported = {names.torch: short for short, names in DTYPES.items()}
+    short = supported.get(str(value).removeprefix("torch."))
+    if short is None:
+        raise fields.fail(name, f"but only {', '.join(supported)} are supported")
+    return short
+
+
+def _check_rest(fields: Fields, *, log: bool) -> None:
+    """Refuse, name or warn of the fields that the family's parser did not ask for."""
+    without_effect, unknown = [], []
+    generation = {*SAMPLING, *GENERATION_NEUTRAL, *GENERATION_WITHOUT_EFFECT}
+    for name, value in fields.raw.items():
+        if name in fields.known:
+            continue
+        if name in fields.without_effect | WITHOUT_EFFECT | generation:
+            without_effect.append(name)
+        elif name in ONLY:
+            if value not in ONLY[name]:
+                raise fields.fail(name, f"but only {ONLY[name][0]!r} is supported")
+        else:
+            unknown.append(name)
+    if log and without_effect:
+        logger.info("%s: without effect here: %s", fields.file, ", ".join(sorted(without_effect)))
+    if log and unknown:
+        logger.warning("%s: unknown fields are ignored: %s", fields.file, ", ".join(sorted(unknown)))
+
+
+def _check_consistent(config: ModelConfig, fields: Fields, *, log: bool) -> None:
+    """Relations between fields that no single field shows."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % kv_heads != 0:
+        raise fields.fail("num_attention_heads", f"but must be a multiple of num_key_value_heads, which is {kv_heads}")
+    if config.head_dim % 2 != 0:
+        raise ConfigError(f"{fields.file}: head_dim {config.head_dim} is odd, but rotary positions need an even one")
+    if config.num_experts_per_tok > config.num_experts:
+        raise ConfigError(
+            f"{fields.file}: {config.num_experts_per_tok} experts per token are asked of {config.num_experts} experts"
+        )
+    for token in (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,))):
+        if log and token >= config.vocab_size:
+            logger.warning("%s: bos or eos token id %d is outside vocab_size %d", fields.file, token, config.vocab_size)
+
+
+def _contents(folder: Path) -> str:
+    if not folder.is_dir():
+        return "nothing: it is no folder"
+    names = sorted(item.name for item in folder.iterdir())
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return shown or "nothing"
