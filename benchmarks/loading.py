@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
-from atb_models.layers.parameter import Build, parts_of
+from atb_models.layers.build import Build
+from atb_models.layers.parameter import fillings
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import build_model
 from atb_models.models.weights.weight_map import checkpoint_tensors
@@ -84,10 +85,10 @@ def write_checkpoint(source: Path, folder: Path, layers: int) -> int:
     raw = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(raw))
     config = load_model_config(folder, log=False)
-    parameters = dict(build_model(config, Build(torch.bfloat16, torch.device("meta"))).named_parameters())
+    filled = fillings(build_model(config, Build(torch.bfloat16, torch.device("meta"))))
     tensors = {}
     for weight in checkpoint_tensors(config):
-        shape = parts_of(parameters[weight.parameter])[weight.role].shape
+        shape = filled[weight.parameter].parts[weight.role].shape
         tensors[weight.name] = torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.02, 0.02)
     save_file(tensors, folder / "model.safetensors")
     return max(tensor.nbytes for tensor in tensors.values())

@@ -8,10 +8,14 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from atb_models.layers.build import Build, ParallelGroup
+from atb_models.layers.parameter import fillings
+from atb_models.ops.collectives import Collective
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
+from atb_models.ops.weight import Weight
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -20,6 +24,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         return function(value)
     if isinstance(value, LayerCache):
         return LayerCache((name, function(plane)) for name, plane in value.items())
+    if isinstance(value, Weight):
+        return Weight.plain(function(value.rows))
     if is_dataclass(value) and not isinstance(value, type):
         named = {field.name: getattr(value, field.name) for field in fields(value)}
         changed = {name: function(x) for name, x in named.items() if isinstance(x, Tensor)}
@@ -51,6 +57,20 @@ def attention_step(
         query_lens=query_lens,
         kv_lens=kv_lens,
     )
+
+
+def build_of(
+    dtype: torch.dtype, rank: int = 0, size: int = 1, group: Collective | None = None, device: str = "cpu"
+) -> Build:
+    """How one of `size` tensor-parallel ranks builds its layers."""
+    return Build(dtype, torch.device(device), tensor=ParallelGroup(rank, size, group))
+
+
+def part_of(model: nn.Module, name: str, role: str = "") -> Tensor:
+    """What a part of a plain parameter holds."""
+    filling = fillings(model)[name]
+    part = filling.parts[role]
+    return part.within(filling.matrix(part.unit))
 
 
 def slots_step(slots_T: Tensor) -> StepInput:

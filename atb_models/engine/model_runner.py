@@ -15,12 +15,12 @@ from atb_models.engine.graph_capture import DecodeGraphs, check_agreement
 from atb_models.engine.kv_pool import agree_on_kv_blocks, sequence_limit
 from atb_models.engine.message import Int32, decode_step, encode_step, is_decode
 from atb_models.engine.scheduler import Row
-from atb_models.layers.parameter import Build
+from atb_models.layers.build import Build, ParallelGroup
 from atb_models.machine import determinism
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
-from atb_models.models.weights.loader import load_weights, open_weights, prepare_weights
+from atb_models.models.weights.loader import load_weights, open_weights
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ranks.group import RankGroup
 
@@ -38,7 +38,8 @@ class ModelRunner:
         check_agreement(bool(config.graph_capture), group)
         if config.deterministic:
             determinism.switch_on(group.device.type)
-        self.model: Decoder = build_model(model_config, Build(dtype, group.device, group.rank, group.size, group))
+        ranks = ParallelGroup(group.rank, group.size, group)
+        self.model: Decoder = build_model(model_config, Build(dtype, group.device, tensor=ranks))
         with group.doing("loading weights"):
             self._load(progress=group.rank == 0)
             group.barrier("loading")
@@ -74,7 +75,6 @@ class ModelRunner:
             load_weights(self.model, self.model_config, source, progress=progress, check=self.group.check)
         finally:
             source.close()
-        prepare_weights(self.model)
 
     def _layer_cache(self, layer: DecoderLayer, blocks: int) -> LayerCache:
         device = self.group.device

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atb_models.graph.compiler import import_compiler
-from atb_models.layers.parameter import Build
+from atb_models.layers.build import Build, ParallelGroup
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.ops.kv_cache import LayerCache, make_cache
@@ -35,7 +35,7 @@ class MetaGroup:
 def meta_model(config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0) -> Decoder:
     """One rank's shard of a model without its memory; raises ConfigError when `size` ranks cannot share it."""
     import_compiler()
-    return build_model(config, Build(dtype, META, rank, size, MetaGroup(rank, size)))
+    return build_model(config, Build(dtype, META, tensor=ParallelGroup(rank, size, MetaGroup(rank, size))))
 
 
 def meta_caches(model: Decoder, num_blocks: int, block_size: int) -> list[LayerCache]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from atb_models.models.decoder import Decoder
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
+from atb_models.ops.weight import Weight, tensors_of
 
 BLOCK_SIZE = 128
 # Name of a tensor that was made outside any operation.
@@ -43,8 +45,8 @@ def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = Non
         query_lens=tuple(step.query_lens),
         kv_lens=tuple(step.kv_lens),
         dtype=build.dtype,
-        rank=build.rank,
-        size=build.size,
+        rank=build.tensor.rank,
+        size=build.tensor.size,
     )
 
 
@@ -66,8 +68,9 @@ class _Recorder:
             return (op.shape or run)(*args)
         index = len(self.nodes)
         operands = op.operands(*args)
-        inputs = {name: value for name, value in operands.items() if isinstance(value, Tensor)}
+        inputs = tensors_of(operands)
         seen = tuple(self._value(tensor, argument) for argument, tensor in inputs.items())
+        seen = tuple(_as_weight(value, operands.get(value.argument)) for value in seen)
         self.memory.peak = self.memory.live
         self.memory.written.clear()
         self._inside = True
@@ -123,6 +126,11 @@ def named_tensors(model: Decoder, step: StepInput, caches: list[LayerCache]) -> 
         named |= {f"layers.{layer}.{name}_PS{'MD' if tensor.dim() == 4 else 'D'}": tensor
             for name, tensor in cache_of_layer.items()}  # fmt: skip
     return named
+
+
+def _as_weight(value: Value, operand: object) -> Value:
+    """A stored weight by its own shape, not by that of the tensor that holds it."""
+    return replace(value, shape=operand.shape) if isinstance(operand, Weight) else value
 
 
 def _is_plain(arg: object) -> bool:

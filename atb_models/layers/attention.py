@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atb_models import ops
+from atb_models.layers.build import Build
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.layers.linear import qkv_linear, row_linear
-from atb_models.layers.parameter import Build
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane, key_and_value
 from atb_models.ops.step import StepInput
@@ -21,10 +21,11 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.kv_heads = kv_heads_per_rank(heads, kv_heads, build.size)
-        self.heads = heads // build.size
-        kv = (kv_heads, build.rank * kv_heads // build.size, self.kv_heads)
-        roles = {"q": (heads, build.rank * self.heads, self.heads), "k": kv, "v": kv}
+        rank, size = build.tensor.rank, build.tensor.size
+        self.kv_heads = kv_heads_per_rank(heads, kv_heads, size)
+        self.heads = heads // size
+        kv = (kv_heads, rank * kv_heads // size, self.kv_heads)
+        roles = {"q": (heads, rank * self.heads, self.heads), "k": kv, "v": kv}
         self.planes: tuple[Plane, ...] = key_and_value(self.kv_heads, head_dim, build.dtype)
         self.qkv = qkv_linear(build, hidden, roles, head_dim, bias=qkv_bias)
         self.o = row_linear(build, heads * head_dim, hidden, bias=o_bias)

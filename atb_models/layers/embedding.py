@@ -5,17 +5,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.layers.parameter import Build, Part, cut, set_parts
+from atb_models.layers.build import Build
+from atb_models.layers.parameter import cut, hold
+from atb_models.ops.weight import Weight
 
 
 class Embedding(nn.Module):
     """Rows padded to a multiple of the ranks, so that a tied head can be a view of this rank's rows."""
 
+    weight: nn.Parameter
+
     def __init__(self, build: Build, vocab: int, hidden: int) -> None:
         super().__init__()
-        rows = build.width(vocab) * build.size
-        self.weight = build.parameter(rows, hidden, padded=rows != vocab)
-        set_parts(self.weight, {"": Part((vocab, hidden), self.weight.data[:vocab])})
+        rows = build.tensor.width(vocab) * build.tensor.size
+        weight = build.parameter(rows, hidden, padded=rows != vocab)
+        hold(self, "weight", weight, {"": cut((vocab, hidden), 0, (0, vocab))})
 
     def forward(self, token_ids_T: Tensor) -> Tensor:
         return ops.embedding(token_ids_T, self.weight)
@@ -26,15 +30,16 @@ class Head(nn.Module):
 
     def __init__(self, build: Build, vocab: int, hidden: int, tied: Embedding | None) -> None:
         super().__init__()
-        self.build, self.vocab = build, vocab
-        width = build.width(vocab)
+        self.ranks, self.vocab = build.tensor, vocab
+        width = self.ranks.width(vocab)
         if tied is None:
-            self.weight = build.parameter(width, hidden, padded=vocab % build.size != 0)
-            set_parts(self.weight, {"": cut((vocab, hidden), 0, build.span(vocab), self.weight.data)})
-        self.rows_VH = self.weight.data if tied is None else tied.weight.data[build.rank * width :][:width]
+            self.stored = build.weight(ops.linear, width, hidden, padded=vocab % self.ranks.size != 0)
+            hold(self, "weight", self.stored, {"": cut((vocab, hidden), 0, self.ranks.span(vocab))})
+        else:
+            self.stored = Weight.plain(tied.weight.data[self.ranks.rank * width :][:width])
 
     def forward(self, x_LH: Tensor) -> Tensor:
-        logits_LV = ops.linear(x_LH, self.rows_VH)
-        if self.build.size > 1:
-            logits_LV = ops.all_gather(logits_LV, self.build.collective())
+        logits_LV = ops.linear(x_LH, self.stored)
+        if self.ranks.size > 1:
+            logits_LV = ops.all_gather(logits_LV, self.ranks.collective())
         return ops.to_float(logits_LV[:, : self.vocab])

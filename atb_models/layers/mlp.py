@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from atb_models import ops
+from atb_models.layers.build import Build
 from atb_models.layers.linear import column_linear, row_linear
-from atb_models.layers.parameter import Build, Part, cut, set_parts, whole
+from atb_models.layers.parameter import Part, cut, hold, whole
 from atb_models.ops.gating import Gating
 
 
@@ -29,10 +30,15 @@ class Router(nn.Module):
     `bias`: where the family has one, what is added to the scores for the choice of experts alone.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(self, build: Build, hidden: int, num_experts: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = whole(build.parameter(num_experts, hidden, dtype=torch.float32))
-        self.register_parameter("bias", whole(build.parameter(num_experts, dtype=torch.float32)) if bias else None)
+        whole(self, "weight", build.parameter(num_experts, hidden, dtype=torch.float32))
+        self.register_parameter("bias", None)
+        if bias:
+            whole(self, "bias", build.parameter(num_experts, dtype=torch.float32))
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return ops.router(x_TH, self.weight)
@@ -43,45 +49,38 @@ class Experts(nn.Module):
 
     def __init__(self, build: Build, hidden: int, width: int, num_experts: int) -> None:
         super().__init__()
-        local, span, padded = build.width(width), build.span(width), width % build.size != 0
+        ranks = build.tensor
+        local, span, padded = ranks.width(width), ranks.span(width), width % ranks.size != 0
         self.num_experts = num_experts
-        self.gate_up = build.parameter(num_experts, 2 * local, hidden, padded=padded)
-        self.down = build.parameter(num_experts, hidden, local, padded=padded)
         gate_up: dict[str, Part] = {}
         down: dict[str, Part] = {}
         for expert in range(num_experts):
-            gate, up = self.gate_up.data[expert].chunk(2)
-            gate_up[f"gate.{expert}"] = cut((width, hidden), 0, span, gate)
-            gate_up[f"up.{expert}"] = cut((width, hidden), 0, span, up)
-            down[f"{expert}"] = cut((hidden, width), 1, span, self.down.data[expert])
-        set_parts(self.gate_up, gate_up)
-        set_parts(self.down, down)
-
-    def prepare(self) -> None:
-        """Lay the loaded weights out as the bound backend's product reads them; a copy has no parts any more."""
-        for stack in (self.gate_up, self.down):
-            loaded = stack.data
-            prepared = ops.grouped_matmul.prepare(loaded)
-            if prepared is not loaded:
-                stack.data = prepared
-                set_parts(stack, {})
+            gate_up[f"gate.{expert}"] = cut((width, hidden), 0, span, 0, expert)
+            gate_up[f"up.{expert}"] = cut((width, hidden), 0, span, local, expert)
+            down[f"{expert}"] = cut((hidden, width), 1, span, 0, expert)
+        self.stored_gate_up = build.weight(ops.grouped_matmul, num_experts, 2 * local, hidden, padded=padded)
+        self.stored_down = build.weight(ops.grouped_matmul, num_experts, hidden, local, padded=padded)
+        hold(self, "gate_up", self.stored_gate_up, gate_up)
+        hold(self, "down", self.stored_down, down)
 
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, counter_E: Tensor | None) -> Tensor:
         x_RH, rows_TK, counts_E = ops.moe_init_routing(x_TH, experts_TK, self.num_experts)
         if counter_E is not None:
             ops.count_expert_tokens(counter_E, counts_E)
         top_k = experts_TK.shape[1]
-        h_RF = ops.swiglu(ops.grouped_matmul(x_RH, self.gate_up, counts_E, top_k))
-        y_RH = ops.grouped_matmul(h_RF, self.down, counts_E, top_k)
+        h_RF = ops.swiglu(ops.grouped_matmul(x_RH, self.stored_gate_up, counts_E, top_k))
+        y_RH = ops.grouped_matmul(h_RF, self.stored_down, counts_E, top_k)
         return ops.moe_finalize_routing(y_RH, rows_TK, weights_TK)
 
 
 class SharedGate(nn.Module):
     """How much of the shared experts' output each token takes; the same on every rank."""
 
+    weight: nn.Parameter
+
     def __init__(self, build: Build, hidden: int) -> None:
         super().__init__()
-        self.weight = whole(build.parameter(1, hidden))
+        whole(self, "weight", build.parameter(1, hidden))
 
     def forward(self, shared_TH: Tensor, x_TH: Tensor) -> Tensor:
         return ops.shared_expert_gate(shared_TH, x_TH, self.weight)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.layers.parameter import Build, whole
+from atb_models.layers.build import Build
+from atb_models.layers.parameter import whole
 
 
 class RmsNorm(nn.Module):
     """RmsNorm alone, or after adding x to the residual stream."""
 
+    weight: nn.Parameter
+
     def __init__(self, build: Build, hidden: int, eps: float) -> None:
         super().__init__()
-        self.weight = whole(build.parameter(hidden))
+        whole(self, "weight", build.parameter(hidden))
         self.eps = eps
 
     def forward(self, x_TH: Tensor) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from atb_models.ops.collectives import Collective
+from atb_models.ops.weight import Weight
 
 
 @dataclass(frozen=True)
@@ -16,57 +15,67 @@ class Part:
     """One checkpoint tensor's place in a parameter of this rank."""
 
     shape: tuple[int, ...]  # of the whole tensor in the checkpoint
-    target: Tensor  # the view of the parameter that it fills
     dim: int | None = None  # dimension cut across the ranks; None: every rank reads the whole
     start: int = 0  # this rank's range along dim; may be empty
     stop: int = 0
+    first: int = 0  # where that range begins along dim in its matrix
+    unit: int | None = None  # the matrix of a stack; None: the parameter is one
+
+    def within(self, matrix: Tensor) -> Tensor:
+        """The view of its matrix that it fills."""
+        return matrix if self.dim is None else matrix.narrow(self.dim, self.first, self.stop - self.start)
+
+    @property
+    def numel(self) -> int:
+        """Elements that this rank reads."""
+        return math.prod(self.shape if self.dim is None else self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of what this rank reads."""
+        return tuple(self.stop - self.start if i == self.dim else n for i, n in enumerate(self.shape))
 
 
 @dataclass(frozen=True)
-class Build:
-    """Where and how a model's parameters are made: the same for all of its layers."""
+class Filling:
+    """How a parameter is filled: its parts by role ("" where there is only one), and the weight that it holds."""
 
-    dtype: torch.dtype
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-    group: Collective | None = None  # needed only to run with size > 1
+    parts: dict[str, Part]
+    weight: Weight
 
-    def width(self, n: int) -> int:
-        """A rank's share of n, rounded up: every rank has the same shape, the last ones are padded with zeros."""
-        return -(-n // self.size)
-
-    def span(self, n: int) -> tuple[int, int]:
-        """This rank's [start, stop) of n."""
-        return min(self.rank * self.width(n), n), min((self.rank + 1) * self.width(n), n)
-
-    def parameter(self, *shape: int, dtype: torch.dtype | None = None, padded: bool = False) -> nn.Parameter:
-        """An unfilled parameter; `padded` ones start as zeros because their parts do not cover them."""
-        make = torch.zeros if padded else torch.empty
-        return nn.Parameter(make(shape, dtype=dtype or self.dtype, device=self.device), requires_grad=False)
-
-    def collective(self) -> Collective:
-        assert self.group is not None, "a sharded model runs only within its group of ranks"
-        return self.group
+    def matrix(self, unit: int | None) -> Tensor:
+        """The matrix of a part, whose values are read straight to their place; only of a plain weight."""
+        return self.weight.rows if unit is None else self.weight.rows[unit]
 
 
-def set_parts(parameter: nn.Parameter, parts: dict[str, Part]) -> nn.Parameter:
-    """Attach the parts that fill `parameter`, by role ("" where there is only one)."""
-    parameter.parts = parts  # type: ignore[attr-defined]
-    return parameter
+def hold(module: nn.Module, name: str, weight: Weight | nn.Parameter, parts: dict[str, Part]) -> None:
+    """Register a parameter of `module`, with the parts that fill it; the scales of a weight are `name`_scale."""
+    stored = Weight.plain(weight.data) if isinstance(weight, nn.Parameter) else weight
+    module.register_parameter(name, weight if isinstance(weight, nn.Parameter) else _parameter(weight.data))
+    if stored.scale is not None:
+        module.register_parameter(f"{name}_scale", _parameter(stored.scale))
+    module.__dict__.setdefault("fillings", {})[name] = Filling(parts, stored)
 
 
-def parts_of(parameter: nn.Parameter) -> dict[str, Part]:
-    """The parts attached to `parameter`."""
-    return cast("dict[str, Part]", parameter.parts)  # type: ignore[attr-defined]
+def whole(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register a parameter that every rank holds entirely."""
+    hold(module, name, parameter, {"": Part(tuple(parameter.shape))})
 
 
-def whole(parameter: nn.Parameter) -> nn.Parameter:
-    """A parameter that every rank holds entirely."""
-    return set_parts(parameter, {"": Part(tuple(parameter.shape), parameter.data)})
+def cut(shape: tuple[int, ...], dim: int, span: tuple[int, int], first: int = 0, unit: int | None = None) -> Part:
+    """The part that holds [start, stop) along `dim` of a checkpoint tensor, from `first` on in its matrix."""
+    return Part(shape, dim, *span, first, unit)
 
 
-def cut(shape: tuple[int, ...], dim: int, span: tuple[int, int], target: Tensor) -> Part:
-    """The part that fills the beginning of `target` along `dim` with [start, stop) of a checkpoint tensor."""
-    start, stop = span
-    return Part(shape, target.narrow(dim, 0, stop - start), dim, start, stop)
+def fillings(model: nn.Module) -> dict[str, Filling]:
+    """How each parameter of the model is filled, by its name."""
+    found: dict[str, Filling] = {}
+    for path, module in model.named_modules():
+        own: dict[str, Filling] = getattr(module, "fillings", {})
+        found |= {f"{path}.{name}" if path else name: filling for name, filling in own.items()}
+    return found
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    assert isinstance(tensor, nn.Parameter), "a layer's weight is made by Build"
+    return tensor

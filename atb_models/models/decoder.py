@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from atb_models import ops
 from atb_models.layers.attention import Attention
+from atb_models.layers.build import Build
 from atb_models.layers.embedding import Embedding, Head
 from atb_models.layers.mlp import Mlp, MoE
 from atb_models.layers.norm import RmsNorm
-from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig
 from atb_models.models.families import FAMILIES
 from atb_models.ops.gating import Gating
@@ -40,7 +40,8 @@ class DecoderLayer(nn.Module):
         return self.reduce(self.mlp(x_TH)), residual_TH
 
     def reduce(self, x_TH: Tensor) -> Tensor:
-        return x_TH if self.build.size == 1 else ops.all_reduce(x_TH, self.build.collective())
+        ranks = self.build.tensor
+        return x_TH if ranks.size == 1 else ops.all_reduce(x_TH, ranks.collective())
 
 
 def plain_attention(build: Build, config: ModelConfig, index: int) -> Attention:

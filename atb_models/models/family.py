@@ -16,7 +16,7 @@ from atb_models.models.weights.names import CheckpointTensor, TensorNames
 
 if TYPE_CHECKING:
     from atb_models.layers.attention import Attention
-    from atb_models.layers.parameter import Build
+    from atb_models.layers.build import Build
 
 
 @dataclass(frozen=True)

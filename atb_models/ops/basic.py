@@ -8,6 +8,7 @@ from torch import Tensor
 
 from atb_models.ops.cost import Cost, cost, nbytes
 from atb_models.ops.table import op
+from atb_models.ops.weight import Weight
 
 
 def _rows_cost(out_LH: Tensor, *args: Tensor) -> Cost:
@@ -44,15 +45,15 @@ def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     return F.rms_norm(sum_TH, weight_H.shape, weight_H, eps), sum_TH
 
 
-def _linear_cost(out_TO: Tensor, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Cost:
+def _linear_cost(out_TO: Tensor, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Cost:
     flops = 2 * x_TI.numel() * weight_OI.shape[0] + (0 if bias_O is None else out_TO.numel())
-    return cost(flops, (x_TI, weight_OI, bias_O), (out_TO,))
+    return Cost(flops, nbytes(x_TI, bias_O) + weight_OI.nbytes, nbytes(out_TO))
 
 
 @op("Linear", cost=_linear_cost)
-def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def linear(x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b -> [T, O]."""
-    return F.linear(x_TI, weight_OI, bias_O)
+    return F.linear(x_TI, weight_OI.rows, bias_O)
 
 
 def _swiglu_cost(out_TF: Tensor, gate_up_TF: Tensor) -> Cost:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from atb_models.ops import basic, moe
 from atb_models.ops.table import Body
+from atb_models.ops.weight import Weight
 
 # From this many rows on, widening the weight beats torch's float16 product.
 WIDEN_ROWS = 8
@@ -21,28 +22,28 @@ WIDEN_ROWS = 8
 WIDEN_ELEMENTS = 1 << 21
 
 
-def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def linear(x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
     if not _has_better(x_TI):
         return basic.linear.reference(x_TI, weight_OI, bias_O)
     y_TO = x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
-    _multiply(x_TI, weight_OI, y_TO)
+    _multiply(x_TI, weight_OI.rows, y_TO)
     return y_TO if bias_O is None else y_TO.add_(bias_O)
 
 
-def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+def grouped_matmul(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
     for expert, start, stop in moe.expert_spans(counts_E):
-        _multiply(x_RI[start:stop], weight_EOI[expert], y_RO[start:stop])
+        _multiply(x_RI[start:stop], weight_EOI.rows[expert], y_RO[start:stop])
     return y_RO
 
 
-def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
     """The definition's, with the workspace of the widened product where one expert gets every token."""
     rule = moe.grouped_matmul.reference_shape
     assert rule is not None
     y_RO = rule(x_RI, weight_EOI, counts_E, top_k)
     tokens = slice(0, x_RI.shape[0] // top_k)
-    _multiply(x_RI[tokens], weight_EOI[0], y_RO[tokens])
+    _multiply(x_RI[tokens], weight_EOI.rows[0], y_RO[tokens])
     return y_RO
 
 

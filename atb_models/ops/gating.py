@@ -67,16 +67,20 @@ def moe_gating(scores_TE: Tensor, gating: Gating, bias_E: Tensor | None = None) 
     Softmax: Dai et al. 2024, DeepSeekMoE, equations 3 to 5. Groups: DeepSeek-V2, section 2.2.2. Sigmoid and `bias_E`,
     which takes part in the choice and not in the weights: DeepSeek-V3, section 2.1.2.
     """
-    scores = scores_TE.softmax(dim=-1, dtype=torch.float32) if gating.score == "softmax" else scores_TE.sigmoid()
     if bias_E is None and gating.groups == gating.top_groups:
-        weights_TK, experts_TK = scores.topk(gating.top_k, dim=-1)
+        weights_TK, experts_TK = _scored(scores_TE, gating).topk(gating.top_k, dim=-1)
     else:
-        choice_TE = scores if bias_E is None else scores + bias_E
+        scored_TE = _scored(scores_TE, gating)
+        choice_TE = scored_TE if bias_E is None else scored_TE + bias_E
         experts_TK = _within_groups(choice_TE, gating).topk(gating.top_k, dim=-1).indices
-        weights_TK = scores.gather(1, experts_TK)
+        weights_TK = scored_TE.gather(1, experts_TK)
     if gating.renormalize_eps is not None:
         weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + gating.renormalize_eps)
     return (weights_TK if gating.scaling == 1.0 else weights_TK * gating.scaling), experts_TK
+
+
+def _scored(scores_TE: Tensor, gating: Gating) -> Tensor:
+    return scores_TE.softmax(dim=-1, dtype=torch.float32) if gating.score == "softmax" else scores_TE.sigmoid()
 
 
 def _within_groups(choice_TE: Tensor, gating: Gating) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from atb_models.ops.cost import Cost, cost, nbytes
 from atb_models.ops.table import op
+from atb_models.ops.weight import Weight
 
 # Tokens whose K expert rows are widened to float32 at a time; bounds the workspace to 512 * K * H * 6 bytes.
 FINALIZE_TILE = 512
@@ -48,39 +49,39 @@ def touched_experts(num_experts: int, rows: int, top_k: int) -> float:
     return num_experts * (1 - (1 - top_k / num_experts) ** (rows / top_k))
 
 
-def _grouped_matmul_cost(out_RO: Tensor, x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Cost:
+def _grouped_matmul_cost(out_RO: Tensor, x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Cost:
     """Only the weights of experts that have rows are read: as counted, on meta tensors the expected number."""
-    experts, outputs, inputs = weight_EOI.shape
+    experts, outputs, _ = weight_EOI.shape
     if counts_E.is_meta:
         touched = touched_experts(experts, x_RI.shape[0], top_k)
     else:
         touched = int(counts_E.count_nonzero())
-    weights = touched * outputs * inputs * weight_EOI.element_size()
+    weights = touched * (weight_EOI.nbytes / experts)
     return Cost(2 * x_RI.numel() * outputs, nbytes(x_RI, counts_E) + weights, nbytes(out_RO))
 
 
-def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
     """The body reads the counts, which meta tensors do not have."""
     experts, outputs, inputs = weight_EOI.shape
     if x_RI.shape[1] != inputs or counts_E.shape != (experts,) or x_RI.shape[0] % top_k:
         raise ValueError(
-            f"rows {tuple(x_RI.shape)}, {top_k} a token, do not go with experts {tuple(weight_EOI.shape)}"
+            f"rows {tuple(x_RI.shape)}, {top_k} a token, do not go with experts {weight_EOI.shape}"
             f" and counts {tuple(counts_E.shape)}"
         )
-    if x_RI.dtype != weight_EOI.dtype:
-        raise ValueError(f"rows of {x_RI.dtype} do not go with experts of {weight_EOI.dtype}")
+    if x_RI.dtype != weight_EOI.layout.loaded:
+        raise ValueError(f"rows of {x_RI.dtype} do not go with experts of {weight_EOI.layout.loaded}")
     return x_RI.new_empty(x_RI.shape[0], outputs)
 
 
 @op("GroupedMatmul", cost=_grouped_matmul_cost, shape=_grouped_matmul_shape)
-def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
+def grouped_matmul(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
     """x W_e^T for each expert's own rows, `counts_E` rows for expert e in order -> [R, O].
 
     `top_k`, the rows of a token, takes no part in the product; the cost rule needs it.
     """
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
     for expert, start, stop in expert_spans(counts_E):
-        torch.mm(x_RI[start:stop], weight_EOI[expert].t(), out=y_RO[start:stop])
+        torch.mm(x_RI[start:stop], weight_EOI.rows[expert].t(), out=y_RO[start:stop])
     return y_RO
 
 

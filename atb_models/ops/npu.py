@@ -12,6 +12,7 @@ have not run on hardware.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -25,6 +26,7 @@ from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane
 from atb_models.ops.step import StepInput
+from atb_models.ops.weight import Layout, Weight
 
 HEAD_SIZE = 128
 BLOCK_SIZES = (128, 256, 384, 512)
@@ -150,21 +152,29 @@ def moe_init_routing(x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> tupl
     return x_RH, rows_R.view(experts_TK.shape), counts_E
 
 
-def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor, top_k: int) -> Tensor:
-    """The operator reads [E, I, O], the order into which `prepare_experts` has put the memory."""
+class Transposed:
+    """Experts as [E, I, O], the order in which the grouped product reads them."""
+
+    name = "transposed"
+
+    def layout(self, plain: Layout) -> Layout:
+        experts, outputs, inputs = plain.shape
+        return replace(plain, stored=(experts, inputs, outputs), packing=self)
+
+    def pack(self, matrix_OI: Tensor, weight: Weight, unit: int | None) -> None:
+        assert unit is not None
+        weight.data[unit].copy_(matrix_OI.t())
+
+
+def grouped_matmul(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
     return torch_npu.npu_grouped_matmul(
         [x_RI],
-        [weight_EOI.transpose(1, 2)],
+        [weight_EOI.data],
         group_list=counts_E,
         group_list_type=COUNTS,
         group_type=0,  # groups of rows
         split_item=2,  # one result for all of them
     )[0]
-
-
-def prepare_experts(weight_EOI: Tensor) -> Tensor:
-    """The same [E, O, I] with the memory of a contiguous [E, I, O]."""
-    return weight_EOI.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -187,4 +197,4 @@ OPS = {
     "GroupedMatmul": grouped_matmul,
     "MoeFinalizeRouting": moe_finalize_routing,
 }
-PREPARE = {"GroupedMatmul": prepare_experts}
+PACKINGS = {"GroupedMatmul": Transposed()}

@@ -10,10 +10,9 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
-
 from atb_models.ops.cost import Cost
 from atb_models.ops.plane import Plane
+from atb_models.ops.weight import Packing
 
 Body = Callable[..., Any]
 Wrap = Callable[["Op", Body, tuple[Any, ...]], Any]
@@ -26,7 +25,7 @@ class Op:
     `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape and the workspace;
     `shape` stands in for it where the body must read values. `operands(*args)` names what a call works on, as graphs
     and profiles show it: the arguments, where none is a record of which the operation takes a part.
-    `prepare(weight)` lays a loaded weight out as `run` wants it, once; its shape stays.
+    `packing` is how the bound backend stores its weights, None as they are.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Op:
         self.cost = cost
         self.run, self.shape = reference, shape
         self.operands: Operands = operands or self._arguments
-        self.prepare: Callable[[Tensor], Tensor] = _as_it_is
+        self.packing: Packing | None = None
         self.backend = "reference"
         self.__doc__ = reference.__doc__
 
@@ -54,10 +53,6 @@ class Op:
 
     def _arguments(self, *args: Any) -> dict[str, Any]:
         return dict(zip(self._parameters, args, strict=False))
-
-
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight
 
 
 PlaneShape = Callable[[int, Plane], tuple[int, ...]]
@@ -91,20 +86,20 @@ def bind(backend: str) -> None:
     """Let `backend` (a device type, or "reference") serve the operations it has; the reference serves the rest.
 
     A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature. It may
-    have `SHAPES`, a dict of the shape rules that differ from the definition's in their workspace, `PREPARE`, from
-    operation name to that operation's `prepare`, and `plane_shape`, see `kv_plane_shape`.
+    have `SHAPES`, a dict of the shape rules that differ from the definition's in their workspace, `PACKINGS`, from
+    operation name to how its weights are stored, and `plane_shape`, see `kv_plane_shape`.
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
     module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
     native: dict[str, Body] = module.OPS if module else {}
     shapes: dict[str, Body] = getattr(module, "SHAPES", {})
-    prepare: dict[str, Callable[[Tensor], Tensor]] = getattr(module, "PREPARE", {})
-    unknown = (native.keys() | prepare.keys() | shapes.keys()) - TABLE.keys()
+    packings: dict[str, Packing] = getattr(module, "PACKINGS", {})
+    unknown = (native.keys() | packings.keys() | shapes.keys()) - TABLE.keys()
     assert not unknown, f"backend {backend} serves operations that are not in the table: {sorted(unknown)}"
     for operation in TABLE.values():
         operation.run = native.get(operation.name, operation.reference)
         operation.shape = shapes.get(operation.name, operation.reference_shape)
-        operation.prepare = prepare.get(operation.name, _as_it_is)
+        operation.packing = packings.get(operation.name)
         operation.backend = backend if operation.name in native else "reference"
     global _plane_shape
     _plane_shape = getattr(module, "plane_shape", _plain_shape)

@@ -9,6 +9,7 @@ from torch import nn
 
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.meta import META
+from atb_models.layers.parameter import fillings
 from atb_models.limits import Limits, graph_sizes
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
@@ -31,10 +32,11 @@ ANY_BLOCK = 128  # tokens of a KV block that every backend takes; a token needs 
 class RankMemory:
     """Bytes of one rank. The largest shard: ranks differ by nothing but padding."""
 
-    weights: int
+    weights: int  # as the bound backend stores them
     activations: int  # at the peak of the largest step, with workspaces, the allocator's slack, and what graphs keep
     kv_per_token: int
     block_size: int
+    packing: int = 0  # beside the weights while they are loaded: the matrix that is being packed
 
     @property
     def kv_block(self) -> int:
@@ -42,11 +44,13 @@ class RankMemory:
 
     def kv_blocks(self, usable: int) -> int:
         """Whole KV blocks that fit into `usable` bytes beside the weights and activations; 0 where not one does."""
-        return max(0, usable - self.needed(0)) // self.kv_block
+        if usable < self.weights + self.packing:
+            return 0
+        return max(0, usable - self.weights - self.activations) // self.kv_block
 
     def needed(self, blocks: int) -> int:
-        """Bytes with so many KV blocks."""
-        return self.weights + self.activations + blocks * self.kv_block
+        """Bytes with so many KV blocks: while it is loaded, or in its largest step."""
+        return self.weights + max(self.packing, self.activations + blocks * self.kv_block)
 
 
 def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> RankMemory:
@@ -66,12 +70,13 @@ def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limi
         activations=peak_activations(model, limits) + graphs,
         kv_per_token=kv_per_token,
         block_size=limits.block_size,
+        packing=max(filling.weight.layout.packing_bytes for filling in fillings(model).values()),
     )
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a shard's parameters, or of a layer's."""
-    return sum(parameter.nbytes for parameter in model.parameters())
+    """Bytes of a shard's weights, or of a layer's, as the bound backend stores them."""
+    return sum(filling.weight.nbytes for filling in fillings(model).values())
 
 
 def kv_bytes_per_token(model: Decoder) -> int:

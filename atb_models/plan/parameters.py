@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from atb_models.graph import meta_model
-from atb_models.layers.parameter import parts_of
+from atb_models.layers.parameter import fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.plan.memory import one_of_each_layer
@@ -27,10 +27,10 @@ def count_parameters(config: ModelConfig) -> Parameters:
     """Of the whole model, without the padding of shards."""
     kinds = one_of_each_layer(config)
     layers = {f"layers.{i}.": config.moe_layers.count(kind) for i, kind in enumerate(kinds.moe_layers)}
-    parameters = dict(meta_model(kinds, torch.float16).named_parameters())
+    filled = fillings(meta_model(kinds, torch.float16))
     whole = routed = 0
     for weight in checkpoint_tensors(kinds):
-        elements = math.prod(parts_of(parameters[weight.parameter])[weight.role].shape)
+        elements = math.prod(filled[weight.parameter].parts[weight.role].shape)
         elements *= next((times for layer, times in layers.items() if weight.parameter.startswith(layer)), 1)
         if ROUTED_EXPERTS in weight.parameter:
             routed += elements

@@ -19,6 +19,7 @@ from atb_models.machine.device import device_module
 from atb_models.ops.cost import Cost
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
+from atb_models.ops.weight import Weight, tensors_of
 from atb_models.plan.roofline import work_dtype
 from atb_models.profiler.profile import Call, Place, Profile, Step, Total
 
@@ -106,7 +107,8 @@ class Recorder:
         if self._inside or not self._paths.running:
             return run(*args)
         entered = perf_counter_ns()
-        tensors = [value for value in op.operands(*args).values() if isinstance(value, Tensor)]
+        operands = op.operands(*args)
+        tensors = list(tensors_of(operands).values())
         module = self._paths.current(tuple(tensor for tensor in tensors if type(tensor) is nn.Parameter))
         self._inside = True
         self._synchronize()
@@ -119,7 +121,7 @@ class Recorder:
             self._inside = False
         cost = op.cost(result, *args)
         price = None if self._price is None else self._price(cost, work_dtype(x.dtype for x in tensors))
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        shapes = tuple(tuple(value.shape) for value in operands.values() if isinstance(value, (Tensor, Weight)))
         times = started - self._began, ended - self._began
         self._new.append(Call(op.name, module, op.backend, *times, cost, price, shapes))
         self._own_ns += started - entered + perf_counter_ns() - ended

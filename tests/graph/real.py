@@ -13,7 +13,7 @@ from torch import Tensor
 from atb_models.engine.message import decode_step
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.tracing import named_tensors
-from atb_models.layers.parameter import Build
+from atb_models.layers.build import Build
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.loader import load_weights, open_weights

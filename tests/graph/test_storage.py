@@ -13,7 +13,9 @@ from atb_models.graph import meta_caches, meta_model, trace
 from atb_models.graph.memory import StorageMode
 from atb_models.graph.paths import storage_key
 from atb_models.models.config_reader import load_model_config
+from atb_models.ops.weight import Weight, tensors_of
 from tests.graph.real import BLOCK_SIZE, NUM_BLOCKS, meta_like, real_caches, real_model, real_step, watch
+from tests.records import map_tensors
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -86,11 +88,12 @@ def test_the_cpus_grouped_product_plans_for_one_expert_with_all_tokens() -> None
     ops.bind("cpu")
     tokens, top_k, experts, inputs, outputs = 64, 2, 4, 48, 80
     counts = torch.tensor([tokens, tokens, 0, 0])
-    given = (torch.zeros(tokens * top_k, inputs).half(), torch.zeros(experts, outputs, inputs).half(), counts, top_k)
-    on_meta = (*(x.to("meta") for x in given[:3]), top_k)
+    weight = Weight.plain(torch.zeros(experts, outputs, inputs).half())
+    given = (torch.zeros(tokens * top_k, inputs).half(), weight, counts, top_k)
+    on_meta = tuple(map_tensors(lambda x: x.to("meta"), arg) for arg in given)
     peaks = []
     for body, args in ((ops.grouped_matmul.run, given), (ops.grouped_matmul.shape, on_meta)):
-        mode = StorageMode([x for x in args if isinstance(x, Tensor)], ignore)
+        mode = StorageMode(list(tensors_of({str(place): arg for place, arg in enumerate(args)}).values()), ignore)
         with torch.no_grad(), mode:
             body(*args)
         peaks.append(mode.peak)

@@ -18,8 +18,8 @@ from atb_models import ops
 from atb_models.graph import OpGraph, meta_caches, meta_model, meta_step, trace
 from atb_models.graph.dot import dot
 from atb_models.graph.paths import ModulePaths
+from atb_models.layers.build import Build
 from atb_models.layers.mlp import Mlp, MoE
-from atb_models.layers.parameter import Build
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.ops import cpu

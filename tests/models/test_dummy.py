@@ -10,11 +10,12 @@ import pytest
 import tiny
 import torch
 
-from atb_models.layers.parameter import Build, parts_of
+from atb_models.layers.parameter import fillings
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.dummy import PERIOD, DummyWeights
 from atb_models.models.weights.loader import load_weights, open_weights
+from tests.records import build_of, part_of
 
 
 def dummy_model(
@@ -23,20 +24,21 @@ def dummy_model(
     tiny.write_checkpoint(folder, **fields)
     (folder / "model.safetensors").unlink()
     config = load_model_config(folder)
-    model = build_model(config, Build(dtype, torch.device("cpu"), rank, tp))
+    model = build_model(config, build_of(dtype, rank, tp))
     load_weights(model, config, open_weights(folder, "dummy", model, config))
     return model
 
 
 def test_every_tp_gives_the_same_model(tmp_path: Path) -> None:
     fields: dict[str, Any] = dict(attention_bias=True, moe_intermediate_size=36)
-    one = dict(dummy_model(tmp_path, **fields).named_parameters())
+    one = dummy_model(tmp_path, **fields)
     for rank in range(4):
-        for name, parameter in dummy_model(tmp_path, rank, 4, **fields).named_parameters():
-            for role, part in parts_of(parameter).items():
-                whole = parts_of(one[name])[role].target
+        model = dummy_model(tmp_path, rank, 4, **fields)
+        for name, filling in fillings(model).items():
+            for role, part in filling.parts.items():
+                whole = part_of(one, name, role)
                 slice_ = whole if part.dim is None else whole.narrow(part.dim, part.start, part.stop - part.start)
-                assert torch.equal(part.target, slice_), (name, role)
+                assert torch.equal(part_of(model, name, role), slice_), (name, role)
 
 
 def test_values(tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_long_tensors_go_round_the_table(tmp_path: Path) -> None:
     fields: dict[str, Any] = dict(hidden_size=1024, vocab_size=2200, num_hidden_layers=1)
     tiny.write_checkpoint(tmp_path, **fields)
     config = load_model_config(tmp_path)
-    model = build_model(config, Build(torch.bfloat16, torch.device("meta")))
+    model = build_model(config, build_of(torch.bfloat16, device="meta"))
     flat = DummyWeights(model, config).read("lm_head.weight").flatten()
     assert flat.numel() > 2 * PERIOD
     assert torch.equal(flat[PERIOD : 2 * PERIOD], flat[:PERIOD])
@@ -75,7 +77,7 @@ def test_long_tensors_go_round_the_table(tmp_path: Path) -> None:
 def test_the_table_is_converted_once_for_each_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write_checkpoint(tmp_path)
     config = load_model_config(tmp_path)
-    source = DummyWeights(build_model(config, Build(torch.bfloat16, torch.device("meta"))), config)
+    source = DummyWeights(build_model(config, build_of(torch.bfloat16, device="meta")), config)
     converted, convert = [], torch.Tensor.to
 
     def to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -94,7 +96,7 @@ def test_filling_is_faster_than_a_gigabyte_a_second(tmp_path: Path) -> None:
     fields: dict[str, Any] = dict(hidden_size=1024, vocab_size=16384, num_hidden_layers=1, first_k_dense_replace=0)
     tiny.write_checkpoint(tmp_path, **fields)
     config = load_model_config(tmp_path)
-    model = build_model(config, Build(torch.bfloat16, torch.device("cpu"), 1, 2))
+    model = build_model(config, build_of(torch.bfloat16, 1, 2))
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     seconds = []
     for _ in range(4):  # the first also makes the pages

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from atb_models import LLM
 from atb_models.layers.attention import Attention
+from atb_models.layers.build import Build
 from atb_models.layers.norm import RmsNorm
-from atb_models.layers.parameter import Build
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_fields import Fields
 from atb_models.models.families import FAMILIES, deepseek

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atb_models.layers.embedding import Embedding, Head
-from atb_models.layers.parameter import Build, parts_of
+from tests.records import build_of, part_of
 
 HIDDEN, VOCAB = 4, 100534 % 1000  # XVERSE's last digits: divides by neither 4 nor 8
 
@@ -32,11 +32,10 @@ def test_padded_rows_never_win(size: int, is_tied: bool) -> None:
     """All real logits are negative, those of the padding 0."""
     group = Gather()
     for rank in range(size):
-        build = Build(torch.float32, torch.device("cpu"), rank, size, group)
+        build = build_of(torch.float32, rank, size, group)
         embedding = Embedding(build, VOCAB, HIDDEN) if is_tied else None
         head = Head(build, VOCAB, HIDDEN, embedding)
-        weight = head.weight if embedding is None else embedding.weight
-        parts_of(weight)[""].target.fill_(-1.0)
+        part_of(embedding or head, "weight").fill_(-1.0)
         logits = head(torch.ones(2, HIDDEN))
     assert sum(share.shape[1] for share in group.shares) > VOCAB
     assert torch.equal(logits, torch.full((2, VOCAB), -float(HIDDEN)))

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from atb_models.errors import CheckpointError
-from atb_models.layers.parameter import Build, parts_of, whole
+from atb_models.layers.parameter import fillings, whole
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.loader import load_weights, open_weights
 from atb_models.models.weights.weight_map import checkpoint_tensors
+from tests.records import build_of, part_of
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -38,7 +39,7 @@ def loaded(
     overrides: dict[str, Any] | None = None,
 ) -> Decoder:
     config = load_model_config(folder, overrides)
-    model = build_model(config, Build(dtype, torch.device("cpu"), rank, tp))
+    model = build_model(config, build_of(dtype, rank, tp))
     source = open_weights(folder, "auto", model, config)
     load_weights(model, config, source)
     source.close()
@@ -75,20 +76,20 @@ def expected_parts(tensors: dict[str, Tensor], layer: int, expert: int) -> dict[
 def test_every_rank_has_its_slices(tmp_path: Path, variation: str, tp: int) -> None:
     tensors = tiny.write_checkpoint(tmp_path, **VARIATIONS[variation])
     for rank in range(tp):
-        parameters = dict(loaded(tmp_path, rank, tp).named_parameters())
+        model = loaded(tmp_path, rank, tp)
         for layer, expert in ((0, 0), (2, 7)):
             for (name, role), tensor in expected_parts(tensors, layer, expert).items():
-                part = parts_of(parameters[name])[role]
+                part, values = fillings(model)[name].parts[role], part_of(model, name, role)
                 slice_ = tensor if part.dim is None else tensor.narrow(part.dim, part.start, part.stop - part.start)
-                assert torch.equal(part.target, slice_.to(part.target.dtype)), (name, role)
-        assert torch.equal(parameters["embed.weight"][: len(tensors["model.embed_tokens.weight"])],
+                assert torch.equal(values, slice_.to(values.dtype)), (name, role)
+        assert torch.equal(model.embed.weight[: len(tensors["model.embed_tokens.weight"])],
                            tensors["model.embed_tokens.weight"])  # fmt: skip
 
 
 @pytest.mark.parametrize("tp", [2, 8])
 def test_slices_of_all_ranks_make_up_the_whole(tmp_path: Path, tp: int) -> None:
     tensors = tiny.write_checkpoint(tmp_path, moe_intermediate_size=36)
-    ranks = [dict(loaded(tmp_path, rank, tp).named_parameters()) for rank in range(tp)]
+    ranks = [loaded(tmp_path, rank, tp) for rank in range(tp)]
     for name, role, dim, theirs in (
         ("lm_head.weight", "", 0, "lm_head.weight"),
         ("layers.1.attn.o.weight", "", 1, "model.layers.1.self_attn.o_proj.weight"),
@@ -96,7 +97,7 @@ def test_slices_of_all_ranks_make_up_the_whole(tmp_path: Path, tp: int) -> None:
         ("layers.1.mlp.experts.gate_up", "up.5", 0, "model.layers.1.mlp.experts.5.up_proj.weight"),
         ("layers.1.mlp.experts.down", "5", 1, "model.layers.1.mlp.experts.5.down_proj.weight"),
     ):
-        whole_tensor = torch.cat([parts_of(rank[name])[role].target for rank in ranks], dim)
+        whole_tensor = torch.cat([part_of(rank, name, role) for rank in ranks], dim)
         assert torch.equal(whole_tensor, tensors[theirs])
 
 
@@ -204,7 +205,7 @@ def test_more_layers_than_there_are(tmp_path: Path) -> None:
 def test_nothing_is_written_when_the_check_fails(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path)
     config = load_model_config(tmp_path)
-    model = build_model(config, Build(torch.float32, torch.device("cpu")))
+    model = build_model(config, build_of(torch.float32))
     for parameter in model.parameters():
         parameter.fill_(7)
     rewrite(tmp_path, lm_head__weight=torch.zeros(1))
@@ -216,11 +217,15 @@ def test_nothing_is_written_when_the_check_fails(tmp_path: Path) -> None:
 def test_parameter_that_nothing_fills_and_weight_without_a_parameter(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path)
     config = load_model_config(tmp_path)
-    build = Build(torch.float32, torch.device("cpu"))
+    build = build_of(torch.float32)
     model = build_model(config, build)
     source = open_weights(tmp_path, "auto", model, config)
-    model.register_parameter("extra", whole(build.parameter(2)))
+    whole(model, "extra", build.parameter(2))
     with pytest.raises(AssertionError, match=r"nothing fills \[\('extra', ''\)\]"):
+        load_weights(model, config, source)
+    model = build_model(config, build)
+    model.register_parameter("stray", build.parameter(2))
+    with pytest.raises(AssertionError, match=r"nothing fills \['stray'\]"):
         load_weights(model, config, source)
     model = build_model(config, build)
     model.layers[1].mlp = nn.Identity()
@@ -231,7 +236,7 @@ def test_parameter_that_nothing_fills_and_weight_without_a_parameter(tmp_path: P
 def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_checkpoint(tmp_path)
     config = load_model_config(tmp_path)
-    model = build_model(config, Build(torch.float32, torch.device("cpu")))
+    model = build_model(config, build_of(torch.float32))
     source = open_weights(tmp_path, "auto", model, config)
     load_weights(model, config, source, progress=False)
     assert capsys.readouterr() == ("", "")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import re, sys, torch
 from pathlib import Path
-from atb_models.layers.parameter import Build
+from atb_models.layers.build import Build, ParallelGroup
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import build_model
 from atb_models.models.weights.loader import load_weights, open_weights
@@ -30,7 +30,7 @@ folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 config = load_model_config(folder)
 torch.ones(100, 100) @ torch.ones(100, 100)
 before = peak()
-model = build_model(config, Build(dtype, torch.device("cpu"), 1, 4))
+model = build_model(config, Build(dtype, torch.device("cpu"), tensor=ParallelGroup(1, 4)))
 source = open_weights(folder, "auto", model, config)
 load_weights(model, config, source)
 print(sum(p.numel() * p.element_size() for p in model.parameters()), peak() - before)

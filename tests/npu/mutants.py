@@ -73,7 +73,7 @@ MUTANTS = [
         "return weights_TK, experts_TK", "return weights_TK, experts_TK.long()"),
     Mutant("experts", "totals for counts", OPS, "expert_tokens_num_type=COUNTS", "expert_tokens_num_type=0"),
     Mutant("experts", "counts read as totals", OPS, "group_list_type=COUNTS", "group_list_type=0"),
-    Mutant("experts", "weights not prepared", OPS, 'PREPARE = {"GroupedMatmul": prepare_experts}', "PREPARE = {}"),
+    Mutant("experts", "weights not packed", OPS, 'PACKINGS = {"GroupedMatmul": Transposed()}', "PACKINGS = {}"),
     Mutant("experts", "weights [E, O, I]", OPS, "[weight_EOI.transpose(1, 2)]", "[weight_EOI]"),
     Mutant("experts", "no group type", OPS, "        group_type=0,  # groups of rows\n", ""),
     Mutant("experts", "tokens for rows", OPS, "active_num=experts_TK.numel()", "active_num=experts_TK.shape[0]"),

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atb_models import LLM, ops
+from atb_models import LLM, SamplingParams, ops
+from atb_models.demo import questions
 from atb_models.errors import ConfigError
+from atb_models.graph import meta_model, meta_step, trace
 from atb_models.layers.mlp import Experts
-from atb_models.layers.parameter import parts_of
+from atb_models.layers.parameter import fillings
+from atb_models.limits import Limits
+from atb_models.models.config_reader import load_model_config
 from atb_models.ops import table
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane
+from atb_models.ops.weight import Layout, Weight
+from atb_models.plan.memory import RankMemory, rank_memory
+from atb_models.profiler import Recorder
 from tests.records import map_tensors
 from tests.tiny import write_checkpoint
 
@@ -41,46 +52,133 @@ def experts_of(llm: LLM) -> list[Experts]:
     return [module for module in llm._runner.model.modules() if isinstance(module, Experts)]
 
 
-def transposed(weight: Tensor) -> Tensor:
-    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+class Int8Blocks:
+    """Blocks of four output rows, int8 with a scale for each row: another shape and data type than the weight's."""
+
+    name = "int8 blocks"
+
+    def __init__(self) -> None:
+        self.packed: list[tuple[tuple[int, ...], int | None]] = []
+        self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+    def layout(self, plain: Layout) -> Layout:
+        *stack, outputs, inputs = plain.shape
+        blocks = -(-outputs // 4)
+        stored, scales = (*stack, blocks, inputs, 4), (*stack, blocks * 4)
+        return replace(plain, dtype=torch.int8, stored=stored, scales=scales, packing=self)
+
+    def pack(self, matrix_OI: Tensor, weight: Weight, unit: int | None) -> None:
+        assert not self.alive, "a matrix was kept beside the one that is packed"
+        self.alive.add(matrix_OI)
+        self.packed.append((weight.shape, unit))
+        place = ... if unit is None else unit
+        rows = F.pad(matrix_OI.float(), (0, 0, 0, -len(matrix_OI) % 4))
+        scale = rows.abs().amax(1).clamp(min=1e-9) / 127
+        assert weight.scale is not None
+        weight.scale[place] = scale
+        blocks = (rows / scale[:, None]).round().to(torch.int8).view(-1, 4, rows.shape[1]).transpose(1, 2)
+        weight.data[place] = blocks
+
+
+def unpacked(weight: Weight) -> Weight:
+    """The plain weight that an operation of these tests computes with."""
+    if weight.layout.packing is None:
+        return weight
+    assert weight.scale is not None
+    rows = weight.data.transpose(-1, -2).flatten(-3, -2).float() * weight.scale.unsqueeze(-1)
+    return Weight.plain(rows[..., : weight.shape[-2], :].to(weight.layout.loaded))
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    return table.TABLE["Linear"].reference(x, unpacked(weight), bias)
+
+
+def grouped(x: Tensor, weight: Weight, *rest: Any) -> Tensor:
+    return table.TABLE["GroupedMatmul"].reference(x, unpacked(weight), *rest)
+
+
+@pytest.fixture
+def packing(backend: ModuleType) -> Int8Blocks:
+    """The backend packs the weights of both products."""
+    packing = Int8Blocks()
+    backend.PACKINGS = {"Linear": packing, "GroupedMatmul": packing}  # type: ignore[attr-defined]
+    backend.OPS = {"Linear": linear, "GroupedMatmul": grouped}  # type: ignore[attr-defined]
+    return packing
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_weights_stay_as_they_are_loaded(name: str) -> None:
+def test_weights_are_stored_as_they_are(name: str) -> None:
     ops.bind(name)
-    weight = torch.zeros(2, 3, 4)
-    assert all(operation.prepare(weight) is weight for operation in ops.operations())
+    assert all(operation.packing is None for operation in ops.operations())
     assert ops.kv_plane_shape(16, Plane("k", 2, 80, torch.float32)) == (16, 2, 80)
     assert ops.kv_plane_shape(16, Plane("latent", None, 576, torch.float32)) == (16, 576)
 
 
-def test_loading_leaves_the_experts_of_a_cpu_alone(demo: Path) -> None:
+def test_plain_weights_are_read_straight_to_their_place(demo: Path) -> None:
     with LLM(demo, device="cpu") as llm:
         for experts in experts_of(llm):
             assert experts.gate_up.is_contiguous() and experts.down.is_contiguous()
-            part = parts_of(experts.down)["0"]
-            assert part.target.data_ptr() == experts.down.data_ptr()
+            assert experts.stored_down.rows[0].data_ptr() == experts.down.data_ptr()
 
 
-def test_a_backend_lays_out_each_loaded_stack_once(tmp_path: Path, backend: ModuleType) -> None:
-    write_checkpoint(tmp_path)
+def test_a_backend_packs_each_matrix_once_while_it_is_loaded(tmp_path: Path, packing: Int8Blocks) -> None:
+    tensors = write_checkpoint(tmp_path)
     with LLM(tmp_path, dtype="fp32", device="cpu") as llm:
-        expected = llm.prompt_logits([PROMPT])[0]
-        loaded = [experts.gate_up.clone() for experts in experts_of(llm)]
-    laid_out: list[Tensor] = []
+        model = llm._runner.model
+        stored = {name: filling for name, filling in fillings(model).items() if filling.weight.layout.packing}
+        units = sum(filling.weight.shape[0] if len(filling.weight.shape) == 3 else 1 for filling in stored.values())
+        assert len(packing.packed) == units > 40
+        assert "lm_head.weight" in stored and not {"embed.weight", "layers.1.mlp.router.weight"} & stored.keys()
+        down = unpacked(experts_of(llm)[0].stored_down).rows[3]
+        exact = tensors["model.layers.1.mlp.experts.3.down_proj.weight"].float()
+        assert (down - exact).abs().max() <= exact.abs().max() / 127
+        assert llm.prompt_logits(PROMPT).isfinite().all()
 
-    def prepare(weight: Tensor) -> Tensor:
-        laid_out.append(weight)
-        return transposed(weight)
 
-    backend.PREPARE = {"GroupedMatmul": prepare}
-    with LLM(tmp_path, dtype="fp32", device="cpu") as llm:
-        assert len(laid_out) == 2 * len(loaded)
-        for experts, before in zip(experts_of(llm), loaded, strict=True):
-            assert torch.equal(experts.gate_up, before)
-            assert experts.gate_up.transpose(1, 2).is_contiguous()
-            assert parts_of(experts.gate_up) == {}, "they would keep the memory of the weights as loaded"
-        torch.testing.assert_close(llm.prompt_logits([PROMPT])[0], expected)
+def test_a_packed_model_answers_like_the_plain_one(demo: Path, packing: Int8Blocks) -> None:
+    """The toy's answers have wide margins; a row in the wrong place would be nonsense."""
+    question = questions()[0]
+    prompt = [{"role": "user", "content": str(question["question"])}]
+    with LLM(demo, dtype="fp32", device="cpu") as llm:
+        answer = llm.chat([prompt], SamplingParams(max_tokens=int(question["max_tokens"])))[0].text
+    assert answer == question["answer"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_weights_are_planned_with_their_true_bytes(tmp_path: Path, packing: Int8Blocks, tied: bool) -> None:
+    write_checkpoint(tmp_path, tie_word_embeddings=tied)
+    config = load_model_config(tmp_path)
+    limits = Limits(max_batch_size=2, max_prefill_tokens=16, max_seq_len=64, block_size=16)
+    ops.bind("cpu")
+    planned = rank_memory(config, torch.float16, 1, limits)
+    with LLM(tmp_path, device="cpu") as llm:
+        model = llm._runner.model
+        held = sum(parameter.nbytes for parameter in model.parameters())
+        plain = sum(parameter.numel() for parameter in model.parameters() if parameter.dtype == torch.int8)
+    assert planned.weights == held
+    assert plain < held < 1.6 * plain, "it would be twice as much in half precision"
+    widest = max(math.prod(filling.weight.shape[-2:]) for filling in fillings(model).values()
+                 if filling.weight.layout.packing)  # fmt: skip
+    assert planned.packing == 2 * widest
+
+
+def test_memory_counts_the_matrix_that_is_being_packed() -> None:
+    memory = RankMemory(weights=1000, activations=50, kv_per_token=1, block_size=10, packing=80)
+    assert (memory.needed(0), memory.needed(2), memory.needed(4)) == (1080, 1080, 1090)
+    assert (memory.kv_blocks(1079), memory.kv_blocks(1080)) == (0, 3)
+
+
+def test_packed_weights_are_traced_and_profiled_by_their_own_shape(demo: Path, packing: Int8Blocks) -> None:
+    config = load_model_config(demo)
+    ops.bind("cpu")
+    graph = trace(meta_model(config, torch.float32), meta_step([4], [4], 128))
+    node = next(node for node in graph.nodes if node.module == "layers.0.attn.qkv")
+    assert node.inputs[1].shape == (3 * 128, 128) and node.inputs[1].name == "layers.0.attn.qkv.weight"
+    assert node.cost.read == 4 * 128 * 4 + 3 * 128 * (128 + 4), "int8 and a scale a row"
+    with LLM(demo, dtype="fp32", device="cpu", kv_blocks=4) as llm, Recorder(llm._runner) as recorder:
+        llm.prompt_logits([1, 2, 3, 4])
+    call = next(call for call in recorder.profile.calls if call.module == "layers.0.attn.qkv")
+    assert call.shapes[1] == (3 * 128, 128) and call.cost.read == node.cost.read
 
 
 def test_a_backend_may_pad_the_heads_of_the_cache(tmp_path: Path, backend: ModuleType) -> None:
@@ -114,15 +212,12 @@ def test_what_a_backend_refuses_is_refused_before_loading(tmp_path: Path, backen
     def plane_shape(*_: object) -> tuple[int, ...]:
         raise ConfigError("block_size 16: not here")
 
-    def prepare(weight: Tensor) -> Tensor:
-        raise AssertionError("the weights were read")
-
-    backend.plane_shape, backend.PREPARE = plane_shape, {"GroupedMatmul": prepare}
+    backend.plane_shape = plane_shape
     with pytest.raises(ConfigError, match="block_size 16: not here"):
         LLM(tmp_path, device="cpu", block_size=16)
 
 
-def test_a_backend_prepares_only_for_operations_there_are(backend: ModuleType) -> None:
-    backend.PREPARE = {"Unheard": transposed}
+def test_a_backend_packs_only_for_operations_there_are(backend: ModuleType) -> None:
+    backend.PACKINGS = {"Unheard": Int8Blocks()}
     with pytest.raises(AssertionError, match="Unheard"):
         ops.bind("cpu")

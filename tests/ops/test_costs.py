@@ -17,6 +17,7 @@ from atb_models.graph.meta import MetaGroup
 from atb_models.ops.cost import Cost
 from atb_models.ops.gating import Gating
 from atb_models.ops.table import TABLE
+from atb_models.ops.weight import Weight
 from tests.records import attention_step, kv_cache, slots_step
 
 HALF, SINGLE, INT, LONG = torch.float16, torch.float32, torch.int32, torch.int64
@@ -42,8 +43,8 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("SelectRows", (meta(5, 4), meta(2, dtype=INT)), 0, 8 + 16, 16),
     ("RmsNorm", (X, meta(4), 1e-6), 48, 24 + 8, 24),
     ("AddRmsNorm", (X, X, meta(4), 1e-6), 60, 24 + 24 + 8, 24 + 24),
-    ("Linear", (X, meta(5, 4)), 120, 24 + 40, 30),
-    ("Linear", (X, meta(5, 4), meta(5)), 135, 24 + 40 + 10, 30),
+    ("Linear", (X, Weight.plain(meta(5, 4))), 120, 24 + 40, 30),
+    ("Linear", (X, Weight.plain(meta(5, 4)), meta(5)), 135, 24 + 40 + 10, 30),
     ("SwiGlu", (meta(3, 8),), 60, 48, 24),
     ("Add", (X, X), 12, 48, 24),
     ("ToFloat", (X,), 0, 24, 48),
@@ -68,8 +69,9 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
         45 + 15 + 6, 60 + 20, 24 + 48),
     ("MoeInitRouting", (X, meta(3, 2, dtype=LONG), 5), 0, 24 + 48, 48 + 48 + 40),
     # 3 tokens of 2 experts each: an expert of the 4 is missed with probability 1 / 8, so 3.5 of 40 bytes are read
-    ("GroupedMatmul", (meta(6, 4), meta(4, 5, 4), meta(4, dtype=LONG), 2), 240, 48 + 32 + 140, 60),
-    ("GroupedMatmul", (X6, torch.zeros(4, 5, 4).half(), torch.tensor([2, 0, 4, 0]), 2), 240, 48 + 32 + 80, 60),
+    ("GroupedMatmul", (meta(6, 4), Weight.plain(meta(4, 5, 4)), meta(4, dtype=LONG), 2), 240, 48 + 32 + 140, 60),
+    ("GroupedMatmul", (X6, Weight.plain(torch.zeros(4, 5, 4).half()), torch.tensor([2, 0, 4, 0]), 2),
+        240, 48 + 32 + 80, 60),
     ("MoeFinalizeRouting", (meta(6, 4), meta(3, 2, dtype=LONG), meta(3, 2, dtype=SINGLE)), 48, 48 + 48 + 24, 24),
     ("SharedExpertGate", (X, X, meta(1, 4)), 24 + 12, 24 + 24 + 8, 24),
     ("CountExpertTokens", (meta(5, dtype=LONG), meta(5, dtype=LONG)), 5, 80, 40),
@@ -104,7 +106,7 @@ def test_costs_add_up() -> None:
 @pytest.mark.parametrize(("experts", "top_k", "tokens"), [(16, 4, 1), (16, 4, 5), (64, 6, 16), (60, 4, 40), (8, 8, 3)])
 def test_expected_experts_are_the_mean_of_real_routings(experts: int, top_k: int, tokens: int) -> None:
     draw, op, rows = random.Random(0), TABLE["GroupedMatmul"], tokens * top_k
-    x, weight = torch.zeros(rows, 4), torch.zeros(experts, 6, 4)
+    x, weight = torch.zeros(rows, 4), Weight.plain(torch.zeros(experts, 6, 4))
     fixed = x.nbytes + experts * 8
     expected = op.cost(meta(rows, 6), x, weight, meta(experts, dtype=LONG), top_k).read - fixed
     read = 0.0
@@ -125,10 +127,10 @@ def counted(call: Callable[[], object]) -> int:
 
 
 def test_products_have_the_flops_that_torch_counts() -> None:
-    x, weight, router = meta(7, 12), meta(20, 12), meta(9, 12, dtype=SINGLE)
+    x, weight, router = meta(7, 12), Weight.plain(meta(20, 12)), meta(9, 12, dtype=SINGLE)
     assert counted(lambda: ops.linear.reference(x, weight)) == priced("Linear", x, weight).flops > 0
     assert counted(lambda: ops.router.reference(x, router)) == priced("Router", x, router).flops > 0
-    experts = torch.zeros(8, 12), torch.zeros(5, 20, 12), torch.tensor([3, 0, 4, 1, 0]), 2
+    experts = torch.zeros(8, 12), Weight.plain(torch.zeros(5, 20, 12)), torch.tensor([3, 0, 4, 1, 0]), 2
     assert counted(lambda: ops.grouped_matmul.reference(*experts)) == priced("GroupedMatmul", *experts).flops > 0
 
 

@@ -12,6 +12,7 @@ from atb_models import ops
 from atb_models.ops import cpu
 from atb_models.ops.gating import Gating
 from atb_models.ops.table import TABLE, bind
+from atb_models.ops.weight import Weight
 from tests.records import attention_step, kv_cache, slots_step
 
 BACKENDS = ("reference", "cpu")
@@ -50,13 +51,14 @@ def test_norms() -> None:
 def test_linear(rows: int, dtype: torch.dtype) -> None:
     x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((rows, 48), (80, 48), (80,)))
     exact = x.double() @ weight.double().t() + bias.double()
-    close(ops.linear(x, weight, bias), exact, {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype])
+    ours = ops.linear(x, Weight.plain(weight), bias)
+    close(ours, exact, {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype])
 
 
 def test_linear_in_bands_of_a_large_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "WIDEN_ELEMENTS", 100)
     x, weight, bias = torch.randn(9, 16).half(), torch.randn(37, 16).half(), torch.randn(37).half()
-    close(ops.linear(x, weight, bias), x.double() @ weight.double().t() + bias.double(), 1e-3)
+    close(ops.linear(x, Weight.plain(weight), bias), x.double() @ weight.double().t() + bias.double(), 1e-3)
 
 
 def test_swiglu() -> None:
@@ -84,7 +86,8 @@ def test_moe_layer(dtype: torch.dtype, top_k: int, eps: float | None) -> None:
     gate_up, down = torch.randn(experts, 2 * width, hidden).to(dtype), torch.randn(experts, hidden, width).to(dtype)
     weights, chosen = ops.moe_gating(ops.router(x, router), Gating(top_k, renormalize_eps=eps))
     rows, places, counts = ops.moe_init_routing(x, chosen, experts)
-    y = ops.grouped_matmul(ops.swiglu(ops.grouped_matmul(rows, gate_up, counts, top_k)), down, counts, top_k)
+    acted = ops.swiglu(ops.grouped_matmul(rows, Weight.plain(gate_up), counts, top_k))
+    y = ops.grouped_matmul(acted, Weight.plain(down), counts, top_k)
     ours = ops.moe_finalize_routing(y, places, weights)
 
     exact = torch.zeros(tokens, hidden, dtype=torch.float64)

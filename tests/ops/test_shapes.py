@@ -17,6 +17,7 @@ from atb_models.ops import cpu
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.table import TABLE, Op
+from atb_models.ops.weight import Weight
 from tests.records import attention_step, kv_cache, map_tensors, slots_step
 
 DRAWS = 10
@@ -69,6 +70,9 @@ class Draw:
     def group(self) -> EqualRanks:
         return EqualRanks(0, self.random.choice((1, 2, 4, 8)))
 
+    def weight(self, *shape: int) -> Weight:
+        return Weight.plain(self.floats(*shape))
+
     def cache(self, blocks: int) -> LayerCache:
         return kv_cache(*(self.floats(blocks, self.S, self.M, self.D) for _ in range(2)))
 
@@ -88,7 +92,7 @@ def attention(d: Draw) -> tuple[Any, ...]:
 
 def grouped(d: Draw) -> tuple[Any, ...]:
     counts = torch.bincount(d.choices().flatten(), minlength=d.E)
-    return d.floats(d.T * d.K, d.H), d.floats(d.E, d.V, d.H), counts, d.K
+    return d.floats(d.T * d.K, d.H), d.weight(d.E, d.V, d.H), counts, d.K
 
 
 def finalize(d: Draw) -> tuple[Any, ...]:
@@ -100,7 +104,7 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     "Embedding": lambda d: (d.integers(d.V, d.T), d.floats(d.V, d.H)),
     "RmsNorm": lambda d: (d.floats(d.T, d.H), d.floats(d.H), 1e-6),
     "AddRmsNorm": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H), d.floats(d.H), 1e-6),
-    "Linear": lambda d: (d.floats(d.T, d.H), d.floats(d.V, d.H), d.random.choice((None, d.floats(d.V)))),
+    "Linear": lambda d: (d.floats(d.T, d.H), d.weight(d.V, d.H), d.random.choice((None, d.floats(d.V)))),
     "SwiGlu": lambda d: (d.floats(d.T, 2 * d.H),),
     "Add": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H)),
     "SelectRows": lambda d: (d.floats(d.T, d.H), d.integers(d.T, d.to(1, 5))),
@@ -130,7 +134,7 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
 BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "RmsNorm": (1, lambda d: d.floats(d.H + 1)),
     "AddRmsNorm": (1, lambda d: d.floats(d.T, d.H + 1)),
-    "Linear": (1, lambda d: d.floats(d.V, d.H + 1)),
+    "Linear": (1, lambda d: d.weight(d.V, d.H + 1)),
     "SwiGlu": (0, lambda d: d.floats(d.T, 2 * d.H + 1)),
     "Add": (1, lambda d: d.floats(d.T, d.H + 1)),
     "Rope": (2, lambda d: d.single(d.T, d.D // 2 + 1)),
@@ -138,7 +142,7 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "PagedAttention": (1, lambda d: kv_cache(d.floats(30, d.S, d.M, d.D), d.floats(30, d.S, d.M, d.D + 2))),
     "Router": (1, lambda d: d.single(d.E, d.H + 1)),
     "MoeGating": (1, lambda d: Gating(d.E + 1)),
-    "GroupedMatmul": (1, lambda d: d.floats(d.E, d.V, d.H + 1)),
+    "GroupedMatmul": (1, lambda d: d.weight(d.E, d.V, d.H + 1)),
     "MoeFinalizeRouting": (2, lambda d: d.single(d.T, d.K + 1)),
     "SharedExpertGate": (2, lambda d: d.floats(1, d.H + 1)),
     "CountExpertTokens": (1, lambda d: d.integers(9, d.E + 1).long()),
@@ -210,9 +214,9 @@ def test_dimensions_that_do_not_go_together_are_refused_by_the_rule_as_by_the_bo
 
 def test_experts_of_another_dtype_are_refused_by_the_rule_as_by_the_body() -> None:
     x, weight, counts, top_k = CASES["GroupedMatmul"](Draw("", torch.float16))
-    op = TABLE["GroupedMatmul"]
+    op, wide = TABLE["GroupedMatmul"], Weight.plain(weight.rows.float())
     with pytest.raises(RuntimeError):
-        op.reference(x, weight.float(), counts, top_k)
+        op.reference(x, wide, counts, top_k)
     assert op.shape
     with pytest.raises(ValueError, match="float16 do not go with experts of torch.float32"):
-        op.shape(*map(on_meta, (x, weight.float(), counts, top_k)))
+        op.shape(*map(on_meta, (x, wide, counts, top_k)))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atb_models.layers.parameter import parts_of
+from atb_models.layers.parameter import fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype
 from atb_models.models.weights.slices import copy_slice, slice_shape
@@ -21,10 +21,9 @@ class DummyWeights:
     """Element i of tensor `name` is base[(hash(name) + i) mod PERIOD] * initializer_range; norms are 1."""
 
     def __init__(self, model: nn.Module, config: ModelConfig) -> None:
-        parameters = dict(model.named_parameters())
+        filled = fillings(model)
         self._shapes = {
-            tensor.name: parts_of(parameters[tensor.parameter])[tensor.role].shape
-            for tensor in checkpoint_tensors(config)
+            tensor.name: filled[tensor.parameter].parts[tensor.role].shape for tensor in checkpoint_tensors(config)
         }
         self._dtype = torch_dtype(config.torch_dtype or "bf16")
         normals = np.random.default_rng(20030).standard_normal(PERIOD, dtype=np.float32)

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atb_models.errors import CheckpointError
-from atb_models.layers.mlp import Experts
-from atb_models.layers.parameter import Part, parts_of
+from atb_models.layers.parameter import Filling, Part, fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.weights.checkpoint import open_checkpoint
 from atb_models.models.weights.dummy import DummyWeights
-from atb_models.models.weights.names import CheckpointTensor
+from atb_models.models.weights.packer import Matched, Packer
 from atb_models.models.weights.weight_map import checkpoint_tensors
 
 # No thread that watches the bar: its stack and arena are address space that a limited process may not have.
@@ -55,65 +54,73 @@ def load_weights(
     progress: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fill every part of every parameter of `model` with this rank's slices, read straight to where they belong.
+    """Fill every part of every parameter of `model` with this rank's slices.
+
+    They are read straight to where they belong, or, where the backend packs its weights, matrix by matrix to a plain
+    one that is packed then: no more than one matrix lies beside the weights.
 
     Presence and shapes of all tensors are checked before the first is read. `progress` shows a bar on stderr.
     `check` is called before each tensor and may raise: it is how a load ends early when another rank has died.
     Raises CheckpointError naming the file and the tensor.
     """
-    parts = _match(model, config)
-    _check(parts, config, source)
-    total = sum(part.target.numel() * part.target.element_size() for _, part in parts)
+    matched = _match(model, config)
+    _check(matched, config, source)
+    total = sum(_bytes(filling, part) for _, filling, part in matched)
     done = 0
+    packing = Packer(matched)
     with tqdm(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
-        for weight, part in parts:
+        for tensor, filling, part in matched:
             check()
-            if part.target.numel():
-                source.read_into(weight.name, part.dim, part.start, part.stop, part.target)
-            bar.update(part.target.numel() * part.target.element_size())
-            done += part.target.numel() * part.target.element_size()
+            target = packing.target(filling, part)
+            if target.numel():
+                source.read_into(tensor.name, part.dim, part.start, part.stop, target)
+            packing.filled(filling, part)
+            done += _bytes(filling, part)
+            bar.update(_bytes(filling, part))
             for listener in listeners:
                 listener(done, total)
 
 
-def prepare_weights(model: nn.Module) -> None:
-    """Let the bound backend lay out what has been loaded; takes the memory of one stack of experts more at a time."""
-    for module in model.modules():
-        if isinstance(module, Experts):
-            module.prepare()
+def _bytes(filling: Filling, part: Part) -> int:
+    return part.numel * filling.weight.layout.loaded.itemsize
 
 
-def _match(model: nn.Module, config: ModelConfig) -> list[tuple[CheckpointTensor, Part]]:
-    """Each tensor with the part that it fills; our own invariant: every part of every parameter exactly once."""
-    parameters = dict(model.named_parameters())
-    unfilled = {(name, role) for name, parameter in parameters.items() for role in parts_of(parameter)}
+def _match(model: nn.Module, config: ModelConfig) -> list[Matched]:
+    """Each tensor with the part that it fills, those of a matrix one after the other; our own invariant: every part of
+    every parameter exactly once."""
+    every = fillings(model)
+    strays = {name.removesuffix("_scale") for name, _ in model.named_parameters()} - every.keys()
+    assert not strays, f"nothing fills {sorted(strays)}"
+    unfilled = {(name, role) for name, filling in every.items() for role in filling.parts}
     matched = []
-    for weight in checkpoint_tensors(config):
-        key = (weight.parameter, weight.role)
-        assert key in unfilled, f"{weight.name}: no part {key} in the model, or filled twice"
+    for tensor in checkpoint_tensors(config):
+        key = (tensor.parameter, tensor.role)
+        assert key in unfilled, f"{tensor.name}: no part {key} in the model, or filled twice"
         unfilled.remove(key)
-        matched.append((weight, parts_of(parameters[weight.parameter])[weight.role]))
+        filling = every[tensor.parameter]
+        matched.append(Matched(tensor, filling, filling.parts[tensor.role]))
     assert not unfilled, f"nothing fills {sorted(unfilled)}"
-    return matched
+    first: dict[tuple[int, int | None], int] = {}
+    return sorted(matched, key=lambda one: first.setdefault((id(one.filling), one.part.unit), len(first)))
 
 
-def _check(parts: list[tuple[CheckpointTensor, Part]], config: ModelConfig, source: WeightSource) -> None:
+def _check(matched: list[Matched], config: ModelConfig, source: WeightSource) -> None:
     """The source holds each tensor in the right shape, and no other that matters."""
     names = source.names()
-    missing = [weight.name for weight, _ in parts if weight.name not in names]
+    missing = [tensor.name for tensor, _, _ in matched if tensor.name not in names]
     if missing:
         raise CheckpointError(
             f"{source.where(missing[0])} has no tensor {missing[0]}, which config.json asks for"
-            f" ({len(missing)} of {len(parts)} tensors are missing)"
+            f" ({len(missing)} of {len(matched)} tensors are missing)"
         )
-    for weight, part in parts:
-        shape = source.shape(weight.name)
+    for tensor, _, part in matched:
+        shape = source.shape(tensor.name)
         if shape != part.shape:
             raise CheckpointError(
-                f"{source.where(weight.name)}: tensor {weight.name} has shape {shape},"
+                f"{source.where(tensor.name)}: tensor {tensor.name} has shape {shape},"
                 f" but config.json makes it {part.shape}"
             )
-    left = sorted(name for name in names - {weight.name for weight, _ in parts} if not _harmless(name, config))
+    left = sorted(name for name in names - {tensor.name for tensor, _, _ in matched} if not _harmless(name, config))
     if left:
         raise CheckpointError(
             f"{source.where(left[0])}: tensor {left[0]} is unexpected, config.json has no place for it"

@@ -15,6 +15,7 @@ from atb_models.ops import npu
 from atb_models.ops.gating import Gating
 from atb_models.ops.plane import Plane
 from atb_models.ops.table import TABLE
+from atb_models.ops.weight import Layout, Weight
 from tests.npu.fake import ContractMode
 from tests.records import attention_step, kv_cache, map_tensors, slots_step
 
@@ -48,20 +49,29 @@ def wide(value: Any) -> Any:
     return value.cpu().float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def compare(name: str, *args: Any, prepared: int | None = None, tolerance: float = 1.5) -> None:
-    """`prepared`: the place of a weight that is laid out first. `tolerance`: in units of the dtype's rounding."""
+def compare(name: str, *args: Any, tolerance: float = 1.5) -> None:
+    """`tolerance`: in units of the dtype's rounding."""
     operation = TABLE[name]
     assert operation.backend == "npu"
     halves = [arg.dtype for arg in args if isinstance(arg, Tensor) and arg.dtype in (torch.float16, torch.bfloat16)]
     unit = torch.finfo(halves[0]).eps if halves else 1e-5
-    lowered = [down(arg) for arg in args]
-    if prepared is not None:
-        lowered[prepared] = operation.prepare(lowered[prepared])
-    ours, exact = operation(*lowered), operation.reference(*map(wide, args))
+    ours = operation(*(map_tensors(down, arg) for arg in args))
+    exact = operation.reference(*(map_tensors(wide, arg) for arg in args))
     for mine, theirs in zip(_tuple(ours), _tuple(exact), strict=True):
         assert mine.device == torch.device("npu", 0) and mine.shape == theirs.shape
         error = (mine.cpu().double() - theirs.double()).abs().max().item()
         assert error <= tolerance * unit * max(1.0, theirs.abs().max().item()), f"{name} is off by {error:.1e}"
+
+
+def packed(weight_EOI: Tensor) -> Weight:
+    """A stack as the backend stores it."""
+    packing = TABLE["GroupedMatmul"].packing
+    assert packing is not None
+    layout = packing.layout(Layout.plain(tuple(weight_EOI.shape), weight_EOI.dtype))
+    stack = Weight(layout, torch.empty(layout.stored, dtype=layout.dtype, device=weight_EOI.device))
+    for expert, matrix in enumerate(weight_EOI):
+        packing.pack(matrix, stack, expert)
+    return stack
 
 
 def _tuple(value: Any) -> tuple[Tensor, ...]:
@@ -73,7 +83,7 @@ def test_norms_and_activation(dtype: torch.dtype) -> None:
     compare("RmsNorm", x, weight, 1e-5)
     compare("AddRmsNorm", x, residual * 2, weight, 1e-5, tolerance=3)
     compare("SwiGlu", normal(TOKENS, 2 * WIDTH, dtype=dtype))
-    compare("Linear", x, normal(32, 64, dtype=dtype), normal(32, dtype=dtype))
+    compare("Linear", x, Weight.plain(normal(32, 64, dtype=dtype)), normal(32, dtype=dtype))
 
 
 @pytest.mark.parametrize("head", [128, 80, 32])
@@ -144,10 +154,10 @@ def test_experts(dtype: torch.dtype) -> None:
     assert counts_E.dtype == torch.int64 and torch.equal(counts_E.cpu(), theirs[2])
 
     weight = normal(EXPERTS, WIDTH, HIDDEN, dtype=dtype, scale=0.1)
-    stack = TABLE["GroupedMatmul"].prepare(down(weight))
-    assert stack.shape == weight.shape and torch.equal(stack.cpu(), weight)
+    stack = packed(down(weight))
+    assert stack.shape == weight.shape and torch.equal(stack.data.transpose(1, 2).cpu(), weight)
     ours = ops.grouped_matmul(x_RH, stack, counts_E, TOP_K)
-    exact = TABLE["GroupedMatmul"].reference(theirs[0].float(), weight.float(), theirs[2], TOP_K)
+    exact = TABLE["GroupedMatmul"].reference(theirs[0].float(), Weight.plain(weight.float()), theirs[2], TOP_K)
     assert (ours.cpu().float() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
 
     combined = ops.moe_finalize_routing(ours, rows_TK, weights)
@@ -193,7 +203,7 @@ def test_fake_tensors_pass_every_contract() -> None:
         x = torch.empty(5, 16, dtype=torch.float16, device="npu:0")
         weights, experts = ops.moe_gating(torch.empty(5, 8, device="npu:0"), Gating(3))
         rows = ops.moe_init_routing(x, experts, 8)
-        stack = TABLE["GroupedMatmul"].prepare(torch.empty(8, 24, 16, dtype=torch.float16, device="npu:0"))
+        stack = packed(torch.empty(8, 24, 16, dtype=torch.float16, device="npu:0"))
         y = ops.grouped_matmul(rows[0], stack, rows[2], 3)
         assert ops.moe_finalize_routing(y, rows[1], weights).shape == (5, 24)
     assert mode.calls == [

@@ -14,11 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from atb_models import ops
 from atb_models.graph import meta_model, meta_step, trace
 from atb_models.graph.meta import MetaGroup
-from atb_models.layers.parameter import Build
+from atb_models.layers.build import Build, ParallelGroup
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
-from atb_models.models.weights.loader import prepare_weights
 from atb_models.ops import npu
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from tests.npu.conftest import NATIVE
@@ -50,9 +49,8 @@ def config(request: pytest.FixtureRequest, shared: Path) -> ModelConfig:
 
 
 def model_on_device(config: ModelConfig, size: int) -> Decoder:
-    model = build_model(config, Build(torch.float16, torch.device("npu", 0), 0, size, MetaGroup(0, size)))
-    prepare_weights(model)
-    return model
+    ranks = ParallelGroup(0, size, MetaGroup(0, size))
+    return build_model(config, Build(torch.float16, torch.device("npu", 0), tensor=ranks))
 
 
 def tables(kv_lens: list[int]) -> list[list[int]]:

@@ -1,0 +1,73 @@
+"""An operation whose body calls others is one node: traced by the others' shape rules, priced and timed as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from atb_models import LLM, ops
+from atb_models.graph import meta_model, meta_step, trace
+from atb_models.layers.mlp import Experts
+from atb_models.models.config_reader import load_model_config
+from atb_models.ops.cost import Cost
+from atb_models.ops.table import TABLE, Op, op
+from atb_models.ops.weight import Weight
+from atb_models.profiler import Recorder
+
+PARTS = {"MoeInitRouting", "GroupedMatmul", "MoeFinalizeRouting"}
+
+
+def price(out: Tensor, x_TH: Tensor, gate_up: Weight, down: Weight, weights_TK: Tensor, experts_TK: Tensor) -> Cost:
+    return Cost(flops=7, read=gate_up.nbytes, written=x_TH.nbytes)
+
+
+@pytest.fixture
+def composite(monkeypatch: pytest.MonkeyPatch) -> Iterator[Op]:
+    """The routed experts as one operation, which no backend has: its parts are the bound backend's."""
+
+    def experts(x_TH: Tensor, gate_up: Weight, down: Weight, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        x_RH, rows_TK, counts_E = ops.moe_init_routing(x_TH, experts_TK, gate_up.shape[0])
+        top_k = experts_TK.shape[1]
+        h_RF = ops.swiglu(ops.grouped_matmul(x_RH, gate_up, counts_E, top_k))
+        return ops.moe_finalize_routing(ops.grouped_matmul(h_RF, down, counts_E, top_k), rows_TK, weights_TK)
+
+    defined = op("MoeExperts", cost=price)(experts)
+
+    def forward(self: Experts, x: Tensor, weights: Tensor, chosen: Tensor, counter: Any) -> Tensor:
+        return defined(x, self.stored_gate_up, self.stored_down, weights, chosen)
+
+    monkeypatch.setattr(Experts, "forward", forward)
+    yield defined
+    del TABLE["MoeExperts"]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_is_traced_as_one_node(demo: Path, composite: Op, backend: str) -> None:
+    config = load_model_config(demo)
+    ops.bind(backend)
+    graph = trace(meta_model(config, torch.float16), meta_step([8], [8], 128))
+    moe = sum(config.moe_layers)
+    assert graph.counts()["MoeExperts"] == moe and not PARTS & graph.counts().keys()
+    node = next(node for node in graph.nodes if node.op == "MoeExperts")
+    assert node.outputs[0].shape == (8, config.hidden_size)
+    assert [value.argument for value in node.inputs] == ["x_TH", "gate_up", "down", "weights_TK", "experts_TK"]
+    assert node.cost == Cost(flops=7, read=16 * 2 * 64 * 128 * 2, written=8 * 128 * 2), "its own rule, not its parts'"
+    assert graph.stray == ()
+    rows = 8 * config.num_experts_per_tok
+    assert node.peak_bytes > rows * (config.hidden_size + 2 * config.moe_intermediate_size) * 2, "its parts' workspace"
+
+
+def test_is_profiled_as_one_operation(demo: Path, composite: Op) -> None:
+    with LLM(demo, dtype="fp32", device="cpu", kv_blocks=4) as llm:
+        expected = llm.prompt_logits([5, 6, 7])
+        with Recorder(llm._runner, lambda cost, dtype: cost.flops) as recorder:
+            assert torch.equal(llm.prompt_logits([5, 6, 7]), expected)
+    calls = [call for call in recorder.profile.calls if call.op == "MoeExperts"]
+    assert len(calls) == 3 and all(call.cost.flops == 7 and call.roofline_s == 7 for call in calls)
+    assert all(call.end > call.start for call in calls)
+    assert not PARTS & {call.op for call in recorder.profile.calls}
