@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Sequence as List
 from dataclasses import replace
 from numbers import Integral
 from types import TracebackType
@@ -33,8 +33,10 @@ from atb_models.ranks.spawn import open_group
 from atb_models.sampling_params import SamplingParams
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
-Prompt = str | List[int]
-Conversation = List[Mapping[str, str]]
+Ids = abc.Sequence[int]
+Prompt = str | Ids
+Conversation = abc.Sequence[Mapping[str, str]]
+Params = SamplingParams | abc.Sequence[SamplingParams] | None
 StepHook = Callable[[list[Row], Tensor, list[int]], None]
 
 
@@ -116,8 +118,8 @@ class LLM:
     @overload
     def generate(
         self,
-        prompts: List[Prompt],
-        params: SamplingParams | List[SamplingParams] | None = None,
+        prompts: abc.Sequence[Prompt],
+        params: Params = None,
         *,
         stream: Literal[False] = False,
     ) -> list[RequestOutput]: ...
@@ -125,16 +127,16 @@ class LLM:
     @overload
     def generate(
         self,
-        prompts: List[Prompt],
-        params: SamplingParams | List[SamplingParams] | None = None,
+        prompts: abc.Sequence[Prompt],
+        params: Params = None,
         *,
         stream: Literal[True],
     ) -> Iterator[RequestOutput]: ...
 
     def generate(
         self,
-        prompts: List[Prompt],
-        params: SamplingParams | List[SamplingParams] | None = None,
+        prompts: abc.Sequence[Prompt],
+        params: Params = None,
         *,
         stream: bool = False,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
@@ -150,8 +152,8 @@ class LLM:
     @overload
     def chat(
         self,
-        conversations: List[Conversation],
-        params: SamplingParams | List[SamplingParams] | None = None,
+        conversations: abc.Sequence[Conversation],
+        params: Params = None,
         *,
         stream: Literal[False] = False,
     ) -> list[RequestOutput]: ...
@@ -159,16 +161,16 @@ class LLM:
     @overload
     def chat(
         self,
-        conversations: List[Conversation],
-        params: SamplingParams | List[SamplingParams] | None = None,
+        conversations: abc.Sequence[Conversation],
+        params: Params = None,
         *,
         stream: Literal[True],
     ) -> Iterator[RequestOutput]: ...
 
     def chat(
         self,
-        conversations: List[Conversation],
-        params: SamplingParams | List[SamplingParams] | None = None,
+        conversations: abc.Sequence[Conversation],
+        params: Params = None,
         *,
         stream: bool = False,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
@@ -177,12 +179,12 @@ class LLM:
         return self._answer([tokenizer.apply_chat_template(one) for one in conversations], params, stream=stream)
 
     @overload
-    def prompt_logits(self, token_ids: List[int]) -> Tensor: ...
+    def prompt_logits(self, token_ids: Ids) -> Tensor: ...
 
     @overload
-    def prompt_logits(self, token_ids: List[List[int]]) -> list[Tensor]: ...
+    def prompt_logits(self, token_ids: abc.Sequence[Ids]) -> list[Tensor]: ...
 
-    def prompt_logits(self, token_ids: List[int] | List[List[int]]) -> Tensor | list[Tensor]:
+    def prompt_logits(self, token_ids: Ids | abc.Sequence[Ids]) -> Tensor | list[Tensor]:
         """Logits at every prompt token, through the same paged steps -> [T, V] float32 on the CPU.
 
         A list of prompts runs as one batch and gives a list.
@@ -276,12 +278,14 @@ class LLM:
         )
 
     def _answer(
-        self, prompts: List[List[int]], params: SamplingParams | List[SamplingParams] | None, *, stream: bool
+        self, prompts: abc.Sequence[Ids], params: Params, *, stream: bool
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
         outputs = self._submit(prompts, _one_each(params, len(prompts)), stream=stream)
         return outputs if stream else sorted(outputs, key=lambda output: output.index)
 
-    def _submit(self, prompts: List[List[int]], params: List[SamplingParams], **options: bool) -> OutputStream:
+    def _submit(
+        self, prompts: abc.Sequence[Ids], params: abc.Sequence[SamplingParams], **options: bool
+    ) -> OutputStream:
         """Queue all prompts, or none where one is refused."""
         if self._engine.has_work():
             raise RequestError("a streamed call of this LLM is still open; read it to its end or close() it first")
@@ -294,7 +298,7 @@ class LLM:
             raise
         return OutputStream(self._engine, sequences)
 
-    def _token_ids(self, prompt: Prompt) -> List[int]:
+    def _token_ids(self, prompt: Prompt) -> Ids:
         return self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else _plain(prompt)
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
@@ -308,7 +312,7 @@ class LLM:
         raise AttributeError(name)
 
 
-def _listed(prompts: List[Prompt]) -> List[Prompt]:
+def _listed(prompts: abc.Sequence[Prompt]) -> abc.Sequence[Prompt]:
     single = isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable)
     if single or (len(prompts) and isinstance(prompts[0], Integral)):
         raise RequestError("prompts must be a list of texts or of token id lists; put the one prompt into a list")
@@ -322,7 +326,7 @@ def _plain(token_ids: Any) -> Any:
     return token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
 
 
-def _one_each(params: SamplingParams | List[SamplingParams] | None, count: int) -> List[SamplingParams]:
+def _one_each(params: Params, count: int) -> abc.Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
     if not isinstance(params, (list, tuple)) or not all(isinstance(one, SamplingParams) for one in params):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections import abc
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from atb_models.outputs import TokenLogprobs
 
 @torch.inference_mode()
 def token_logprobs(
-    logits_BV: Tensor, tokens: Rows[int], tops: Rows[int], others: Rows[Rows[int]]
+    logits_BV: Tensor, tokens: abc.Sequence[int], tops: abc.Sequence[int], others: abc.Sequence[abc.Sequence[int]]
 ) -> list[TokenLogprobs]:
     """Per row {id: log-probability}: its token first, then its top N, then its other ids; softmax over all V.
 

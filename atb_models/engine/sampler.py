@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections import abc
 from itertools import compress
 from random import Random
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from atb_models.engine.logprobs import token_logprobs
+from atb_models.engine.penalties import SeenTokens
 from atb_models.engine.sequence import Sequence
 from atb_models.outputs import TokenLogprobs
 
@@ -21,27 +22,8 @@ BELOW_ONE = 1 - 2**-22
 TINY, LEAST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).min / 2
 
 
-class SeenTokens:
-    """Which tokens a sequence has (prompt and output) and how often its output has each; for the penalties."""
-
-    __slots__ = ("counts_V", "num_tokens", "seen_V")
-
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self.counts_V = torch.zeros(vocab_size, dtype=torch.float32, device=device)
-        self.num_tokens = 0  # of the sequence's tokens that are counted already
-
-    def update(self, seq: Sequence) -> None:
-        """Count the tokens the sequence got since the last call."""
-        fresh = torch.tensor(seq.token_ids[self.num_tokens :], dtype=torch.int64, device=self.seen_V.device)
-        self.seen_V[fresh] = True
-        outputs = fresh[max(0, seq.num_prompt_tokens - self.num_tokens) :]
-        self.counts_V.index_add_(0, outputs, torch.ones_like(outputs, dtype=torch.float32))
-        self.num_tokens = len(seq.token_ids)
-
-
 @torch.inference_mode()
-def sample(logits_BV: Tensor, seqs: Rows[Sequence]) -> tuple[list[int], list[TokenLogprobs | None] | None]:
+def sample(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> tuple[list[int], list[TokenLogprobs | None] | None]:
     """Choose one token per row of float32 logits; log-probabilities (None if nobody wants any) of the raw logits.
 
     A row's token depends on its own logits, parameters and random stream only, not on the rows beside it.
@@ -69,7 +51,7 @@ def _column(values: list[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
 
 
-def _penalise(logits_BV: Tensor, seqs: Rows[Sequence]) -> Tensor:
+def _penalise(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> Tensor:
     """Logits after repetition (as in transformers), presence and frequency penalties (as in the OpenAI API)."""
     rows = [row for row, seq in enumerate(seqs) if seq.params.has_penalties]
     if not rows:
@@ -78,7 +60,7 @@ def _penalise(logits_BV: Tensor, seqs: Rows[Sequence]) -> Tensor:
         seq = seqs[row]
         if seq.seen is None:
             seq.seen = SeenTokens(logits_BV.shape[1], logits_BV.device)
-        seq.seen.update(seq)
+        seq.seen.update(seq.token_ids, seq.num_prompt_tokens)
     seen = [seq.seen for seq in map(seqs.__getitem__, rows) if seq.seen is not None]
     params = [seqs[row].params for row in rows]
     repetition = _column([p.repetition_penalty or 1.0 for p in params], logits_BV)
@@ -96,7 +78,7 @@ def _penalise(logits_BV: Tensor, seqs: Rows[Sequence]) -> Tensor:
     return logits_BV.index_copy(0, torch.tensor(rows, device=logits_BV.device), part_BV)
 
 
-def _draw(logits_BV: Tensor, seqs: Rows[Sequence]) -> Tensor:
+def _draw(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> Tensor:
     """One token per row of rows that are not greedy -> ids [B]."""
     params = [seq.params for seq in seqs]
     # A model that overflows in its dtype must not take the engine with it: no number is the least probable.
@@ -179,7 +161,7 @@ def _top_k_top_p(probs_BV: Tensor, top_k: list[int], top_p: list[float]) -> tupl
     return ids_BW, probs_BW * kept_BW
 
 
-def _logprobs(logits_BV: Tensor, seqs: Rows[Sequence], tokens: list[int]) -> list[TokenLogprobs | None] | None:
+def _logprobs(logits_BV: Tensor, seqs: abc.Sequence[Sequence], tokens: list[int]) -> list[TokenLogprobs | None] | None:
     """What `token_logprobs` says of the chosen tokens; None for rows that want none, or where no row wants any."""
     rows = [row for row, seq in enumerate(seqs) if seq.logprobs is not None]
     if not rows:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from atb_models.engine.sampler import SeenTokens
+    from atb_models.engine.penalties import SeenTokens
     from atb_models.text.detokenizer import Detokenizer
 
 _ids = itertools.count()
