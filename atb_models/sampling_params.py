@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
+from typing import TypeGuard
 
 from atb_models.errors import RequestError
 
@@ -20,6 +21,8 @@ DEFAULTS: dict[str, float] = {
     "frequency_penalty": 0.0,
 }
 INFINITY = math.inf
+MOST_BIAS = 100  # of logit_bias, as in the OpenAI API
+MOST_DIGITS = 20  # of a token id that is given as text: no vocabulary needs more
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class SamplingParams:
     """Parameters of one request. None: the checkpoint's generation_config, else greedy decoding without filters.
 
     Logits pass through, in this order: repetition penalty (prompt and output tokens; positive logits divided, negative
-    multiplied), presence and frequency penalty (output tokens; subtracted once, and once per occurrence), temperature,
-    top_k (the k most probable), top_p (of what is left, renormalised, the fewest tokens whose mass reaches top_p),
-    min_p (tokens with at least min_p times the largest probability).
+    multiplied), presence and frequency penalty (output tokens; subtracted once, and once per occurrence), logit_bias
+    (added), temperature, top_k (the k most probable), top_p (of what is left, renormalised, the fewest tokens whose
+    mass reaches top_p), min_p (tokens with at least min_p times the largest probability).
 
     max_tokens: new tokens at most, 1 or more; None: generation_config's max_new_tokens, else up to max_seq_len.
     temperature: 0 or more; 0 is greedy (then top_k, top_p, min_p and seed change nothing).
@@ -42,6 +45,8 @@ class SamplingParams:
     of the above. logprob_token_ids: with or without `logprobs`, those of exactly these ids too.
     prompt_logprobs: N >= 0 returns for each prompt token its log-probability after the tokens before it, and those of
     the top N. Such a request takes nothing from the prefix cache, which has no logits, and runs in smaller chunks.
+    logit_bias: {token id: number in [-100, 100]}, added to the logits of these tokens, so that -100 all but forbids a
+    token and 100 all but forces it. An id may also be its decimal text, as in JSON.
 
     Raises RequestError naming the field, its value and its range.
     """
@@ -61,6 +66,7 @@ class SamplingParams:
     logprobs: int | None = None
     logprob_token_ids: Iterable[int] | None = None
     prompt_logprobs: int | None = None
+    logit_bias: Mapping[int | str, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1)
@@ -79,6 +85,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         for name in ("stop_token_ids", "logprob_token_ids"):
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias) or None)
 
     def resolve(self, generation: Mapping[str, object]) -> SamplingParams:
         """These parameters with every None of a sampling field filled: generation_config, then the default.
@@ -111,6 +118,11 @@ class SamplingParams:
         return _token_ids("logprob_token_ids", self.logprob_token_ids)
 
     @property
+    def biases(self) -> dict[int, float]:
+        """`logit_bias` with numbers as ids, whatever it was given as."""
+        return _biases(self.logit_bias)
+
+    @property
     def wants_logprobs(self) -> bool:
         """True when log-probabilities of the new tokens are wanted."""
         return self.logprobs is not None or bool(self.logprob_ids)
@@ -118,7 +130,8 @@ class SamplingParams:
     @property
     def is_plain_greedy(self) -> bool:
         """True when the next token is the argmax of the raw logits and nothing but its id is wanted (once resolved)."""
-        return not self.temperature and not self.has_penalties and not self.wants_logprobs
+        shapes_logits = self.has_penalties or bool(self.logit_bias)
+        return not self.temperature and not shapes_logits and not self.wants_logprobs
 
     @property
     def has_penalties(self) -> bool:
@@ -137,13 +150,21 @@ def _whole(name: str, value: object, low: int | None) -> None:
 
 def _real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     """Refuse what is not None or a finite number in [low, high], or (low, high] when `open_low`."""
-    if value is None:
+    if value is None or (_is_real(value, low, high) and not (open_low and value == low)):
         return
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value)):
-        if low <= float(value) <= high and not (open_low and float(value) == low):
-            return
     end = f"{high:g}]" if math.isfinite(high) else "infinity)"
     raise RequestError(f"{name} must be a number in {'(' if open_low else '['}{low:g}, {end}, not {value!r}")
+
+
+def _is_real(value: object, low: float, high: float) -> TypeGuard[float]:
+    """Whether it is a finite number in [low, high]."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number larger than any float
+        return False
+    return math.isfinite(number) and low <= number <= high
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
@@ -166,3 +187,30 @@ def _token_ids(name: str, ids: object) -> tuple[int, ...]:
         if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
             raise RequestError(f"{name} must be whole numbers of 0 or more, not {value!r}")
     return tuple(int(value) for value in values)
+
+
+def _biases(given: object) -> dict[int, float]:
+    """`logit_bias` as {id: bias}."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise RequestError(f"logit_bias must be a mapping of token ids to numbers, not {given!r}")
+    biases: dict[int, float] = {}
+    for key, value in given.items():
+        token = _bias_id(key)
+        if token in biases:
+            raise RequestError(f"logit_bias has token id {token} twice, as a number and as a text; give it once")
+        if not _is_real(value, -MOST_BIAS, MOST_BIAS):
+            limits = f"[-{MOST_BIAS}, {MOST_BIAS}]"
+            raise RequestError(f"logit_bias of token id {token} must be a number in {limits}, not {value!r}")
+        biases[token] = float(value)
+    return biases
+
+
+def _bias_id(key: object) -> int:
+    """A token id from a number or, as JSON has it, from its digits."""
+    if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= MOST_DIGITS:
+        return int(key)
+    if not isinstance(key, Integral) or isinstance(key, bool) or int(key) < 0:
+        raise RequestError(f"token ids of logit_bias must be whole numbers of 0 or more, not {key!r}")
+    return int(key)

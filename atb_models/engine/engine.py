@@ -86,6 +86,7 @@ class Engine:
         )
         self._check_ids("the prompt", seq.token_ids)
         self._check_ids("logprob_token_ids", resolved.logprob_ids)
+        self._check_ids("logit_bias", resolved.biases)
         stop = resolved.stop_strings
         if stop and self.tokenizer is None:
             raise RequestError(f"stop {list(stop)} needs the checkpoint's tokenizer files; use stop_token_ids instead")

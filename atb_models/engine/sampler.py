@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atb_models.engine.logprobs import token_logprobs
-from atb_models.engine.penalties import SeenTokens
+from atb_models.engine.processors import process
 from atb_models.engine.sequence import Sequence
 from atb_models.outputs import TokenLogprobs
 
@@ -30,12 +30,12 @@ def sample(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> tuple[list[int], 
     """
     if all(seq.is_plain_greedy for seq in seqs):
         return _most_probable(logits_BV).tolist(), None
-    penalised_BV = _penalise(logits_BV, seqs)
-    tokens_B = _most_probable(penalised_BV)
+    processed_BV = process(logits_BV, [seq.processors for seq in seqs])
+    tokens_B = _most_probable(processed_BV)
     drawn = [row for row, seq in enumerate(seqs) if seq.params.temperature]
     if drawn:
         index = torch.tensor(drawn, device=logits_BV.device)
-        tokens_B[index] = _draw(penalised_BV[index], [seqs[row] for row in drawn])
+        tokens_B[index] = _draw(processed_BV[index], [seqs[row] for row in drawn])
     tokens = tokens_B.tolist()
     return tokens, _logprobs(logits_BV, seqs, tokens)
 
@@ -49,33 +49,6 @@ def _most_probable(logits_BV: Tensor) -> Tensor:
 
 def _column(values: list[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
-
-
-def _penalise(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> Tensor:
-    """Logits after repetition (as in transformers), presence and frequency penalties (as in the OpenAI API)."""
-    rows = [row for row, seq in enumerate(seqs) if seq.params.has_penalties]
-    if not rows:
-        return logits_BV
-    for row in rows:
-        seq = seqs[row]
-        if seq.seen is None:
-            seq.seen = SeenTokens(logits_BV.shape[1], logits_BV.device)
-        seq.seen.update(seq.token_ids, seq.num_prompt_tokens)
-    seen = [seq.seen for seq in map(seqs.__getitem__, rows) if seq.seen is not None]
-    params = [seqs[row].params for row in rows]
-    repetition = _column([p.repetition_penalty or 1.0 for p in params], logits_BV)
-    presence = _column([p.presence_penalty or 0.0 for p in params], logits_BV)
-    frequency = _column([p.frequency_penalty or 0.0 for p in params], logits_BV)
-    seen_BV = torch.stack([tokens.seen_V for tokens in seen])
-    counts_BV = torch.stack([tokens.counts_V for tokens in seen])
-
-    part_BV = logits_BV[torch.tensor(rows, device=logits_BV.device)]
-    if any(p.repetition_penalty != 1.0 for p in params):
-        factor_BV = torch.where(seen_BV, repetition, torch.ones_like(repetition))
-        part_BV = torch.where(part_BV > 0, part_BV / factor_BV, part_BV * factor_BV)
-    if any(p.presence_penalty or p.frequency_penalty for p in params):
-        part_BV = part_BV - presence * (counts_BV > 0) - frequency * counts_BV
-    return logits_BV.index_copy(0, torch.tensor(rows, device=logits_BV.device), part_BV)
 
 
 def _draw(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> Tensor:

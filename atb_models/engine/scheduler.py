@@ -104,7 +104,7 @@ class Scheduler:
             if seq.num_computed_tokens - seq.num_registered_blocks * size >= size:
                 self.block_manager.register(seq)
             if token is not None:
-                seq.token_ids.append(token)
+                seq.append(token)
                 seq.status = Status.DECODE
 
     def finish(self, seq: Sequence, reason: FinishReason) -> None:

@@ -9,6 +9,7 @@ from operator import index as index_of
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from atb_models.engine.processors import make_processors
 from atb_models.errors import RequestError
 from atb_models.outputs import FinishReason, RequestOutput, TokenLogprobs
 from atb_models.sampling_params import SamplingParams
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from atb_models.engine.penalties import SeenTokens
     from atb_models.text.detokenizer import Detokenizer
 
 _ids = itertools.count()
@@ -53,7 +53,7 @@ class Sequence:
         "arrival_s", "block_hashes", "block_table", "detokenizer", "ends_with_pool", "finish_reason", "finished_s",
         "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
         "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_logprobs",
-        "prompt_token_ids", "random", "scheduled_s", "seen", "seq_id", "status", "stop_ids", "stream", "text",
+        "processors", "prompt_token_ids", "random", "scheduled_s", "seq_id", "status", "stop_ids", "stream", "text",
         "token_ids", "want_prompt_logits",
     )  # fmt: skip
 
@@ -78,7 +78,8 @@ class Sequence:
         if not self.token_ids:
             raise RequestError("the prompt has 0 tokens; at least 1 is needed")
         self.params = params
-        self.is_plain_greedy = params.is_plain_greedy
+        self.processors = make_processors(params, self.prompt_token_ids)
+        self.is_plain_greedy = params.is_plain_greedy and not self.processors
         self.stop_ids = frozenset(params.stop_token_ids or ()).union(() if params.ignore_eos else eos_token_ids)
         self.index, self.stream, self.want_prompt_logits = index, stream, want_prompt_logits
         self.ends_with_pool = ends_with_pool or params.max_tokens is None
@@ -94,7 +95,6 @@ class Sequence:
         self.num_registered_blocks = 0  # leading blocks of the table offered to the prefix cache
 
         self.random: Random | None = None
-        self.seen: SeenTokens | None = None
         self.detokenizer: Detokenizer | None = None
         self.text = ""
         self.logprobs: list[TokenLogprobs] | None = [] if params.wants_logprobs else None
@@ -106,6 +106,12 @@ class Sequence:
         self.scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
+
+    def append(self, token: int) -> None:
+        """Take a new token, the next of the output."""
+        self.token_ids.append(token)
+        for processor in self.processors:
+            processor.accept(token)
 
     @property
     def scores_prompt(self) -> bool:

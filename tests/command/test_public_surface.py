@@ -20,6 +20,7 @@ SAMPLING_DEFAULTS = {
     "max_tokens": None, "temperature": None, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None,
     "presence_penalty": None, "frequency_penalty": None, "seed": None, "stop": None, "stop_token_ids": None,
     "ignore_eos": False, "logprobs": None, "logprob_token_ids": None, "prompt_logprobs": None,
+    "logit_bias": None,
 }  # fmt: skip
 
 

@@ -24,7 +24,8 @@ class EvenlySpread:
 
 def sequence(prompt: list[int] | None = None, output: list[int] | None = None, **fields: object) -> Sequence:
     seq = Sequence(prompt or [1, 2, 3], SamplingParams(**fields).resolve({}))
-    seq.token_ids += output or []
+    for token in output or []:
+        seq.append(token)
     return seq
 
 
@@ -153,7 +154,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_anywhere_in_a_batch() -> None:
     for variant in variants:
         lone = sequence(**variant)
         for row in logits:
-            lone.token_ids += sample(row[None], [lone])[0]
+            lone.append(sample(row[None], [lone])[0][0])
         for place in (0, 3, 6):
             seqs = [sequence(**mates[i % len(mates)]) for i in range(6)]
             seqs.insert(place, sequence(**variant))
@@ -161,7 +162,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_anywhere_in_a_batch() -> None:
                 batch = logits.roll(i, 0)[:7].clone()
                 batch[place] = row
                 for seq, token in zip(seqs, sample(batch, seqs)[0], strict=True):
-                    seq.token_ids.append(token)
+                    seq.append(token)
             assert seqs[place].output_token_ids == lone.output_token_ids
 
 
@@ -187,7 +188,7 @@ def test_penalties_follow_the_growing_output() -> None:
     for _ in range(30):
         output = seq.output_token_ids
         want = int(expected(logits.numpy(), [4, 4, 9], output, **fields).argmax())
-        seq.token_ids += sample(logits[None], [seq])[0]
+        seq.append(sample(logits[None], [seq])[0][0])
         assert seq.token_ids[-1] == want
     assert len(set(seq.output_token_ids)) > 5
 
@@ -223,7 +224,7 @@ def test_the_logits_are_left_as_they_are_and_may_come_from_inference_mode() -> N
     for _ in range(3):
         tokens, _ = sample(logits, seqs)
         for seq, token in zip(seqs, tokens, strict=True):
-            seq.token_ids.append(token)
+            seq.append(token)
     assert torch.equal(logits, before)
 
 

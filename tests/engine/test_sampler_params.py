@@ -17,7 +17,7 @@ NAN, INF = float("nan"), float("inf")
     "field, values",
     [
         ("max_tokens", [0, -1, 1.5, "3", True]),
-        ("temperature", [-0.1, NAN, INF, "1", True]),
+        ("temperature", [-0.1, NAN, INF, 10**400, "1", True]),
         ("top_k", [-2, 1.0, "5", False]),
         ("top_p", [0, 0.0, -0.5, 1.01, NAN, "0.9"]),
         ("min_p", [-0.1, 1.1, NAN]),
@@ -56,6 +56,42 @@ def test_the_bounds_themselves_and_numpy_numbers_are_taken() -> None:
         presence_penalty=-2, frequency_penalty=2, min_p=1, top_k=0, seed=-(2**80), stop=[], stop_token_ids=[]
     )
     SamplingParams(max_tokens=np.int64(3), temperature=np.float32(0.5), stop_token_ids=np.array([1, 2]))
+
+
+@pytest.mark.parametrize(
+    "bias, message",
+    [
+        ([1, 2], r"logit_bias must be a mapping of token ids to numbers, not \[1, 2\]"),
+        ("5", "logit_bias must be a mapping of token ids to numbers, not '5'"),
+        *(
+            ({key: 1.0}, f"token ids of logit_bias must be whole numbers of 0 or more, not {key!r}")
+            for key in (-1, "-1", "", "a", "1.0", " 1", "1_0", "\u0663", 1.0, True, None, "9" * 5000)
+        ),
+        *(
+            ({5: value}, rf"logit_bias of token id 5 must be a number in \[-100, 100\], not {value!r}")
+            for value in (100.1, -101, NAN, INF, "1", True, None, 10**400)
+        ),
+        ({5: 1.0, "5": 1.0}, "logit_bias has token id 5 twice, as a number and as a text; give it once"),
+        ({"05": 1.0, "5": 1.0}, "logit_bias has token id 5 twice"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_bad_bias_is_refused_by_token_and_value(bias: object, message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{message}"):
+        SamplingParams(logit_bias=bias)
+
+
+def test_a_bias_is_kept_by_numbers() -> None:
+    params = SamplingParams(logit_bias={"17": 1, np.int64(3): np.float32(-2.5), 0: -100})
+    assert params.logit_bias == params.biases == {17: 1.0, 3: -2.5, 0: -100.0}
+    assert SamplingParams(logit_bias={}) == SamplingParams() and SamplingParams().biases == {}
+    assert params.resolve({"top_p": 0.5}).logit_bias == params.logit_bias
+    assert params == SamplingParams(logit_bias=params.logit_bias) != SamplingParams(logit_bias={17: 1})
+    assert hash(params) == hash(SamplingParams(logit_bias=params.logit_bias))
+    given = {5: 1.0}
+    params = SamplingParams(logit_bias=given)
+    given[6] = 2.0
+    assert params.biases == {5: 1.0}
 
 
 def test_stop_becomes_a_tuple() -> None:
@@ -119,6 +155,7 @@ def test_what_counts_as_plain_greedy() -> None:
         {"logprob_token_ids": [1]},
         {"repetition_penalty": 1.1},
         {"presence_penalty": 0.1},
+        {"logit_bias": {3: 1.0}},
     ):
         assert not SamplingParams(**fields).resolve({}).is_plain_greedy
     assert SamplingParams(top_k=5, top_p=0.5, seed=1, stop="x", prompt_logprobs=1).resolve({}).is_plain_greedy
