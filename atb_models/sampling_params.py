@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
-from typing import TypeGuard
+from numbers import Integral
 
 from atb_models.errors import RequestError
+from atb_models.sampling_table import BY_NAME, FIELDS, SamplingField
 
 # What a field that neither the request nor the checkpoint's generation_config sets means: greedy, nothing filtered.
-DEFAULTS: dict[str, float] = {
-    "temperature": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-INFINITY = math.inf
-MOST_BIAS = 100  # of logit_bias, as in the OpenAI API
+DEFAULTS: dict[str, float] = {field.name: field.default for field in FIELDS if field.default is not None}
+SIMPLE_KINDS = ("number", "whole number", "yes or no")
 MOST_DIGITS = 20  # of a token id that is given as text: no vocabulary needs more
 
 
@@ -69,19 +59,9 @@ class SamplingParams:
     logit_bias: Mapping[int | str, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        _whole("max_tokens", self.max_tokens, 1)
-        _real("temperature", self.temperature, 0.0, INFINITY)
-        _whole("top_k", self.top_k, -1)
-        _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _real("min_p", self.min_p, 0.0, 1.0)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, INFINITY, open_low=True)
-        _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _whole("seed", self.seed, None)
-        _whole("logprobs", self.logprobs, 0)
-        _whole("prompt_logprobs", self.prompt_logprobs, 0)
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        for row in FIELDS:
+            if row.kind in SIMPLE_KINDS:
+                _check(row, getattr(self, row.name))
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         for name in ("stop_token_ids", "logprob_token_ids"):
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
@@ -139,32 +119,11 @@ class SamplingParams:
         return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty not in (None, 1.0)
 
 
-def _whole(name: str, value: object, low: int | None) -> None:
-    """Refuse what is not None or a whole number of at least `low`."""
-    if value is None:
-        return
-    bound = "" if low is None else f" of {low} or more"
-    if not isinstance(value, Integral) or isinstance(value, bool) or (low is not None and int(value) < low):
-        raise RequestError(f"{name} must be a whole number{bound}, not {value!r}")
-
-
-def _real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    """Refuse what is not None or a finite number in [low, high], or (low, high] when `open_low`."""
-    if value is None or (_is_real(value, low, high) and not (open_low and value == low)):
-        return
-    end = f"{high:g}]" if math.isfinite(high) else "infinity)"
-    raise RequestError(f"{name} must be a number in {'(' if open_low else '['}{low:g}, {end}, not {value!r}")
-
-
-def _is_real(value: object, low: float, high: float) -> TypeGuard[float]:
-    """Whether it is a finite number in [low, high]."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    try:
-        number = float(value)
-    except OverflowError:  # a whole number larger than any float
-        return False
-    return math.isfinite(number) and low <= number <= high
+def _check(row: SamplingField, value: object) -> None:
+    """Refuse what is neither allowed nor left open."""
+    is_open = value is None and row.kind != "yes or no"
+    if not is_open and not row.allows(value):
+        raise RequestError(f"{row.name} must be {row.allowed}, not {value!r}")
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
@@ -200,9 +159,9 @@ def _biases(given: object) -> dict[int, float]:
         token = _bias_id(key)
         if token in biases:
             raise RequestError(f"logit_bias has token id {token} twice, as a number and as a text; give it once")
-        if not _is_real(value, -MOST_BIAS, MOST_BIAS):
-            limits = f"[-{MOST_BIAS}, {MOST_BIAS}]"
-            raise RequestError(f"logit_bias of token id {token} must be a number in {limits}, not {value!r}")
+        if not BY_NAME["logit_bias"].allows(value):
+            allowed = BY_NAME["logit_bias"].allowed
+            raise RequestError(f"logit_bias of token id {token} must be {allowed}, not {value!r}")
         biases[token] = float(value)
     return biases
 

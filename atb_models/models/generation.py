@@ -10,20 +10,12 @@ from typing import Any
 from atb_models import env
 from atb_models.json_file import is_there, read_json
 from atb_models.models.config_fields import Fields
+from atb_models.sampling_table import FIELDS
 
 logger = logging.getLogger(__name__)
 
-SAMPLING = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "max_new_tokens",
-)
+FIELDS_BY_NAME = {row.generation: row for row in FIELDS if row.generation is not None}
+SAMPLING = ("do_sample", *FIELDS_BY_NAME)
 
 # Fields of transformers' GenerationConfig that would change the answer, with the value at which they do not.
 NEUTRAL: dict[str, Any] = {
@@ -99,19 +91,15 @@ def _eos_token_ids(fields: Fields) -> tuple[int, ...] | None:
 def _sampling(fields: Fields) -> dict[str, Any]:
     """The sampling fields that are set, checked."""
     values: dict[str, Any] = {"do_sample": fields.flag("do_sample", False)}
-    for name in ("temperature", "top_p", "min_p"):
-        if fields.get(name) is not None:
-            values[name] = fields.number(name, exclusive=name == "top_p")
-            if name != "temperature" and values[name] > 1:
-                raise fields.fail(name, "but must be a number of at most 1")
-    if fields.get("repetition_penalty") is not None:
-        values["repetition_penalty"] = fields.number("repetition_penalty")
-    for name in ("presence_penalty", "frequency_penalty"):
-        if fields.get(name) is not None:
-            values[name] = fields.number(name, minimum=-2.0, exclusive=False)
-    for name, minimum in (("top_k", -1), ("max_new_tokens", 1)):
-        if fields.get(name) is not None:
-            values[name] = fields.integer(name, minimum=minimum)
+    for name, row in FIELDS_BY_NAME.items():
+        if fields.get(name) is None:
+            continue
+        if row.kind == "whole number":
+            values[name] = fields.integer(name, minimum=int(row.low))
+        else:
+            values[name] = fields.number(name, minimum=row.low, exclusive=row.above_low)
+        if values[name] > row.high:
+            raise fields.fail(name, f"but must be a number of at most {row.high:g}")
     return values
 
 

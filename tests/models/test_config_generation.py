@@ -74,6 +74,7 @@ def test_the_file_can_be_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("top_k", 1.5),
         ("repetition_penalty", 0),
         ("presence_penalty", -3),
+        ("frequency_penalty", 2.5),
         ("max_new_tokens", 0),
         ("do_sample", "yes"),
         ("eos_token_id", "</s>"),
