@@ -18,16 +18,14 @@ from atb_models.clients.flags import (
     check_apart,
     model_of,
     parsed,
-    sampling_flags,
-    sampling_of,
     server_flags,
     server_of,
 )
 from atb_models.clients.talkers import LocalTalker, Message, RemoteTalker, Reply, Talker
 from atb_models.command.exit_status import print_error
-from atb_models.errors import AtbError, ConfigError, RequestError
+from atb_models.command.sampling import client_sampling, client_sampling_flags
+from atb_models.errors import AtbError, ConfigError
 from atb_models.launcher.args import Parser, cache_flags, model_flags, positive
-from atb_models.sampling_params import SamplingParams
 
 PROMPT = "> "
 HELP = """\
@@ -49,10 +47,7 @@ def main(words: list[str]) -> int:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # a pipe may carry anything, a locale may lack Chinese
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
-    try:
-        SamplingParams(**sampling_of(args))
-    except RequestError as error:
-        raise ConfigError(f"--{error}") from None
+    client_sampling(args)
     is_terminal = sys.stdin.isatty()
     with _talker(args) as talker:
         Chat(talker, args.system, is_terminal=is_terminal).run()
@@ -74,7 +69,7 @@ def build_parser() -> Parser:
     cache_flags(model)
     talk = parser.add_argument_group("chat")
     talk.add_argument("--system", metavar="TEXT", help="what the model should know before the first turn")
-    sampling_flags(talk)
+    client_sampling_flags(talk)
     return parser
 
 
@@ -82,7 +77,7 @@ def build_parser() -> Parser:
 def _talker(args: argparse.Namespace) -> Iterator[Talker]:
     if args.url is not None:
         server = server_of(args)
-        yield RemoteTalker(server, args.model or asyncio.run(model_of(server)), sampling_of(args))
+        yield RemoteTalker(server, args.model or asyncio.run(model_of(server)), client_sampling(args))
         return
     from atb_models.clients.local import llm_of
 
@@ -90,7 +85,7 @@ def _talker(args: argparse.Namespace) -> Iterator[Talker]:
     if not os.environ.get("MINDIE_LOG_LEVEL"):  # between the lines of a chat only what matters
         logging.getLogger("atb_models").setLevel(logging.WARNING)
     with llm_of(args, max_batch_size=1) as llm:
-        yield LocalTalker(llm, sampling_of(args))
+        yield LocalTalker(llm, client_sampling(args))
 
 
 class Chat:

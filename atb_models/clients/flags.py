@@ -1,18 +1,16 @@
-"""The flags that the clients share: which server, and how tokens are chosen."""
+"""The flags that the clients share: which server they ask."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from atb_models import env
 from atb_models.clients.http import Server
 from atb_models.errors import ConfigError
-from atb_models.launcher.args import Parser, positive, positive_number, unknown_flag
+from atb_models.launcher.args import Parser, positive_number, unknown_flag
 
 KEY_VARIABLE = "ATB_API_KEY"
 SERVER, MODEL = "server", "model, without --url"
-SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 
 
 def server_flags(group: argparse._ArgumentGroup, *, default: str | None) -> None:
@@ -24,28 +22,12 @@ def server_flags(group: argparse._ArgumentGroup, *, default: str | None) -> None
     add("--timeout", type=positive_number, default=600.0, metavar="S", help="seconds of a server's silence to wait out")
 
 
-def sampling_flags(group: argparse._ArgumentGroup) -> None:
-    """What is not given is left to the model's generation_config."""
-    add = group.add_argument
-    add("--max_tokens", type=positive, help="tokens of an answer at most")
-    add("--temperature", type=float, help="0: greedy")
-    add("--top_p", type=float, help="sample from the likeliest tokens that hold this probability")
-    add("--top_k", type=int, help="sample from the k likeliest tokens")
-    add("--repetition_penalty", type=float, help="divide the logits of tokens seen in prompt or answer")
-    add("--seed", type=int, help="of sampling")
-
-
 def server_of(args: argparse.Namespace) -> Server:
     """The server of --url. Raises ConfigError."""
     key = args.api_key or (env.get(KEY_VARIABLE) or "").split(",")[0].strip()
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError("a key must be printable ASCII, for it is sent in a header")
     return Server(args.url, key or None, args.timeout)
-
-
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The given ones of `SAMPLING`, by their names in a request's body, which are SamplingParams' too."""
-    return {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
 
 
 def parsed(parser: Parser, words: list[str]) -> argparse.Namespace:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from atb_models import env
+from atb_models.command.sampling import sampling_flags
 from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
 
@@ -116,7 +117,7 @@ def build_parser() -> Parser:
     model_flags(parser.add_argument_group("model"))
     _input_flags(parser.add_argument_group("input"))
     _size_flags(parser.add_argument_group("sizes"))
-    _sampling_flags(parser.add_argument_group("decoding (greedy unless one of these asks otherwise)"))
+    sampling_flags(parser.add_argument_group("decoding (greedy unless one of these asks otherwise)"))
     _look_flags(parser.add_argument_group("looking at the model instead of running it, or while it runs"))
     _refused_flags(parser.add_argument_group("flags of MindIE's run_pa that are refused, with the reason"))
     return parser
@@ -177,24 +178,6 @@ def cache_flags(group: Group) -> None:
     add("--block_size", type=_block_size, default=EngineConfig.block_size, help="tokens of a KV cache block")
     add("--kv_blocks", type=positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
     add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
-
-
-def _sampling_flags(group: Group) -> None:
-    add = group.add_argument
-    add("--do_sample", action="store_true", help="sample, at temperature 1 unless given")
-    add("--use_generation_config", action="store_true", help="what is not given is the checkpoint's generation_config")
-    add("--temperature", type=float, help="0: greedy")
-    add("--top_k", type=int, help="sample from the k likeliest tokens")
-    add("--top_p", type=float, help="sample from the likeliest tokens that hold this probability")
-    add("--min_p", type=float, help="drop tokens below this share of the likeliest one's probability")
-    add("--repetition_penalty", type=float, help="divide the logits of tokens seen in prompt or answer")
-    add("--presence_penalty", type=float, help="lower the logits of tokens of the answer")
-    add("--frequency_penalty", type=float, help="lower them by each occurrence")
-    add("--seed", type=int, help="of sampling")
-    add("--stop", nargs="+", metavar="TEXT", help="texts that end an answer")
-    add("--stop_token_ids", nargs="+", type=int, metavar="ID", help="tokens that end an answer")
-    add("--ignore_eos", action="store_true", help="go on after the end-of-sentence token")
-    add("--logprobs", type=int, help="print the log probabilities of the chosen and the n likeliest tokens")
 
 
 def _look_flags(group: Group) -> None:

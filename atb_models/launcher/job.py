@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from atb_models import env
-from atb_models.command.engine_args import llm_arguments, sampling_params
+from atb_models.command.engine_args import llm_arguments
+from atb_models.command.sampling import sampling_params
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.fetch import download, model_folder, needs_weights

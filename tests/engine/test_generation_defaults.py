@@ -9,7 +9,7 @@ import pytest
 from tiny import write_checkpoint
 
 from atb_models import LLM, SamplingParams
-from atb_models.command.engine_args import sampling_params
+from atb_models.command.sampling import sampling_params
 from atb_models.errors import CapacityError
 from atb_models.launcher.args import parse_args
 from atb_models.models.config import ModelConfig

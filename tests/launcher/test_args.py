@@ -8,7 +8,8 @@ import shlex
 
 import pytest
 
-from atb_models.command.engine_args import llm_arguments, sampling_params
+from atb_models.command.engine_args import llm_arguments
+from atb_models.command.sampling import sampling_params
 from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import FIXED, REFUSED, build_parser, check_lengths, input_length, parse_args

@@ -60,6 +60,27 @@ def test_piped_turns_make_a_conversation(llm: LLM, where: list[str]) -> None:
     assert done.stdout.splitlines() == answers and done.returncode == 0, done.stderr
 
 
+def test_flags_choose_tokens_as_parameters_do(llm: LLM, where: list[str]) -> None:
+    """Each changes the answer, a model's as a server's; min_p 1 leaves the likeliest token alone at any temperature."""
+
+    turns = [[{"role": "user", "content": FRANCE}]]
+    hot = {"temperature": 4.0, "seed": 3}
+    plain, warm, repeated = (
+        llm.chat(turns, SamplingParams(max_tokens=12, **fields))[0].text.strip()
+        for fields in ({}, hot, hot | {"presence_penalty": -2.0, "frequency_penalty": -2.0})
+    )
+    word = plain.split()[2]
+    cut = plain[: plain.index(word)].strip()
+    assert len({plain, warm, repeated, cut}) == 4
+    for flags, wanted in (
+        (["--stop", "no such text", word], cut),
+        (["--temperature", "50", "--min_p", "1"], plain),
+        (["--temperature", "4", "--seed", "3", "--presence_penalty", "-2", "--frequency_penalty", "-2"], repeated),
+    ):
+        done = piped(FRANCE, "--max_tokens", "12", *flags, *where)
+        assert done.stdout.strip() == wanted and done.returncode == 0, (flags, done.stderr)
+
+
 def test_a_mistake_in_a_pipe_ends_it(server: Running) -> None:
     done = piped(f"/nonsense\n{FRANCE}\n", "--url", server.url)
     assert (done.returncode, done.stdout) == (2, "")
@@ -234,6 +255,10 @@ def test_other_servers(odd: str) -> None:
         (["--model", "x"], "--model is of a server and needs --url"),
         (["--load_tokenizer", "False"], "--load_tokenizer False"),
         (["--temperature", "-1"], "--temperature must be"),
+        (["--min_p", "1.5"], "--min_p must be a number in [0, 1], not 1.5"),
+        (["--presence_penalty", "3"], "--presence_penalty must be a number in [-2, 2], not 3.0"),
+        (["--frequency_penalty", "-3"], "--frequency_penalty must be a number in [-2, 2], not -3.0"),
+        (["--stop", ""], "--stop must be a string or a list of strings, none of them empty, not ['']"),
         (["--max_tokens", "0"], "--max_tokens: must be"),
         (["--nonsense"], "--nonsense"),
         (["word"], "unexpected word 'word' (--help"),
