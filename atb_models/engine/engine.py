@@ -1,9 +1,10 @@
-"""The engine: requests in, steps, answers out. The heart is `Engine.step`: schedule -> run -> sample -> postprocess."""
+"""The engine: requests in, steps, answers out. The heart is `Engine.step`: schedule -> run, sample -> postprocess."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -24,7 +25,24 @@ TIMED_STEPS = 100_000  # the last so many of each kind are remembered
 class Runner(Protocol):
     """What executes a step: float32 logits [L, V] of each row's last `num_logits` tokens, in row order."""
 
-    def run(self, rows: list[Row]) -> Tensor: ...
+    def run(self, rows: list[Row]) -> Tensor:
+        """Start the step; its logits, which may still be in the making.
+
+        A device that works by itself is only started here, and whoever reads the logits waits for it; on a CPU all the
+        work may be done here. The rows' sequences and their blocks may change as soon as this returns, so what the
+        step needs of them has been copied by then.
+        """
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step that was started. is_prefill: with any prompt chunk. launch_s: seconds of `launch`, run_s: of its run."""
+
+    rows: list[Row]
+    logits_LV: Tensor
+    is_prefill: bool
+    launch_s: float
+    run_s: float
 
 
 class TextDecoder(Protocol):
@@ -56,6 +74,7 @@ class Engine:
         self.runner, self.scheduler, self.tokenizer, self.on_step = runner, scheduler, tokenizer, on_step
         self.eos_token_ids, self.vocab_size = frozenset(eos_token_ids), vocab_size
         self.generation = dict(generation or {})
+        self._launched: Launched | None = None
         self._num_steps = self._largest_batch = self._num_prompt_tokens = self._num_generated_tokens = 0
         self.reset_timings()
 
@@ -98,22 +117,43 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """One step of the batch: outputs of the requests that ended in it and of streaming ones that got a token."""
+        try:
+            self.launch()
+            return self.collect()
+        finally:
+            self._launched = None  # after an interrupt between the halves its rows are scheduled again
+
+    def launch(self) -> bool:
+        """First half of a step: schedule it and start the runner; False where there is nothing to do.
+
+        `collect` must follow before the next launch. In between a program may work on the host, and add and abort
+        requests.
+        """
+        assert self._launched is None, "the step before was not collected"
         started = perf_counter()
         rows = self.scheduler.schedule()
         if not rows:
-            return []
+            return False
         is_prefill = rows[-1].is_prefill  # chunks come last
         launched = perf_counter()
         logits_LV = self.runner.run(rows)
         returned = perf_counter()
-        seqs, logits_BV = self._rows_to_sample(rows, logits_LV)
+        self._launched = Launched(rows, logits_LV, is_prefill, returned - started, returned - launched)
+        return True
+
+    def collect(self) -> list[RequestOutput]:
+        """Second half: sample the launched step's tokens, append and deliver them; [] where none was launched."""
+        if self._launched is None:
+            return []
+        started, launched, self._launched = perf_counter(), self._launched, None
+        seqs, logits_BV = self._rows_to_sample(launched.rows, launched.logits_LV)
         tokens, logprobs = sample(logits_BV, seqs)
         if self.on_step is not None:
-            self.on_step(rows, logits_LV, tokens)
-        self.scheduler.postprocess(rows, tokens)
+            self.on_step(launched.rows, launched.logits_LV, tokens)
+        self.scheduler.postprocess(launched.rows, tokens)
         outputs = self._deliver(seqs, logprobs)
-        self._largest_batch = max(self._largest_batch, len(rows))
-        self._record(is_prefill, perf_counter() - started, returned - launched)
+        self._largest_batch = max(self._largest_batch, len(launched.rows))
+        self._record(launched, perf_counter() - started)
         return outputs
 
     def abort(self, seq_id: int) -> RequestOutput | None:
@@ -131,7 +171,7 @@ class Engine:
     def counts(self) -> dict[str, Any]:
         """Counts since the start, what is running and free now, and seconds in steps since `reset_timings`.
 
-        host_s: in steps, outside runner.run; run_s: inside.
+        host_s: in steps, outside runner.run; run_s: inside. What happens between a step's halves is in neither.
         """
         scheduler, blocks = self.scheduler, self.scheduler.block_manager
         return {
@@ -227,11 +267,12 @@ class Engine:
             limit = "" if self.vocab_size is None else f" to {self.vocab_size - 1}"
             raise RequestError(f"{what} has token id {low if low < 0 else high}; ids go from 0{limit}")
 
-    def _record(self, is_prefill: bool, step_s: float, run_s: float) -> None:
+    def _record(self, launched: Launched, collect_s: float) -> None:
+        step_s = launched.launch_s + collect_s  # what happens between the halves is no part of the step
         self._num_steps += 1
-        self._run_s += run_s
-        self._host_s += step_s - run_s
-        (self._prefill_step_s if is_prefill else self._decode_step_s).append(step_s)
+        self._run_s += launched.run_s
+        self._host_s += step_s - launched.run_s
+        (self._prefill_step_s if launched.is_prefill else self._decode_step_s).append(step_s)
 
 
 def _score_prompt(row: Row, logits_LV: Tensor) -> None:
