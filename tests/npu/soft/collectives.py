@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
 
-from tests.npu.soft import counts, device, graphs
+from tests.npu.soft import counts, graphs
 from tests.npu.soft.contracts import need
+from tests.npu.soft.memory import as_cpu
 
 
 def install() -> torch.library.Library:
@@ -50,7 +51,7 @@ def _gather(rows: list[Tensor], mine: Tensor) -> Any:
 def _bytes(tensor: Tensor) -> Tensor:
     need(dist.get_backend() == "hccl", f"tensors of a device in a group of {dist.get_backend()}")
     need(tensor.is_contiguous(), f"HCCL takes contiguous tensors, not strides {tensor.stride()}")
-    return device.as_cpu(tensor).reshape(-1).view(torch.uint8)
+    return as_cpu(tensor).reshape(-1).view(torch.uint8)
 
 
 def _all_reduce(tensors: list[Tensor], group: Any, op: Any, *_: Any, **__: Any) -> Any:

@@ -6,7 +6,6 @@ would call CANN another one stands, which sees the arguments as CPU tensors.
 
 from __future__ import annotations
 
-import ctypes
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.npu.soft import collectives, counts, graphs, kernels
 from tests.npu.soft.contracts import ContractError, bound, check, need
+from tests.npu.soft.memory import as_cpu
 
 DEVICE = "PrivateUse1"
 # Memory and identity: torch_npu's own kernels do these without an operator of CANN.
@@ -50,16 +50,6 @@ def install() -> None:
                 own[namespace].impl(name, run, DEVICE)
                 if torch._C._dispatch_has_kernel_for_dispatch_key(full, f"Autograd{DEVICE}"):
                     own[namespace].impl(name, _without_autograd(op), f"Autograd{DEVICE}")
-
-
-def as_cpu(tensor: Tensor) -> Tensor:
-    """A CPU tensor over the memory of one on the device."""
-    storage, view = tensor.untyped_storage(), torch.empty(0, dtype=tensor.dtype)
-    if storage.nbytes() == 0:
-        return view.set_(torch.UntypedStorage(0), 0, tensor.size(), tensor.stride())
-    memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
-    base = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
-    return view.set_(base, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _kernel(op: Any, namespace: str, name: str) -> Callable[..., Any] | None:
