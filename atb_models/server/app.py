@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Each has a `router`.
 ENDPOINTS = (
-    "health", "metrics", "openai_chat", "openai_completions", "openai_models", "seed", "tgi", "mindie", "triton",
+    "health", "metrics", "openai.chat", "openai.completions", "openai.models", "tutorial", "tgi", "mindie", "triton",
     "tokens", "docs", "page",
 )  # fmt: skip
 
