@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from atb_models.clients.http import NoAnswer, Refused, Server
+from atb_models.clients.http import NoAnswer, RemoteServer, ServerRefusal
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import AtbError
 
@@ -22,31 +22,33 @@ PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 MAX_PAUSE_S = 60.0
 
 
-class Backend(Protocol):
+class BatchBackend(Protocol):
     async def post(self, path: str, body: Any) -> tuple[int, Any]:
-        """Status and JSON of an answer or of a refusal that is final. Raises Refused where this request has neither,
-        another AtbError where none would have."""
+        """Status and JSON of an answer, or of a final refusal.
+
+        Raises ServerRefusal if this request has neither, another AtbError if no further request would have one.
+        """
 
 
 class Remote:
     """A server. What it may answer later is asked again; a connection that cannot be made, or breaks, as well."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: RemoteServer) -> None:
         self._server = server
 
     async def post(self, path: str, body: Any) -> tuple[int, Any]:
         for pause_s in PAUSES_S:
             try:
                 return await self._once(path, body)
-            except (NoAnswer, Refused) as error:
-                wanted_s = error.retry_after_s if isinstance(error, Refused) else None
+            except (NoAnswer, ServerRefusal) as error:
+                wanted_s = error.retry_after_s if isinstance(error, ServerRefusal) else None
                 await asyncio.sleep(pause_s if wanted_s is None else min(wanted_s, MAX_PAUSE_S))
         return await self._once(path, body)
 
     async def _once(self, path: str, body: Any) -> tuple[int, Any]:
         try:
             return 200, await self._server.json(path, body)
-        except Refused as error:
+        except ServerRefusal as error:
             if error.status in TRY_AGAIN:
                 raise
             if error.status in (401, 403):  # the key may be right in the next run
@@ -85,7 +87,7 @@ class Local:
         if status == 503:
             raise AtbError(answer["error"]["message"])
         if status >= 500:
-            raise Refused(status, answer)
+            raise ServerRefusal(status, answer)
         return status, answer
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from atb_models import log
-from atb_models.clients.backends import Backend, Remote, local
+from atb_models.clients.backends import BatchBackend, Remote, local
 from atb_models.clients.batch_file import URLS, Answers, Request, read_requests
 from atb_models.clients.flags import MODEL, SERVER, check_apart, model_of, parsed, server_flags, server_of
-from atb_models.clients.http import Refused
+from atb_models.clients.http import ServerRefusal
 from atb_models.clients.local import engine_arguments
 from atb_models.command.exit_status import print_error
 from atb_models.errors import AtbError, ConfigError
@@ -66,12 +66,12 @@ def build_parser() -> Parser:
     return parser
 
 
-async def _answer(requests: list[Request], answers: Answers, args: argparse.Namespace) -> list[Refused]:
+async def _answer(requests: list[Request], answers: Answers, args: argparse.Namespace) -> list[ServerRefusal]:
     """Ask for all of these, --max_batch_size at once; why there are some without an answer.
 
     Raises AtbError when nothing more can be answered or written.
     """
-    unanswered: list[Refused] = []
+    unanswered: list[ServerRefusal] = []
     async with _backend(requests, args) as backend:
         at_once = args.max_batch_size * (1 if args.url else 2)  # the engine shall never wait for us
         waiting = iter(requests)
@@ -81,7 +81,7 @@ async def _answer(requests: list[Request], answers: Answers, args: argparse.Name
                 for request in waiting:
                     try:
                         answers.add(request.custom_id, *await backend.post(request.url, request.body))
-                    except Refused as error:
+                    except ServerRefusal as error:
                         unanswered.append(error)
                     bar.update()
 
@@ -96,7 +96,7 @@ async def _answer(requests: list[Request], answers: Answers, args: argparse.Name
 
 
 @asynccontextmanager
-async def _backend(requests: list[Request], args: argparse.Namespace) -> AsyncIterator[Backend]:
+async def _backend(requests: list[Request], args: argparse.Namespace) -> AsyncIterator[BatchBackend]:
     if args.url is not None:
         server = server_of(args)
         await model_of(server)  # a wrong key or address is said before anything is asked
@@ -114,7 +114,7 @@ async def _backend(requests: list[Request], args: argparse.Namespace) -> AsyncIt
         yield backend
 
 
-def _told(requests: list[Request], answers: Answers, unanswered: list[Refused]) -> int:
+def _told(requests: list[Request], answers: Answers, unanswered: list[ServerRefusal]) -> int:
     """Say what became of the requests; the exit status."""
     counts = answers.counts(requests)
     print(f"{answers.path}: {counts[200]} of {counted(len(requests), 'request')} answered", file=sys.stderr)

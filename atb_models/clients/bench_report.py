@@ -13,7 +13,7 @@ PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
-class Limits:
+class LatencyTargets:
     """What a request must keep to be good: milliseconds until its first token, and on average for each further one."""
 
     ttft_ms: float | None = None
@@ -24,7 +24,7 @@ class Limits:
         return all(limit is None or value is None or value * 1e3 <= limit for value, limit in within)
 
 
-def summary(outcomes: Sequence[Outcome], limits: Limits) -> dict[str, Any]:
+def summary(outcomes: Sequence[Outcome], limits: LatencyTargets) -> dict[str, Any]:
     """All numbers of a run. Times in ms, but for duration_s; the rates are of whole answers over the whole run."""
     whole = [outcome for outcome in outcomes if outcome.error is None]
     start = min(outcome.due_s for outcome in outcomes)
@@ -49,7 +49,7 @@ def summary(outcomes: Sequence[Outcome], limits: Limits) -> dict[str, Any]:
         "late_ms": _spread([o.sent_s - o.due_s for o in outcomes]),
         "requests_without_usage": sum(not o.is_counted for o in whole),
     }
-    if limits != Limits():
+    if limits != LatencyTargets():
         good = sum(map(limits.hold, whole))
         found["goodput"] = {
             "slo_ttft_ms": limits.ttft_ms,

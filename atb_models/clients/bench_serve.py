@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from atb_models.clients.bench_report import Limits, summary, table
+from atb_models.clients.bench_report import LatencyTargets, summary, table
 from atb_models.clients.flags import model_of, parsed, server_flags, server_of
-from atb_models.clients.http import Server
+from atb_models.clients.http import RemoteServer
 from atb_models.clients.jsonl import read_objects
 from atb_models.clients.load import Body, Outcome, arrivals, ask_once, closed_loop, open_loop, random_bodies
 from atb_models.errors import AtbError, ConfigError
@@ -91,7 +91,7 @@ def _bodies(args: argparse.Namespace) -> list[Body]:
     return list(itertools.islice(bodies, args.num_requests or len(numbered)))
 
 
-async def _measure(server: Server, bodies: list[Body], args: argparse.Namespace) -> dict[str, Any]:
+async def _measure(server: RemoteServer, bodies: list[Body], args: argparse.Namespace) -> dict[str, Any]:
     common = {"model": args.model or await model_of(server), "stream": True, "stream_options": {"include_usage": True}}
     merged = [common | body | args.extra_body for body in bodies]
     sent = [{name: value for name, value in body.items() if value is not None} for body in merged]
@@ -106,7 +106,7 @@ async def _measure(server: Server, bodies: list[Body], args: argparse.Namespace)
             outcomes = await closed_loop(sent, args.concurrency, ask)
         else:
             outcomes = await open_loop(sent, arrivals(args.rate, len(sent), args.seed), ask)
-    return summary(outcomes, Limits(args.slo_ttft_ms, args.slo_itl_ms))
+    return summary(outcomes, LatencyTargets(args.slo_ttft_ms, args.slo_itl_ms))
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from atb_models.clients.flags import (
     server_flags,
     server_of,
 )
-from atb_models.clients.talkers import LocalTalker, Message, RemoteTalker, Reply, Talker
+from atb_models.clients.talkers import ChatTurn, LocalTalker, Message, RemoteTalker, Talker
 from atb_models.command.exit_status import print_error
 from atb_models.command.sampling import client_sampling, client_sampling_flags
 from atb_models.errors import AtbError, ConfigError
@@ -152,7 +152,7 @@ class Chat:
             self._turns = [*asked, {"role": "assistant", "content": reply.text}]
         self._told(reply)
 
-    def _told(self, reply: Reply) -> None:
+    def _told(self, reply: ChatTurn) -> None:
         if reply.is_stopped and not self._is_terminal:
             raise KeyboardInterrupt
         if summary := reply.summary():

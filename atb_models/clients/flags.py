@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from atb_models import env
-from atb_models.clients.http import Server
+from atb_models.clients.http import RemoteServer
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import Parser, positive_number, unknown_flag
 
@@ -22,12 +22,12 @@ def server_flags(group: argparse._ArgumentGroup, *, default: str | None) -> None
     add("--timeout", type=positive_number, default=600.0, metavar="S", help="seconds of a server's silence to wait out")
 
 
-def server_of(args: argparse.Namespace) -> Server:
+def server_of(args: argparse.Namespace) -> RemoteServer:
     """The server of --url. Raises ConfigError."""
     key = args.api_key or (env.get(KEY_VARIABLE) or "").split(",")[0].strip()
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError("a key must be printable ASCII, for it is sent in a header")
-    return Server(args.url, key or None, args.timeout)
+    return RemoteServer(args.url, key or None, args.timeout)
 
 
 def parsed(parser: Parser, words: list[str]) -> argparse.Namespace:
@@ -51,8 +51,8 @@ def check_apart(args: argparse.Namespace, parser: Parser) -> None:
             raise ConfigError(f"--{action.dest} {why}")
 
 
-async def model_of(server: Server) -> str:
-    """The name of the server's first model. Raises Refused, so for a wrong key, or NoAnswer."""
+async def model_of(server: RemoteServer) -> str:
+    """The name of the server's first model. Raises ServerRefusal, so for a wrong key, or NoAnswer."""
     listed = await server.json("/v1/models")
     try:
         return str(listed["data"][0]["id"])

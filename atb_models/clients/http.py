@@ -27,7 +27,7 @@ class NoAnswer(AtbError):
     """The server cannot be reached, or it has stopped in the middle of an answer."""
 
 
-class Refused(AtbError):
+class ServerRefusal(AtbError):
     """The server has answered with an error. status: of HTTP. body: of the answer, text where it is no JSON.
     retry_after_s: when it wants to be asked again."""
 
@@ -37,7 +37,7 @@ class Refused(AtbError):
 
 
 @dataclass(frozen=True)
-class Server:
+class RemoteServer:
     """Where it is. url: as http://host:port/prefix, with or without OpenAI's /v1 at its end. timeout_s: of silence.
 
     Raises ConfigError for a URL that is none.
@@ -61,7 +61,7 @@ class Server:
         return ssl.create_default_context() if urlsplit(self.url).scheme == "https" else None
 
     async def json(self, path: str, body: Any = None) -> Any:
-        """The JSON that a POST of `body`, or a GET, is answered with. Raises Refused or NoAnswer."""
+        """The JSON that a POST of `body`, or a GET, is answered with. Raises ServerRefusal or NoAnswer."""
         async with self.open(path, body) as answer:
             data = await answer.rest()
         try:
@@ -70,7 +70,10 @@ class Server:
             raise NoAnswer(f"{self.url}{path} has answered with something that is no JSON") from None
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
-        """The JSON of each event of a stream, up to [DONE]. Raises Refused or NoAnswer, also for a stream without."""
+        """The JSON of each event of a stream, up to [DONE].
+
+        Raises ServerRefusal or NoAnswer; the latter also for a stream that ends without [DONE].
+        """
         async with self.open(path, body) as answer:
             async for line in answer.lines():
                 if not line.startswith(b"data:"):
@@ -86,8 +89,8 @@ class Server:
         raise NoAnswer(f"{self.url} has ended the stream before the answer was complete")
 
     @asynccontextmanager
-    async def open(self, path: str, body: Any = None) -> AsyncIterator[Answer]:
-        """Ask, and give the answer once its head is there. Raises Refused or NoAnswer."""
+    async def open(self, path: str, body: Any = None) -> AsyncIterator[HttpResponse]:
+        """Ask, and give the answer once its head is there. Raises ServerRefusal or NoAnswer."""
         parts = urlsplit(self.url)
         data = b"" if body is None else json.dumps(body).encode()
         port = parts.port or (443 if self._tls else 80)
@@ -97,7 +100,7 @@ class Server:
             reader, writer = await asyncio.wait_for(connecting, self.timeout_s)
             writer.write(self._head(path, data, post=body is not None) + data)
             patience = _Patience(reader, self.timeout_s)
-            answer = await Answer.begun(reader, patience)
+            answer = await HttpResponse.begun(reader, patience)
             if answer.status != 200:
                 raise _refused(answer, await answer.rest())
             yield answer
@@ -146,7 +149,7 @@ class _Patience:
 
 
 @dataclass
-class Answer:
+class HttpResponse:
     """A response whose body is still to be read. headers: names in lower case."""
 
     status: int
@@ -155,7 +158,7 @@ class Answer:
     _patience: _Patience
 
     @classmethod
-    async def begun(cls, reader: asyncio.StreamReader, patience: _Patience) -> Answer:
+    async def begun(cls, reader: asyncio.StreamReader, patience: _Patience) -> HttpResponse:
         """Read the head. Raises OSError, EOFError, ValueError or TimeoutError."""
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         if not (match := re.match(r"HTTP/1\.\d (\d{3})", first)):
@@ -191,13 +194,13 @@ class Answer:
         return b"".join([piece async for piece in self.pieces()])
 
 
-def _refused(answer: Answer, data: bytes) -> Refused:
+def _refused(answer: HttpResponse, data: bytes) -> ServerRefusal:
     wait = answer.headers.get("retry-after", "")
     try:
         body = json.loads(data)
     except ValueError:  # a proxy's page
         body = data.decode("utf-8", "replace").strip()
-    return Refused(answer.status, body, float(wait) if wait.isdigit() else None)
+    return ServerRefusal(answer.status, body, float(wait) if wait.isdigit() else None)
 
 
 def _message(body: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from atb_models.clients.http import Server
+from atb_models.clients.http import RemoteServer
 from atb_models.errors import AtbError
 
 Body = dict[str, Any]
@@ -91,7 +91,7 @@ async def closed_loop(
     return outcomes
 
 
-async def ask_once(server: Server, body: Body, due_s: float) -> Outcome:
+async def ask_once(server: RemoteServer, body: Body, due_s: float) -> Outcome:
     """Stream one answer. What goes wrong is in the outcome."""
     outcome = Outcome(due_s, sent_s=perf_counter())
     path = CHAT if "messages" in body else COMPLETION

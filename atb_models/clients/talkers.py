@@ -11,7 +11,7 @@ from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from atb_models.clients.http import Server
+from atb_models.clients.http import RemoteServer
 from atb_models.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Show = Callable[[str], None]
 
 
 @dataclass
-class Reply:
+class ChatTurn:
     """text: as far as it came. is_stopped: by Ctrl-C. The numbers of tokens are None where nobody has counted them."""
 
     text: str = ""
@@ -45,7 +45,7 @@ class Reply:
 class Talker(Protocol):
     name: str
 
-    def answer(self, messages: Sequence[Message], show: Show) -> Reply:
+    def answer(self, messages: Sequence[Message], show: Show) -> ChatTurn:
         """Answer, giving text to `show` as it comes; Ctrl-C ends the answer. Raises AtbError."""
 
 
@@ -56,8 +56,8 @@ class LocalTalker:
         self.name = llm.config.folder.name if llm.config.model_path else "the embedded toy checkpoint"
         self._llm, self._params = llm, SamplingParams(**sampling)
 
-    def answer(self, messages: Sequence[Message], show: Show) -> Reply:
-        reply, started = Reply(), perf_counter()
+    def answer(self, messages: Sequence[Message], show: Show) -> ChatTurn:
+        reply, started = ChatTurn(), perf_counter()
         with _interrupt_noted() as noted:
             outputs = self._llm.chat([messages], self._params, stream=True)
             for output in outputs:
@@ -93,12 +93,12 @@ def _interrupt_noted() -> Iterator[list[int]]:
 class RemoteTalker:
     """A server answers."""
 
-    def __init__(self, server: Server, model: str, sampling: dict[str, Any]) -> None:
+    def __init__(self, server: RemoteServer, model: str, sampling: dict[str, Any]) -> None:
         self.name, self._server = model, server
         self._body = {"model": model, "stream": True, "stream_options": {"include_usage": True}, **sampling}
 
-    def answer(self, messages: Sequence[Message], show: Show) -> Reply:
-        reply, started = Reply(), perf_counter()
+    def answer(self, messages: Sequence[Message], show: Show) -> ChatTurn:
+        reply, started = ChatTurn(), perf_counter()
         try:
             asyncio.run(self._read(messages, show, reply))
         except KeyboardInterrupt:
@@ -106,7 +106,7 @@ class RemoteTalker:
         reply.seconds = perf_counter() - started
         return reply
 
-    async def _read(self, messages: Sequence[Message], show: Show, reply: Reply) -> None:
+    async def _read(self, messages: Sequence[Message], show: Show, reply: ChatTurn) -> None:
         body = self._body | {"messages": list(messages)}
         async with aclosing(self._server.events("/v1/chat/completions", body)) as events:
             async for event in events:

@@ -49,12 +49,12 @@ def run_model(payload: str, group: RankGroup) -> None:
 
 
 def _join(setup: dict[str, Any]) -> RankGroup:
-    from atb_models.ranks.group import MEET_TIMEOUT_S, Place, connect, spins
+    from atb_models.ranks.group import MEET_TIMEOUT_S, RankPlacement, connect, spins
     from atb_models.ranks.health import Health
     from atb_models.ranks.segment import open_segment
     from atb_models.ranks.shared_memory import SharedMemory
 
-    place, health = Place(**setup["place"]), Health()
+    place, health = RankPlacement(**setup["place"]), Health()
     memory = SharedMemory(open_segment(setup["memory"]), place.rank, place.size, health, spins=spins(place.size))
     store = None
     if setup["port"]:

@@ -22,7 +22,7 @@ WARM_UP_TOKENS = 2
 
 
 @dataclass(frozen=True)
-class Timings:
+class RunTimings:
     """Seconds of every step of one run; a step with any prompt token is a prefill step."""
 
     batch_size: int  # requests
@@ -32,7 +32,7 @@ class Timings:
     decode_s: Sequence[float]
 
     @classmethod
-    def of_run(cls, metrics: Mapping[str, Any], batch_size: int, input_len: int, output_len: int) -> Timings:
+    def of_run(cls, metrics: Mapping[str, Any], batch_size: int, input_len: int, output_len: int) -> RunTimings:
         """From `LLM.metrics()` after a run that began with `reset_timings`."""
         return cls(batch_size, input_len, output_len, tuple(metrics["prefill_step_s"]), tuple(metrics["decode_step_s"]))
 
@@ -70,7 +70,7 @@ class Timings:
         }
 
 
-def write_benchmark(timings: Timings, path: Path | None) -> None:
+def write_benchmark(timings: RunTimings, path: Path | None) -> None:
     """Log the timings as a line and a table, and write the csv: one heading, one row. None: DEFAULT_FILE."""
     path = path or DEFAULT_FILE
     row = timings.row()

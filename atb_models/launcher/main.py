@@ -17,7 +17,7 @@ from atb_models.command.engine_args import ranks
 from atb_models.command.exit_status import run_guarded
 from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
-from atb_models.launcher.benchmark import WARM_UP_TOKENS, Timings, write_benchmark
+from atb_models.launcher.benchmark import WARM_UP_TOKENS, RunTimings, write_benchmark
 from atb_models.launcher.job import Job, prepare
 from atb_models.launcher.look import look
 from atb_models.launcher.profiling import Profiling
@@ -99,7 +99,7 @@ def _infer(llm: LLM, job: Job, args: argparse.Namespace, profiling: Profiling) -
     outputs.sort(key=lambda output: output.index)
     if benchmark:
         first = len(outputs[0].prompt_token_ids)
-        timings = Timings.of_run(llm.metrics(), len(outputs), first, args.max_output_length)
+        timings = RunTimings.of_run(llm.metrics(), len(outputs), first, args.max_output_length)
         write_benchmark(timings, env.get("ATB_LLM_BENCHMARK_FILEPATH"))
     return outputs
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from atb_models import LLM
     from atb_models.plan.chips import Chip
     from atb_models.profiler import Profile
-    from atb_models.profiler.report import Run
+    from atb_models.profiler.report import ProfiledRun
 
 logger = logging.getLogger(__name__)
 
@@ -86,17 +86,17 @@ class Profiling:
             except MemoryError:
                 self._no_chip = "there is too little memory to measure this CPU"
 
-    def _run(self, llm: LLM) -> Run:
+    def _run(self, llm: LLM) -> ProfiledRun:
         import torch
 
         from atb_models.machine.device import device_module
         from atb_models.models.label import model_label
-        from atb_models.profiler.report import Run
+        from atb_models.profiler.report import ProfiledRun
 
         build = llm._runner.model.layers[0].build
         on_cpu = self._device == "cpu"
         threads = torch.get_num_threads()
-        return Run(
+        return ProfiledRun(
             model=model_label(llm.config.folder),
             dtype=llm._runner.model_config.run_dtype(llm.config.dtype),
             device=f"cpu, {counted(threads, 'thread')}" if on_cpu else device_module(self._device).get_device_name(),
@@ -121,7 +121,7 @@ def _this_cpu(ranks: int) -> Chip:
     return replace(chip, shared=False, device="the cores that rank 0 is bound to") if bound else chip
 
 
-def _write(profile: Profile, run: Run) -> None:
+def _write(profile: Profile, run: ProfiledRun) -> None:
     """profile.json, the tables, and trace.json, for chrome://tracing and Perfetto."""
     from atb_models.profiler.chrome import trace_events
     from atb_models.profiler.report import to_json
@@ -134,7 +134,7 @@ def _write(profile: Profile, run: Run) -> None:
     logger.info("profile written to %s: %s", folder, " and ".join(PROFILE_FILES))
 
 
-def _show(profile: Profile, run: Run) -> None:
+def _show(profile: Profile, run: ProfiledRun) -> None:
     from atb_models.profiler.text import lines
 
     try:

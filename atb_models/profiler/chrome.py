@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from atb_models.profiler.profile import Call, Profile, Step
+from atb_models.profiler.profile import Call, Profile, StepRecord
 
 LANES = ("steps", "modules", "operations")
 STEPS, MODULES, OPERATIONS = range(len(LANES))
@@ -56,7 +56,7 @@ def _event(rank: int, lane: int, name: str, start: int, end: int, arguments: Eve
     }  # fmt: skip
 
 
-def _step_arguments(step: Step) -> Event:
+def _step_arguments(step: StepRecord) -> Event:
     return {"tokens": step.tokens, "sequences": step.sequences, "longest KV": step.longest_kv}
 
 

@@ -25,7 +25,7 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRecord:
     """One forward of the model. Times as in Call."""
 
     kind: str  # prefill: chunks of prompts; decode: one token a sequence; mixed: both
@@ -78,7 +78,7 @@ class Total:
         return None if self.roofline_s is None else self.seconds - self.roofline_s
 
 
-class Place(NamedTuple):
+class CallKey(NamedTuple):
     """What calls are summed by."""
 
     kind: str  # of the step
@@ -95,8 +95,8 @@ class Profile:
     """
 
     wall_ns: int
-    steps: tuple[Step, ...]
-    totals: dict[Place, Total]
+    steps: tuple[StepRecord, ...]
+    totals: dict[CallKey, Total]
     calls: tuple[Call, ...]
     traced_steps: int
 
@@ -136,5 +136,5 @@ class Profile:
             "recorder": self.recorder_s,
         }
 
-    def of_kind(self, kind: str) -> list[Step]:
+    def of_kind(self, kind: str) -> list[StepRecord]:
         return [step for step in self.steps if step.kind == kind]

@@ -21,7 +21,7 @@ from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
 from atb_models.ops.weight import Weight, tensors_of
 from atb_models.plan.roofline import work_dtype
-from atb_models.profiler.profile import Call, Place, Profile, Step, Total
+from atb_models.profiler.profile import Call, CallKey, Profile, StepRecord, Total
 
 Price = Callable[[Cost, torch.dtype], float]  # seconds of an operation at the roofline
 
@@ -42,8 +42,8 @@ class Recorder:
         self._synchronize: Callable[[], None] = device_module(runner.group.device.type).synchronize
         self._paths = _TimedPaths(self._model)
         self._open = ExitStack()
-        self._steps: list[Step] = []
-        self._totals: defaultdict[Place, Total] = defaultdict(Total)
+        self._steps: list[StepRecord] = []
+        self._totals: defaultdict[CallKey, Total] = defaultdict(Total)
         self._calls: list[Call] = []
         self._traced_steps = 0
         self._new: list[Call] = []  # calls of the running step
@@ -92,7 +92,7 @@ class Recorder:
         step: StepInput = args[0]
         kind = self._kind
         for call in self._new:
-            place = Place(kind, call.op, call.module, call.backend)
+            place = CallKey(kind, call.op, call.module, call.backend)
             self._totals[place].count(call)
         operations_ns = sum(call.end - call.start for call in self._new)
         if self._traced_steps == len(self._steps) and len(self._calls) + len(self._new) <= self._room:
@@ -101,7 +101,7 @@ class Recorder:
         tokens, sequences, longest = sum(step.query_lens), len(step.query_lens), max(step.kv_lens)
         start, end = self._step_began - self._began, perf_counter_ns() - self._began
         own_ns = self._own_ns + self._paths.ns + end + self._began - entered
-        self._steps.append(Step(kind, tokens, sequences, longest, start, end, operations_ns, own_ns))
+        self._steps.append(StepRecord(kind, tokens, sequences, longest, start, end, operations_ns, own_ns))
 
     def _call(self, op: Op, run: Body, args: tuple[Any, ...]) -> Any:
         if self._inside or not self._paths.running:

@@ -13,14 +13,14 @@ from atb_models.models.dtypes import torch_dtype
 from atb_models.ops.cost import Cost
 from atb_models.plan.chips import PEAKS, Chip
 from atb_models.plan.roofline import roofline_seconds
-from atb_models.profiler.profile import Profile, Step, Total
-from atb_models.profiler.table import Row, by_module, by_operation
+from atb_models.profiler.profile import Profile, StepRecord, Total
+from atb_models.profiler.table import TableRow, by_module, by_operation
 
 KINDS = ("prefill", "mixed", "decode")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ProfiledRun:
     """What was profiled."""
 
     model: str
@@ -51,7 +51,7 @@ class Run:
             yield "a collective", chip.latency_us, "us", chip.sources["latency_us"]
 
 
-def to_json(profile: Profile, run: Run) -> dict[str, Any]:
+def to_json(profile: Profile, run: ProfiledRun) -> dict[str, Any]:
     """Everything but the single calls; times in seconds. `calls`: sums by step kind, operation, module and backend."""
     chip = run.chip
     described = dataclasses.asdict(dataclasses.replace(run, chip=None))
@@ -67,14 +67,14 @@ def to_json(profile: Profile, run: Run) -> dict[str, Any]:
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
+def _step(step: StepRecord) -> dict[str, Any]:
     times = {"start_s": step.start, "time_s": step.end - step.start}
     times |= {"operations_s": step.operations_ns, "recorder_s": step.recorder_ns}
     sizes = {"tokens": step.tokens, "sequences": step.sequences, "longest_kv": step.longest_kv}
     return {"kind": step.kind, **sizes, **{name: 1e-9 * ns for name, ns in times.items()}}
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: TableRow) -> dict[str, Any]:
     rates = {"flops_per_s": row.flops_per_s, "bytes_per_s": row.bytes_per_s, "roofline_share": row.roofline_share}
     return {"name": row.name, "backend": row.backend, **_total(row.total), **rates}
 

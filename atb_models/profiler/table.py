@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from atb_models.profiler.profile import Place, Profile, Total
+from atb_models.profiler.profile import CallKey, Profile, Total
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table. Rates are per second of the calls' own time; None: there is nothing to divide by."""
 
     name: str
@@ -35,12 +35,12 @@ class Row:
         return amount / self.total.seconds if self.total.ns else None
 
 
-def by_operation(profile: Profile) -> list[Row]:
+def by_operation(profile: Profile) -> list[TableRow]:
     """A row for each operation."""
     return _rows(profile, lambda place: place.op)
 
 
-def by_module(profile: Profile) -> list[Row]:
+def by_module(profile: Profile) -> list[TableRow]:
     """A row for each module, the same ones of all layers together."""
     return _rows(profile, lambda place: folded(place.module))
 
@@ -50,23 +50,24 @@ def folded(module: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", module) or "(model)"
 
 
-def rest(rows: list[Row]) -> Row:
+def rest(rows: list[TableRow]) -> TableRow:
     """All of them in one, for the end of a shortened table."""
-    return Row(f"the rest ({len(rows)})", _joined(row.backend for row in rows), Total.of(row.total for row in rows))
+    backends = _joined(row.backend for row in rows)
+    return TableRow(f"the rest ({len(rows)})", backends, Total.of(row.total for row in rows))
 
 
-def _rows(profile: Profile, name: Callable[[Place], str]) -> list[Row]:
-    groups: dict[str, list[Place]] = {}
+def _rows(profile: Profile, name: Callable[[CallKey], str]) -> list[TableRow]:
+    groups: dict[str, list[CallKey]] = {}
     for place in profile.totals:
         groups.setdefault(name(place), []).append(place)
     rows = [
-        Row(group, _joined(place.backend for place in places), Total.of(profile.totals[place] for place in places))
+        TableRow(group, _joined(place.backend for place in places), Total.of(profile.totals[place] for place in places))
         for group, places in groups.items()
     ]
     return sorted(rows, key=_worst_first)
 
 
-def _worst_first(row: Row) -> tuple[float, float]:
+def _worst_first(row: TableRow) -> tuple[float, float]:
     """By time lost, or by time where there is no roofline."""
     lost = row.total.lost_s
     return -(row.total.seconds if lost is None else lost), -row.total.seconds

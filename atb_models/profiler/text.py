@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 
 from atb_models.profiler.profile import Profile, Total
-from atb_models.profiler.report import KINDS, Run
-from atb_models.profiler.table import Row, by_module, by_operation, rest
+from atb_models.profiler.report import KINDS, ProfiledRun
+from atb_models.profiler.table import TableRow, by_module, by_operation, rest
 from atb_models.wording import counted
 
 MODULES = 15  # rows of the modules' table
@@ -16,7 +16,7 @@ NOTHING = "-"
 LEAST = 0.0001  # of a rate: what is less is not written out
 
 
-def lines(profile: Profile, run: Run) -> Iterator[str]:
+def lines(profile: Profile, run: ProfiledRun) -> Iterator[str]:
     """The header, a table of the operations, a table of the modules, and what needs to be said of the figures."""
     yield f"profile of rank {run.rank} of {run.ranks}: {run.model}, {run.dtype} on {run.device}"
     yield from _chip(run)
@@ -32,7 +32,7 @@ def lines(profile: Profile, run: Run) -> Iterator[str]:
     yield from _notes(profile, run, [*operations, *modules])
 
 
-def _chip(run: Run) -> Iterator[str]:
+def _chip(run: ProfiledRun) -> Iterator[str]:
     chip = run.chip
     if chip is None:
         yield f"  roofline   none: {run.no_chip}; choose a chip with --chip NAME"
@@ -58,9 +58,9 @@ def _split(profile: Profile) -> Iterator[str]:
         yield f"    {name:<20}{1e3 * seconds:>12.2f} ms {_percent(seconds, profile.wall_s):>6} %"
 
 
-def _table(name: str, rows: list[Row], profile: Profile) -> Iterator[str]:
+def _table(name: str, rows: list[TableRow], profile: Profile) -> Iterator[str]:
     """The rows below their heading, above their sum."""
-    whole = Row("all", "", Total.of(row.total for row in rows))
+    whole = TableRow("all", "", Total.of(row.total for row in rows))
     cells = [(row.name, *_figures(row, profile.wall_s), row.backend) for row in (*rows, whole)]
     table = [(name, *COLUMNS, "backend"), *cells]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -69,7 +69,7 @@ def _table(name: str, rows: list[Row], profile: Profile) -> Iterator[str]:
         yield f"{first:<{widths[0]}}  {middle}  {last}".rstrip()
 
 
-def _figures(row: Row, wall_s: float) -> tuple[str, ...]:
+def _figures(row: TableRow, wall_s: float) -> tuple[str, ...]:
     total = row.total
     return (
         str(total.calls),
@@ -82,7 +82,7 @@ def _figures(row: Row, wall_s: float) -> tuple[str, ...]:
     )
 
 
-def _notes(profile: Profile, run: Run, rows: Iterable[Row]) -> Iterator[str]:
+def _notes(profile: Profile, run: ProfiledRun, rows: Iterable[TableRow]) -> Iterator[str]:
     """What the columns mean in this run."""
     if run.waits:
         yield "time ms: each operation was waited for, before and after; without a profile they overlap"

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlacement:
     """Where a rank stands: its number among all ranks and among those of its host, and its device type."""
 
     rank: int
@@ -49,7 +49,7 @@ class Place:
     device: str
 
     @classmethod
-    def from_environment(cls, device: str) -> Place:
+    def from_environment(cls, device: str) -> RankPlacement:
         """torchrun's variables; a process without them is the only rank."""
         rank, size = _integer("RANK", 0), _integer("WORLD_SIZE", 1)
         absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
@@ -86,7 +86,7 @@ class RankGroup:
 
     def __init__(
         self,
-        place: Place,
+        place: RankPlacement,
         device: torch.device,
         host: Transport | None = None,
         tensors: Collectives | None = None,
@@ -163,7 +163,7 @@ def group_from_environment(device: str) -> RankGroup:
 
     Raises ConfigError for variables that make no sense, RankError when the ranks do not come together in 10 minutes.
     """
-    place = Place.from_environment(device)
+    place = RankPlacement.from_environment(device)
     if place.size == 1:
         return RankGroup(place, rank_device(place.device, 0))
     die_with_parent()
@@ -178,7 +178,7 @@ def group_from_environment(device: str) -> RankGroup:
     return join(place, store, Health())
 
 
-def join(place: Place, store: dist.Store, health: Health) -> RankGroup:
+def join(place: RankPlacement, store: dist.Store, health: Health) -> RankGroup:
     """Meet the other ranks through a store, in shared memory where one host has them all."""
     memory = None
     if place.local_size == place.size:
@@ -192,7 +192,7 @@ def join(place: Place, store: dist.Store, health: Health) -> RankGroup:
 
 
 def connect(
-    place: Place,
+    place: RankPlacement,
     memory: SharedMemory | None,
     store: dist.Store | None,
     health: Health,
@@ -251,7 +251,7 @@ def _open(transport: _T | None) -> _T:
     return transport
 
 
-def _share_memory(place: Place, store: dist.Store, health: Health) -> SharedMemory:
+def _share_memory(place: RankPlacement, store: dist.Store, health: Health) -> SharedMemory:
     """Rank 0 makes the segment and tells the others through the store where it is."""
     segment = Segment(SharedMemory.bytes_needed(place.size)) if place.rank == 0 else None
     try:
@@ -269,7 +269,7 @@ def _share_memory(place: Place, store: dist.Store, health: Health) -> SharedMemo
     return memory
 
 
-def _meet_in_store(place: Place, store: dist.Store) -> None:
+def _meet_in_store(place: RankPlacement, store: dist.Store) -> None:
     """A first meeting with a time limit: gloo's own has the limit of its collectives, of which they must have none."""
     store.set(f"{_HERE_KEY}/{place.rank}", "")
     keys = [f"{_HERE_KEY}/{rank}" for rank in range(place.size)]

@@ -19,7 +19,7 @@ import torch
 
 from atb_models.errors import ConfigError
 from atb_models.machine.device import check_device_for_each
-from atb_models.ranks.group import MEET_TIMEOUT_S, Place, RankGroup, connect, group_from_environment, spins
+from atb_models.ranks.group import MEET_TIMEOUT_S, RankGroup, RankPlacement, connect, group_from_environment, spins
 from atb_models.ranks.health import Health
 from atb_models.ranks.lifetime import LAUNCHER_PID, child_environment
 from atb_models.ranks.segment import Segment
@@ -37,7 +37,7 @@ def open_group(config_json: str, tp: int, device: str) -> RankGroup:
 
     Raises ConfigError when both are asked for and differ (tp 1 is the default and asks for nothing).
     """
-    world = Place.from_environment(device).size
+    world = RankPlacement.from_environment(device).size
     if "WORLD_SIZE" in os.environ and tp not in (1, world):
         raise ConfigError(f"tp {tp} does not match torchrun's WORLD_SIZE {world}; leave tp out or make them equal")
     if world > 1 or tp == 1:
@@ -52,7 +52,7 @@ def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> Ran
     call that waits for them; the others are killed.
     """
     check_device_for_each(device, size)
-    place, health, threads = Place(0, size, 0, size, device), Health(), torch.get_num_threads()
+    place, health, threads = RankPlacement(0, size, 0, size, device), Health(), torch.get_num_threads()
     segment = Segment(SharedMemory.bytes_needed(size))
     try:
         memory = SharedMemory(segment.memory, 0, size, health, spins=spins(size))
@@ -88,7 +88,7 @@ class _Workers:
     A rank's end is seen as the end of its channel, a socket that carries its setup there and its error back.
     """
 
-    def __init__(self, place: Place, setup: dict[str, object], health: Health) -> None:
+    def __init__(self, place: RankPlacement, setup: dict[str, object], health: Health) -> None:
         self._place, self._setup, self._health = place, setup, health
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._channels: dict[int, socket.socket] = {}

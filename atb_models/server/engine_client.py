@@ -24,9 +24,9 @@ from atb_models.server.messages import (
     Facts,
     Failed,
     Load,
+    Loaded,
     Loading,
     Piece,
-    Ready,
     Refused,
     Report,
     Stepped,
@@ -89,7 +89,7 @@ class EngineClient:
         reader = await self._start()
         while (report := await read_message(reader)) is not None:
             self._hear(report)
-            if isinstance(report, Ready):
+            if isinstance(report, Loaded):
                 on_ready()
         status = await asyncio.to_thread(self._reap)
         self._fail(self.cause or f"the engine process {_ended(status)}", self.status or status)
@@ -168,7 +168,7 @@ class EngineClient:
                 ticket.fail(Unservable(report.message))
         elif isinstance(report, Loading):
             self.detail = report.detail if _is_public(report.detail) else self.detail
-        elif isinstance(report, Ready):
+        elif isinstance(report, Loaded):
             self.facts = report.facts
         elif isinstance(report, Failed):
             self._fail(report.message, report.status)

@@ -35,9 +35,9 @@ from atb_models.server.messages import (
     Facts,
     Failed,
     Load,
+    Loaded,
     Loading,
     Piece,
-    Ready,
     Refused,
     Stepped,
 )
@@ -76,7 +76,7 @@ def main(fd: int) -> int:
             logging.getLogger("atb_models").removeHandler(teller)
             loop = EngineLoop(llm, channel)
             loop.tell([])
-            channel.send(Ready(_facts(llm)))
+            channel.send(Loaded(_facts(llm)))
             loop.run()
         return 0
     except BaseException as error:

@@ -57,7 +57,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Loaded:
     """Engine: it is loaded and takes requests."""
 
     facts: Facts
@@ -128,4 +128,4 @@ class Failed:
 
 
 Command = Add | Abort | Ask
-Report = Loading | Ready | Accepted | Refused | Stepped | Failed
+Report = Loading | Loaded | Accepted | Refused | Stepped | Failed

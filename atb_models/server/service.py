@@ -18,7 +18,7 @@ from atb_models.server.errors import BadRequest, Busy, EngineGone
 from atb_models.server.job import Job
 from atb_models.server.messages import Facts
 from atb_models.server.metrics import Metrics
-from atb_models.server.words import Words
+from atb_models.server.words import WordTable
 from atb_models.text.chat_template import Message
 from atb_models.text.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class Service:
 
     def __init__(self, client: EngineClient, tokenizer: Tokenizer | None, settings: Settings) -> None:
         self.client, self.tokenizer, self.settings = client, tokenizer, settings
-        self.words = Words(tokenizer)
+        self.words = WordTable(tokenizer)
         self.metrics = Metrics(settings.model_name, lambda: self.client)
         self.draining = False
         self.open_jobs = 0

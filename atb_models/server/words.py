@@ -28,7 +28,7 @@ class Word:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.data)
 
 
-class Words:
+class WordTable:
     """Every token's `Word`, worked out when first asked for. Without a tokenizer its id stands for its text."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:

@@ -35,7 +35,7 @@ class Encoding(Protocol):
     def ids(self) -> list[int]: ...
 
 
-class Backend(Protocol):
+class TokenizerBackend(Protocol):
     """What tokenizes: `JsonBackend`, or a class of transformers behind `_TransformersBackend`."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding: ...
@@ -50,7 +50,7 @@ class Backend(Protocol):
 class Tokenizer:
     """A checkpoint's tokenizer. `tokens`: its special tokens by name; `template`: None where nobody documents one."""
 
-    def __init__(self, backend: Backend, tokens: dict[str, Any], template: ChatTemplate | None) -> None:
+    def __init__(self, backend: TokenizerBackend, tokens: dict[str, Any], template: ChatTemplate | None) -> None:
         self._backend = backend
         self._template = template
         self.bos_token_id = self._id(tokens.get("bos_token"))

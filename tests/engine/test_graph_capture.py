@@ -20,7 +20,7 @@ from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.limits import Limits, graph_sizes
 from atb_models.models.config_reader import load_model_config
 from atb_models.plan.memory import one_of_each_layer, rank_memory
-from atb_models.ranks.group import Place, RankGroup
+from atb_models.ranks.group import RankGroup, RankPlacement
 from tests.engine.test_message import SIZE, row
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_ranks_that_differ_are_told(captures: bool) -> None:
     def with_another(other: bool) -> RankGroup:
         its = iter(([int(other)], [-int(other)]))
         host: Any = SimpleNamespace(all_gather=lambda x: torch.cat([x, torch.tensor(next(its))]), send=lambda _: None)
-        return RankGroup(Place(0, 2, 0, 1, "npu"), CPU, host)
+        return RankGroup(RankPlacement(0, 2, 0, 1, "npu"), CPU, host)
 
     with with_another(captures) as equal, with_another(not captures) as different:
         check_agreement(captures, equal)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from atb_models import RequestOutput, SamplingParams
-from modeltest.accuracy.questions import Answer, QuestionSet
+from modeltest.accuracy.questions import QuestionSet, ScoredAnswer
 from modeltest.command.cases import Run
 
 BOS = 1
@@ -64,6 +64,6 @@ class StandIn:
         return output
 
 
-def asked(question_set: QuestionSet, model: StandIn, paths: Sequence[Path], run: Run) -> list[Answer]:
+def asked(question_set: QuestionSet, model: StandIn, paths: Sequence[Path], run: Run) -> list[ScoredAnswer]:
     """The answers to all questions of the files, in one batch."""
     return question_set.answer(model, question_set.read(paths, run), run)

@@ -29,6 +29,12 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
+def public_classes(path: Path) -> list[str]:
+    """The classes that a module defines at its top level, private ones left out."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return [node.name for node in body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+
 def imports(root: Path) -> dict[str, set[str]]:
     """Module -> the modules of the project that its file imports anywhere: in functions and under TYPE_CHECKING too.
 

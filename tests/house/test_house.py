@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.source import circles, code_files, imports
+from tests.house.source import circles, code_files, imports, modules, public_classes
 
 MOST_LINES = 350
 MOST_FILES = 18
@@ -38,6 +38,7 @@ APART = (("launcher", "server"),)
 # Known faults. Each goes when it is mended: a fault that is gone and still stands here fails as well.
 KNOWN_CLIMBS = {("command", "launcher"), ("server", "launcher"), ("clients", "launcher")}
 KNOWN_CIRCLES = [["atb_models.engine.sampler", "atb_models.engine.sequence"]]
+KNOWN_REPEATED = {"Job": ["atb_models.launcher.job", "atb_models.server.job"]}
 
 
 def long_files(root: Path) -> list[str]:
@@ -74,6 +75,16 @@ def climbs(root: Path) -> dict[tuple[str, str], list[str]]:
     return found
 
 
+def repeated_classes(root: Path) -> dict[str, list[str]]:
+    """Names of public classes that several modules of atb_models and modeltest define -> these modules."""
+    found: dict[str, list[str]] = {}
+    for module, path in modules(root).items():
+        if module.partition(".")[0] in ("atb_models", "modeltest"):
+            for name in public_classes(path):
+                found.setdefault(name, []).append(module)
+    return {name: homes for name, homes in found.items() if len(homes) > 1}
+
+
 def test_no_code_file_is_long(root: Path) -> None:
     assert long_files(root) == []
 
@@ -95,6 +106,10 @@ def test_every_room_has_one_floor(root: Path) -> None:
 
 def test_no_import_circle(root: Path) -> None:
     assert circles(imports(root)) == KNOWN_CIRCLES
+
+
+def test_a_class_name_stands_for_one_thing(root: Path) -> None:
+    assert repeated_classes(root) == KNOWN_REPEATED
 
 
 # ---------------------------------------------------------------------------------- the checks find what they look for
@@ -169,3 +184,10 @@ def test_an_import_circle_is_found(tmp_path: Path) -> None:
     files |= {"tests/modeltest/run.py": "import modeltest.end", "tests/modeltest/end.py": "from .run import Run"}
     expected = [["atb_models.a", "atb_models.b", "atb_models.c.d"], ["modeltest.end", "modeltest.run"]]
     assert circles(imports(make(tmp_path, files))) == expected
+
+
+def test_a_class_name_for_two_things_is_found(tmp_path: Path) -> None:
+    files = {"atb_models/a.py": "class Row:\n    class Inner: ..."}
+    files |= {"tests/modeltest/b.py": "class Row: ...\nclass _Own: ..."}
+    files |= {"atb_models/c.py": "class _Own: ...\nclass Inner: ...", "tests/tiny.py": "class Row: ..."}
+    assert repeated_classes(make(tmp_path, files)) == {"Row": ["atb_models.a", "modeltest.b"]}

@@ -20,7 +20,7 @@ from atb_models import env
 from atb_models.engine.expert_counts import ExpertCounts
 from atb_models.errors import AtbError, ConfigError
 from atb_models.files import written_whole
-from atb_models.launcher.benchmark import Timings, write_benchmark
+from atb_models.launcher.benchmark import RunTimings, write_benchmark
 from atb_models.launcher.logits_saver import logits_saver
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
 from atb_models.launcher.results import check_results
@@ -103,7 +103,7 @@ def test_logits_are_saved_by_the_tokens_produced(tmp_path):
     assert (saved.dtype, saved.tolist()) == (torch.float32, [[1.0] * 4] * 2)
 
 
-TIMINGS = Timings(2, 7, 100, prefill_s=(0.5, 0.25), decode_s=(0.01, 0.03))
+TIMINGS = RunTimings(2, 7, 100, prefill_s=(0.5, 0.25), decode_s=(0.01, 0.03))
 
 
 def test_benchmark_csv(tmp_path, caplog):
@@ -127,7 +127,7 @@ def test_benchmark_csv(tmp_path, caplog):
 
 
 def test_benchmark_without_decode_steps(tmp_path):
-    assert Timings(1, 7, 1, (0.5,), ()).row()["decoder_token_time(ms)"] == " 0.00"
+    assert RunTimings(1, 7, 1, (0.5,), ()).row()["decoder_token_time(ms)"] == " 0.00"
 
 
 def test_benchmark_file_that_cannot_be_written(tmp_path):

@@ -13,13 +13,13 @@ import torch
 from atb_models.ops.cost import Cost
 from atb_models.plan.chips import Chip, find_chip, load_chips
 from atb_models.profiler.chrome import LANES, trace_events
-from atb_models.profiler.profile import Call, Place, Profile, Step, Total
-from atb_models.profiler.report import Run, to_json
+from atb_models.profiler.profile import Call, CallKey, Profile, StepRecord, Total
+from atb_models.profiler.report import ProfiledRun, to_json
 from atb_models.profiler.table import by_module, by_operation, folded
 from atb_models.profiler.text import lines
 
 MS = 1_000_000
-RUN = Run("folder", "fp16", "cpu, 1 thread", 0, 1, waits=False, chip=None)
+RUN = ProfiledRun("folder", "fp16", "cpu, 1 thread", 0, 1, waits=False, chip=None)
 # op, module, backend, ms from, ms to, cost, ms at the roofline
 CALLS = (
     ("Linear", "layers.0.attn.qkv", "cpu", 1, 5, Cost(8e6, 3e6, 1e6), 3.0),
@@ -36,10 +36,10 @@ def profile(*, priced: bool = True) -> Profile:
         Call(op, module, backend, start * MS, end * MS, cost, ms / 1000 if priced else None, ((4, 2), (2,)))
         for op, module, backend, start, end, cost, ms in CALLS
     )
-    totals: defaultdict[Place, Total] = defaultdict(Total)
+    totals: defaultdict[CallKey, Total] = defaultdict(Total)
     for call in calls:
-        totals[Place("prefill", call.op, call.module, call.backend)].count(call)
-    step = Step("prefill", 4, 1, 4, MS // 2, 15 * MS, 11 * MS, MS)
+        totals[CallKey("prefill", call.op, call.module, call.backend)].count(call)
+    step = StepRecord("prefill", 4, 1, 4, MS // 2, 15 * MS, 11 * MS, MS)
     return Profile(20 * MS, (step,), dict(totals), calls, 1)
 
 
@@ -99,9 +99,9 @@ def test_text_without_a_chip_says_how_to_choose_one() -> None:
 
 def test_text_explains_more_than_the_roofline_and_a_short_trace(chip: Chip) -> None:
     seen = profile()
-    seen.totals[Place("prefill", "Linear", "layers.1.attn.qkv", "cpu")].roofline_s = 0.0005
-    seen.totals[Place("prefill", "Linear", "layers.0.attn.qkv", "cpu")].roofline_s = 0.0035
-    seen.totals[Place("prefill", "Rope", "layers.0.attn", "reference")].roofline_s = 0.0021
+    seen.totals[CallKey("prefill", "Linear", "layers.1.attn.qkv", "cpu")].roofline_s = 0.0005
+    seen.totals[CallKey("prefill", "Linear", "layers.0.attn.qkv", "cpu")].roofline_s = 0.0035
+    seen.totals[CallKey("prefill", "Rope", "layers.0.attn", "reference")].roofline_s = 0.0021
     assert sorted(row.roofline_share or 0 for row in by_operation(seen))[-1] == pytest.approx(1.05)
     text = "\n".join(lines(replace(seen, traced_steps=0), replace(RUN, chip=chip)))
     assert "above 100 %" in text and "first 0 of 1 steps" in text
@@ -109,7 +109,7 @@ def test_text_explains_more_than_the_roofline_and_a_short_trace(chip: Chip) -> N
 
 def test_long_module_table_ends_with_the_rest() -> None:
     seen = profile()
-    seen.totals.update({Place("decode", "Add", f"m{i}", "cpu"): Total(1, i * MS) for i in range(30)})
+    seen.totals.update({CallKey("decode", "Add", f"m{i}", "cpu"): Total(1, i * MS) for i in range(30)})
     text = "\n".join(lines(seen, RUN)).split("module ")[1]
     names = [line.split("  ")[0] for line in text.splitlines()[1:]]
     assert names[15:18] == ["the rest (19)", "all", ""]
@@ -122,7 +122,7 @@ def test_long_module_table_ends_with_the_rest() -> None:
 )  # fmt: skip
 def test_small_figures_keep_three_digits(value: float, text: str) -> None:
     seen = profile()
-    seen.totals[Place("prefill", "Rope", "layers.0.attn", "reference")].traffic = value * 0.002e9  # in 2 ms
+    seen.totals[CallKey("prefill", "Rope", "layers.0.attn", "reference")].traffic = value * 0.002e9  # in 2 ms
     rope = next(line.split() for line in lines(seen, RUN) if line.startswith("Rope "))
     assert rope[5] == text
 

@@ -14,7 +14,7 @@ from torch.distributed import HashStore, TCPStore
 
 from atb_models.errors import ConfigError, RankError
 from atb_models.ranks import group as ranks
-from atb_models.ranks.group import Place, group_from_environment, join
+from atb_models.ranks.group import RankPlacement, group_from_environment, join
 from atb_models.ranks.health import Health
 from atb_models.ranks.spawn import open_group, spawn
 from tests.ranks import toys
@@ -68,7 +68,7 @@ def test_several_hosts() -> None:
     store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     program = f"from tests.ranks import toys; toys.other_host({store.port})"
     with subprocess.Popen([sys.executable, "-c", program]) as other:
-        with join(Place(0, 2, 0, 1, "cpu"), store, Health()) as group:
+        with join(RankPlacement(0, 2, 0, 1, "cpu"), store, Health()) as group:
             assert not group.local
             toys.check_hosts(group)
         assert other.wait(5) == 0
@@ -80,7 +80,7 @@ def test_host_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     program = f"from tests.ranks import toys; toys.sleeping_host({store.port})"
     with subprocess.Popen([sys.executable, "-c", program]) as other:
-        with join(Place(0, 2, 0, 1, "cpu"), store, Health()) as group:
+        with join(RankPlacement(0, 2, 0, 1, "cpu"), store, Health()) as group:
             with pytest.raises(RankError, match="waiting for all ranks to finish loading.*Ranks 1 failed"):
                 group.barrier("loading")
         other.kill()
@@ -90,4 +90,4 @@ def test_rank_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "MEET_TIMEOUT_S", 0.2)
     for local_size, message in ((1, "within 0.2 s: atb_models/here/1"), (2, "ranks not there after 0.2 s: 1")):
         with pytest.raises(RankError, match=message):
-            join(Place(0, 2, 0, local_size, "cpu"), HashStore(), Health())
+            join(RankPlacement(0, 2, 0, local_size, "cpu"), HashStore(), Health())

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import TCPStore
 
 from atb_models.errors import CheckpointError
-from atb_models.ranks.group import Place, RankGroup, group_from_environment, join
+from atb_models.ranks.group import RankGroup, RankPlacement, group_from_environment, join
 from atb_models.ranks.health import Health
 from atb_models.ranks.lifetime import is_dead
 from atb_models.ranks.shared_memory import SLOT, SMALL
@@ -102,13 +102,13 @@ def check_hosts(group: RankGroup) -> None:
 def other_host(port: int) -> None:
     """Rank 1 of 2, each on a host of its own."""
     store = TCPStore("127.0.0.1", port, 2, is_master=False, wait_for_workers=False)
-    with join(Place(1, 2, 0, 1, "cpu"), store, Health()) as group:
+    with join(RankPlacement(1, 2, 0, 1, "cpu"), store, Health()) as group:
         check_hosts(group)
 
 
 def sleeping_host(port: int) -> None:
     store = TCPStore("127.0.0.1", port, 2, is_master=False, wait_for_workers=False)
-    with join(Place(1, 2, 0, 1, "cpu"), store, Health()):
+    with join(RankPlacement(1, 2, 0, 1, "cpu"), store, Health()):
         time.sleep(60)
 
 

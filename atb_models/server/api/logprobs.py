@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing_extensions import TypedDict
 
 from atb_models.outputs import TokenLogprobs
-from atb_models.server.words import Words
+from atb_models.server.words import WordTable
 
 LEAST = -9999.0  # OpenAI's number for what cannot be
 
@@ -28,7 +28,7 @@ class ChatLogprobs(TypedDict):
 
 
 def chat_logprobs(
-    words: Words, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], tops: int | None
+    words: WordTable, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], tops: int | None
 ) -> ChatLogprobs | None:
     """The tokens with their `tops` most probable rivals each; None where none were asked for. token ids [T]."""
     if tops is None:
@@ -40,7 +40,7 @@ def chat_logprobs(
     return {"content": content}
 
 
-def _chat_token(words: Words, token_id: int, logprob: float) -> TopLogprob:
+def _chat_token(words: WordTable, token_id: int, logprob: float) -> TopLogprob:
     word = words[token_id]
     data = None if word.data is None else list(word.data)
     return {"token": word.text, "logprob": finite(logprob), "bytes": data}
@@ -68,7 +68,7 @@ class TextPlaces:
     """Where each token of a growing text begins, in characters; one that goes on with a split character where that
     character does."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: WordTable) -> None:
         self._words = words
         self._place = 0
         self._split = codecs.getincrementaldecoder("utf-8")("replace")
@@ -85,7 +85,7 @@ class TextPlaces:
 
 
 def completion_logprobs(
-    words: Words,
+    words: WordTable,
     places: TextPlaces,
     token_ids: Sequence[int],
     logprobs: Sequence[TokenLogprobs | None],
@@ -102,6 +102,6 @@ def completion_logprobs(
     return result
 
 
-def _by_text(words: Words, known: TokenLogprobs, token_id: int, tops: int) -> dict[str, float]:
+def _by_text(words: WordTable, known: TokenLogprobs, token_id: int, tops: int) -> dict[str, float]:
     best = dict(most_probable(known, tops)) | ({token_id: known[token_id]} if tops else {})
     return {words[index].key: finite(logprob) for index, logprob in best.items()}

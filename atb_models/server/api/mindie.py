@@ -53,7 +53,7 @@ class InferBody(Body):
     parameters: MindieParameters = Field(default_factory=MindieParameters)
 
 
-class Details(TypedDict):
+class InferDetails(TypedDict):
     finish_reason: EndReason
     generated_tokens: int
     generated_token_ids: list[int]
@@ -62,7 +62,7 @@ class Details(TypedDict):
 
 class Inferred(TypedDict):
     generated_text: str
-    details: NotRequired[Details]
+    details: NotRequired[InferDetails]
 
 
 @router.post("/infer", responses=responses(Inferred, EVENTS))
@@ -93,7 +93,7 @@ async def _infer(request: Request, ids: list[int], body: InferBody | InferTokenB
 def _inferred(service: Service, answer: Answer, p: MindieParameters, params: SamplingParams) -> Inferred:
     reply = Inferred(generated_text=answer.text)
     if p.details:
-        reply["details"] = Details(
+        reply["details"] = InferDetails(
             finish_reason=end_reason(service, answer, params),
             generated_tokens=len(answer.token_ids),
             generated_token_ids=answer.token_ids,

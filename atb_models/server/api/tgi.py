@@ -58,7 +58,7 @@ class TgiBody(StreamBody):
     stream: bool | None = None
 
 
-class Details(TypedDict):
+class TgiDetails(TypedDict):
     finish_reason: EndReason
     generated_tokens: int
     prompt_tokens: int
@@ -70,7 +70,7 @@ class Details(TypedDict):
 
 class Generated(TypedDict):
     generated_text: str
-    details: NotRequired[Details]
+    details: NotRequired[TgiDetails]
 
 
 async def generate(
@@ -94,9 +94,9 @@ async def generate(
     return Reply([reply] if as_list else reply)
 
 
-def _details(service: Service, answer: Answer, p: TgiParameters, params: SamplingParams) -> Details:
+def _details(service: Service, answer: Answer, p: TgiParameters, params: SamplingParams) -> TgiDetails:
     pairs = list(zip(answer.token_ids, answer.logprobs, strict=True))
-    details = Details(
+    details = TgiDetails(
         finish_reason=end_reason(service, answer, params),
         generated_tokens=len(pairs),
         prompt_tokens=len(answer.prompt_token_ids),

@@ -31,7 +31,7 @@ class TritonBody(Body):
     parameters: MindieParameters = Field(default_factory=MindieParameters)
 
 
-class Details(TypedDict):
+class TritonDetails(TypedDict):
     """Times in ms. batch_size: requests that ran with this one in its last step."""
 
     finish_reason: EndReason | None
@@ -47,7 +47,7 @@ class TritonReply(TypedDict):
     model_name: str
     model_version: None
     text_output: str
-    details: NotRequired[Details]
+    details: NotRequired[TritonDetails]
 
 
 @router.post("/models/{model:path}/generate", responses=responses(TritonReply))
@@ -83,7 +83,7 @@ def _reply(service: Service, answer: Answer, text: str, body: TritonBody, params
         seconds = answer.metrics
         first, total = seconds.get("first_token_s"), seconds.get("total_s")
         ended = answer.finish_reason is not None
-        reply["details"] = Details(
+        reply["details"] = TritonDetails(
             finish_reason=end_reason(service, answer, params) if ended else None,
             generated_tokens=len(answer.token_ids),
             first_token_cost=_ms(first),

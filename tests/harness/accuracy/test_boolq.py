@@ -18,7 +18,7 @@ from atb_models.demo import boolq_path
 from atb_models.errors import AtbError, ConfigError, RequestError
 from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find, say_differences
-from modeltest.accuracy.questions import Answer, Asked, Question
+from modeltest.accuracy.questions import Asked, Question, ScoredAnswer
 from modeltest.accuracy.run import answer_all
 from modeltest.accuracy.sets import boolq
 from modeltest.command.cases import Options
@@ -54,7 +54,7 @@ def rows_file(folder: Path, *rows: object) -> Path:
     return path
 
 
-def margins(answers: list[Answer]) -> list[float]:
+def margins(answers: list[ScoredAnswer]) -> list[float]:
     return [answer.logprobs["yes"] - answer.logprobs["no"] for answer in answers if answer.logprobs]
 
 

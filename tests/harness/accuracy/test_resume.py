@@ -17,8 +17,8 @@ import pytest
 from atb_models.demo import boolq_path
 from atb_models.errors import ConfigError
 from modeltest.accuracy import run_accuracy
-from modeltest.accuracy.journal import Batch, Journal
-from modeltest.accuracy.questions import Answer
+from modeltest.accuracy.journal import AnsweredBatch, Journal
+from modeltest.accuracy.questions import ScoredAnswer
 from modeltest.accuracy.weights import identity
 from modeltest.command.cases import Options
 from tests.harness.stand_in import run_of
@@ -29,17 +29,17 @@ SETTINGS = {"batch_size": 1, "weights": {"config.json": "aa"}, "shots": None}
 REMARKS = {"git": {"revision": "one"}}
 
 
-def answer(number: int) -> Answer:
-    return Answer(
+def answer(number: int) -> ScoredAnswer:
+    return ScoredAnswer(
         f"q:{number}", "yes\u2028\ud800", True, [1, number], [2], "text", {"yes": -0.1 * number}, {"mc2": 1 / 3}
     )
 
 
-def batch(number: int) -> Batch:
-    return Batch([answer(number)], 0.25)
+def batch(number: int) -> AnsweredBatch:
+    return AnsweredBatch([answer(number)], 0.25)
 
 
-def written(path: Path, count: int) -> list[Batch]:
+def written(path: Path, count: int) -> list[AnsweredBatch]:
     """A journal with so many batches."""
     with Journal(path, SETTINGS, REMARKS, resume=False) as journal:
         for number in range(count):

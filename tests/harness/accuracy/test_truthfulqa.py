@@ -13,7 +13,7 @@ from atb_models import LLM
 from atb_models.errors import ConfigError
 from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find
-from modeltest.accuracy.journal import Batch
+from modeltest.accuracy.journal import AnsweredBatch
 from modeltest.accuracy.questions import Asked
 from modeltest.accuracy.results import results
 from modeltest.accuracy.sets import truthfulqa
@@ -61,7 +61,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
 def test_results_have_the_means(tmp_path: Path) -> None:
     questions = truthfulqa.read(write(tmp_path, *ROWS), RUN)
     answers = truthfulqa.answer(StandIn(), questions, RUN)
-    found = results(Asked(truthfulqa.SET, questions, []), 2, [Batch(answers, 1.0)])
+    found = results(Asked(truthfulqa.SET, questions, []), 2, [AnsweredBatch(answers, 1.0)])
     assert found["mc1"] == found["accuracy"] == 0.5
     assert found["mc2"] == pytest.approx(sum(answer.measures["mc2"] for answer in answers) / 2)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from atb_models import RequestOutput, SamplingParams
 from atb_models.errors import AtbError, ConfigError
-from modeltest.accuracy.questions import Model
+from modeltest.accuracy.questions import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Continuation:
     logprob: float
 
 
-def choose(model: Model, prompts: Sequence[str], words: Mapping[str, str], *, chat: bool) -> list[Choice]:
+def choose(model: LanguageModel, prompts: Sequence[str], words: Mapping[str, str], *, chat: bool) -> list[Choice]:
     """Which of `words` (label -> word) the model would begin its answer with, of each prompt.
 
     Compared are the log-probabilities of the first new token, float32 over the full vocabulary. A word's token is the
@@ -48,7 +48,7 @@ def choose(model: Model, prompts: Sequence[str], words: Mapping[str, str], *, ch
 
 
 def write(
-    model: Model, prompts: Sequence[str], max_tokens: int, *, chat: bool, stop: Sequence[str] = ()
+    model: LanguageModel, prompts: Sequence[str], max_tokens: int, *, chat: bool, stop: Sequence[str] = ()
 ) -> list[RequestOutput]:
     """What the model writes after each prompt: the most probable tokens, whatever generation_config.json asks for."""
     params = SamplingParams(
@@ -62,7 +62,9 @@ def write(
     return model.generate([prompt_ids(model, prompt, chat=chat) for prompt in prompts], params)
 
 
-def continuations(model: Model, prompt: str, texts: Sequence[str], *, chat: bool) -> list[tuple[list[int], list[int]]]:
+def continuations(
+    model: LanguageModel, prompt: str, texts: Sequence[str], *, chat: bool
+) -> list[tuple[list[int], list[int]]]:
     """Token ids of `prompt` with each text behind it, split where they begin to differ from those of the prompt alone.
 
     So every token that the text changes is the text's, also one that spans both.
@@ -79,7 +81,7 @@ def continuations(model: Model, prompt: str, texts: Sequence[str], *, chat: bool
     return split
 
 
-def logprobs_of(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+def logprobs_of(model: LanguageModel, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     """log P(second | first) of each pair of token ids, summed over the second's tokens."""
     outputs = model.generate(
         [[*first, *second] for first, second in pairs],
@@ -93,18 +95,18 @@ def logprobs_of(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> l
     return sums
 
 
-def prompt_ids(model: Model, text: str, *, chat: bool) -> list[int]:
+def prompt_ids(model: LanguageModel, text: str, *, chat: bool) -> list[int]:
     """Token ids of a question; chat: as the user's turn in the checkpoint's chat template."""
     if chat:
         return list(_tokenizer(model).apply_chat_template([{"role": "user", "content": text}]))
     return encode(model, text)
 
 
-def encode(model: Model, text: str, *, special: bool = True) -> list[int]:
+def encode(model: LanguageModel, text: str, *, special: bool = True) -> list[int]:
     return list(_tokenizer(model).encode(text, add_special_tokens=special))
 
 
-def _tokenizer(model: Model) -> Any:
+def _tokenizer(model: LanguageModel) -> Any:
     if model.tokenizer is None:
         raise ConfigError("the accuracy modes need the checkpoint's tokenizer files, and its folder has none")
     return model.tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atb_models.files import written_whole
-from modeltest.accuracy.questions import Answer, Question
+from modeltest.accuracy.questions import Question, ScoredAnswer
 
 RESULT_COLUMNS = ("file_name", "value", "correct", "sum")
 DEBUG_COLUMNS = (
@@ -16,7 +16,7 @@ DEBUG_COLUMNS = (
 )  # fmt: skip
 
 
-def by_file(questions: Sequence[Question], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def by_file(questions: Sequence[Question], answers: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
     """Accuracy, correct answers and questions: of all as "total", then of each file."""
     groups: dict[str, list[bool]] = {"total": [answer.correct for answer in answers]}
     for question, answer in zip(questions, answers, strict=True):
@@ -31,7 +31,7 @@ def write_result(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     _write(path, RESULT_COLUMNS, (row.values() for row in rows))
 
 
-def write_debug(path: Path, questions: Sequence[Question], answers: Sequence[Answer]) -> None:
+def write_debug(path: Path, questions: Sequence[Question], answers: Sequence[ScoredAnswer]) -> None:
     """test_result: the text of sets scored by it, else the answer."""
     rows = (
         (

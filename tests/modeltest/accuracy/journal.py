@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 from atb_models.errors import AtbError, ConfigError
 from atb_models.files import FILE_MODE, FOLDER_MODE, written_whole
-from modeltest.accuracy.questions import Answer
+from modeltest.accuracy.questions import ScoredAnswer
 
 logger = logging.getLogger("atb_models.modeltest")
 SCHEMA = 1
 
 
-class Batch(NamedTuple):
+class AnsweredBatch(NamedTuple):
     """Answered questions and the seconds they took."""
 
-    answers: list[Answer]
+    answers: list[ScoredAnswer]
     seconds: float
 
 
@@ -38,7 +38,7 @@ class Journal:
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any], remarks: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
-        self.batches: list[Batch] = []
+        self.batches: list[AnsweredBatch] = []
         self._header = {"journal": SCHEMA, "fingerprint": fingerprint, "remarks": remarks}
         try:
             path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Journal:
             os.close(self._descriptor)
             raise
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: AnsweredBatch) -> None:
         """Write a batch; what a killed run leaves of it is the whole line or one that the next run drops."""
         answers = [dataclasses.asdict(answer) for answer in batch.answers]
         self._write({"seconds": batch.seconds, "answers": answers})
@@ -92,7 +92,8 @@ class Journal:
             header, *batches = [json.loads(line) for line in lines]
             self._check(header["fingerprint"], header["remarks"])
             self.batches = [
-                Batch([Answer(**answer) for answer in batch["answers"]], batch["seconds"]) for batch in batches
+                AnsweredBatch([ScoredAnswer(**answer) for answer in batch["answers"]], batch["seconds"])
+                for batch in batches
             ]
         except (ValueError, TypeError, KeyError) as error:
             if isinstance(error, ConfigError):

@@ -12,7 +12,7 @@ from modeltest.accuracy.data import Source
 from modeltest.command.cases import Options, Run
 
 
-class Model(Protocol):
+class LanguageModel(Protocol):
     """What answers: an `LLM`, or a test's stand-in."""
 
     @property
@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredAnswer:
     """The answer to the question `key`, as the journal keeps it: all that results are made from.
 
     given: what the model answers, comparable to `golden`. text: what it wrote, of sets scored by it.
@@ -67,7 +67,7 @@ class QuestionSet:
     source: Source
     scored: Literal["logprobs", "text"]
     read: Callable[[Sequence[Path], Run], list[Question]]
-    answer: Callable[[Model, Sequence[Question], Run], list[Answer]]
+    answer: Callable[[LanguageModel, Sequence[Question], Run], list[ScoredAnswer]]
     check: Callable[[Options], None] = no_check
 
 

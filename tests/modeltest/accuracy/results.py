@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from modeltest.accuracy import files
-from modeltest.accuracy.journal import Batch
-from modeltest.accuracy.questions import Answer, Asked, Question
+from modeltest.accuracy.journal import AnsweredBatch
+from modeltest.accuracy.questions import Asked, Question, ScoredAnswer
 
 
-def results(asked: Asked, size: int, batches: Sequence[Batch]) -> dict[str, Any]:
+def results(asked: Asked, size: int, batches: Sequence[AnsweredBatch]) -> dict[str, Any]:
     """The record's part; README.md describes it."""
     answers = [answer for batch in batches for answer in batch.answers]
     rows = files.by_file(asked.questions, answers)
@@ -30,7 +30,7 @@ def results(asked: Asked, size: int, batches: Sequence[Batch]) -> dict[str, Any]
     }
 
 
-def _in_record(question: Question, answer: Answer) -> dict[str, Any]:
+def _in_record(question: Question, answer: ScoredAnswer) -> dict[str, Any]:
     """Without what the set has not."""
     entry = {
         "key": answer.key,

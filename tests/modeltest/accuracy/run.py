@@ -18,8 +18,8 @@ from atb_models.json_file import read_json
 from modeltest import environment, places
 from modeltest.accuracy import files
 from modeltest.accuracy.data import find, say_differences, sha256
-from modeltest.accuracy.journal import Batch, Journal
-from modeltest.accuracy.questions import Asked, Model, Question, QuestionSet
+from modeltest.accuracy.journal import AnsweredBatch, Journal
+from modeltest.accuracy.questions import Asked, LanguageModel, Question, QuestionSet
 from modeltest.accuracy.results import results
 from modeltest.accuracy.weights import identity
 from modeltest.command.cases import Options, Run
@@ -95,7 +95,7 @@ def fingerprint(asked: Asked, size: int, run: Run, options: Options, device: Any
     }
 
 
-def answer_all(asked: Asked, model: Model, size: int, run: Run, journal: Journal) -> None:
+def answer_all(asked: Asked, model: LanguageModel, size: int, run: Run, journal: Journal) -> None:
     """Answer what the journal lacks. The batches are always rows 0..size-1, size..2*size-1 and so on."""
     questions = asked.questions
     with Bar(len(questions), f"{run.mode} batch {size}", done=min(len(questions), len(journal.batches) * size)) as bar:
@@ -106,7 +106,7 @@ def answer_all(asked: Asked, model: Model, size: int, run: Run, journal: Journal
                 answers = asked.set.answer(model, batch, run)
             except AtbError as error:
                 raise type(error)(f"questions {batch[0].key} to {batch[-1].key}: {error}") from error
-            journal.add(Batch(answers, time.perf_counter() - start))
+            journal.add(AnsweredBatch(answers, time.perf_counter() - start))
             correct += [answer.correct for answer in answers]
             bar.note(f"accuracy {sum(correct) / len(correct):.4f}")
             bar.update(len(batch))
@@ -124,7 +124,7 @@ def _journal(asked: Asked, size: int, run: Run, options: Options, facts: dict[st
 
 
 def _write(
-    asked: Asked, size: int, run: Run, options: Options, facts: dict[str, Any], batches: Sequence[Batch]
+    asked: Asked, size: int, run: Run, options: Options, facts: dict[str, Any], batches: Sequence[AnsweredBatch]
 ) -> None:
     """The debug file, the result and the record of a size."""
     kept, target = (places.folder(kind, facts["device"]["type"], run, options) for kind in ("debug", "results"))

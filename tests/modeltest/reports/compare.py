@@ -31,7 +31,7 @@ HELP = {
 UNEQUAL = 1  # exit status
 
 
-class Parser(argparse.ArgumentParser):
+class ReportParser(argparse.ArgumentParser):
     """argparse whose mistakes are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> int:
     return _judge(accuracy_of(b) - accuracy_of(a), args.tolerance)
 
 
-def _parser() -> Parser:
+def _parser() -> ReportParser:
     text = {name: both[chinese()] for name, both in HELP.items()}
-    parser = Parser(prog="modeltest compare", description=text[""], allow_abbrev=False)
+    parser = ReportParser(prog="modeltest compare", description=text[""], allow_abbrev=False)
     parser.add_argument("a", metavar="A.json", type=Path, help=text["a"])
     parser.add_argument("b", metavar="B.json", type=Path, help=text["b"])
     parser.add_argument("--tolerance", metavar="X", type=_tolerance, help=text["tolerance"])

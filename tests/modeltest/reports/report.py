@@ -11,7 +11,7 @@ from atb_models.errors import ConfigError
 from atb_models.files import written_whole
 from modeltest.command.language import chinese
 from modeltest.record import read_record
-from modeltest.reports.compare import Parser
+from modeltest.reports.compare import ReportParser
 from modeltest.reports.report_page import page
 
 logger = logging.getLogger("atb_models.modeltest")
@@ -29,7 +29,7 @@ HELP = {
 def main(argv: Sequence[str]) -> int:
     """Exit status of `report` with these arguments. Raises ConfigError where there is nothing to report."""
     text = {name: both[chinese()] for name, both in HELP.items()}
-    parser = Parser(prog="modeltest report", description=text[""], allow_abbrev=False)
+    parser = ReportParser(prog="modeltest report", description=text[""], allow_abbrev=False)
     parser.add_argument("folder", metavar="DIR", type=Path, help=text["folder"])
     parser.add_argument("--output", metavar="FILE", type=Path, help=text["output"])
     args = parser.parse_args(list(argv))

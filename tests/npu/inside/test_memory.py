@@ -20,7 +20,7 @@ from atb_models.engine import llm as engine
 from atb_models.engine.kv_pool import engine_limits
 from atb_models.machine.device import rank_device
 from atb_models.plan.memory import MOST_SLACK, rank_memory
-from atb_models.ranks.group import Place, RankGroup
+from atb_models.ranks.group import RankGroup, RankPlacement
 
 BLOCKS = 24
 SEGMENT = 20 << 20  # what the allocator takes at a time, from the device
@@ -53,7 +53,8 @@ class Echo:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESERVED_MEMORY_GB", "0")
     device, echo = rank_device("npu", 0), Echo(8)
-    monkeypatch.setattr(engine, "open_group", lambda *_: RankGroup(Place(0, 8, 0, 8, "npu"), device, echo, echo))
+    placement = RankPlacement(0, 8, 0, 8, "npu")
+    monkeypatch.setattr(engine, "open_group", lambda *_: RankGroup(placement, device, echo, echo))
 
 
 @pytest.mark.parametrize(

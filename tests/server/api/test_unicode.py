@@ -8,7 +8,7 @@ import pytest
 
 from atb_models import LLM
 from atb_models.server.api.logprobs import TextPlaces, completion_logprobs
-from atb_models.server.words import Words
+from atb_models.server.words import WordTable
 from tests.server.running import Running
 
 TEXT = "a 鑫🐉  b\n 𠮷é ﷽  end "
@@ -38,14 +38,14 @@ def test_characters_of_several_tokens_come_whole(server: Running, llm: LLM) -> N
 
 def test_words_are_the_bytes_of_the_text(llm: LLM) -> None:
     assert llm.tokenizer is not None
-    words, ids = Words(llm.tokenizer), llm.tokenizer.encode(TEXT)
+    words, ids = WordTable(llm.tokenizer), llm.tokenizer.encode(TEXT)
     assert words[ids[0]].special and not any(words[i].special for i in ids[1:])
     assert b"".join(words[i].data or b"" for i in ids[1:]).decode() == TEXT
 
 
 def test_offsets_point_at_whole_characters(llm: LLM) -> None:
     assert llm.tokenizer is not None
-    words, ids = Words(llm.tokenizer), llm.tokenizer.encode(TEXT)
+    words, ids = WordTable(llm.tokenizer), llm.tokenizer.encode(TEXT)
     known = completion_logprobs(words, TextPlaces(words), ids, [None] * len(ids), 0, TEXT)
     assert known["text_offset"][:2] == [0, 0], "the first token is no part of the text"
     for token, offset in zip(known["tokens"][1:], known["text_offset"][1:], strict=True):
@@ -79,4 +79,4 @@ def test_half_a_character_is_refused(server: Running) -> None:
 
 
 def test_without_a_tokenizer_ids_tell_tokens_apart() -> None:
-    assert [Words(None)[5].key, Words(None)[6].key] == ["token_id:5", "token_id:6"]
+    assert [WordTable(None)[5].key, WordTable(None)[6].key] == ["token_id:5", "token_id:6"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from atb_models import cli
-from atb_models.clients.bench_report import Limits, percentile, summary, table
+from atb_models.clients.bench_report import LatencyTargets, percentile, summary, table
 from atb_models.clients.load import Outcome, arrivals, random_bodies
 from tests.server.raw import values
 from tests.server.running import Running
@@ -38,7 +38,7 @@ def test_the_summary() -> None:
         outcome(101.0, 101.3, 101.3, [], 1),
         Outcome(102.0, 102.0, error="status 429: full"),
     ]
-    found = summary(outcomes, Limits(400, 200))
+    found = summary(outcomes, LatencyTargets(400, 200))
     assert (found["requests"], found["completed"], found["failed"]) == (4, 3, 1)
     assert found["errors"] == {"status 429: full": 1}
     assert (found["duration_s"], found["prompt_tokens"], found["output_tokens"]) == (2.0, 30, 14)
@@ -57,7 +57,7 @@ def test_the_summary() -> None:
 def test_limits_that_are_not_given_hold() -> None:
     one = outcome(0.0, 1.0, 3.0, [2.0], 2)
     cases = [(None, None, True), (999, None, False), (1001, None, True), (None, 1999, False), (1001, 2001, True)]
-    assert [Limits(ttft, itl).hold(one) for ttft, itl, _ in cases] == [good for *_, good in cases]
+    assert [LatencyTargets(ttft, itl).hold(one) for ttft, itl, _ in cases] == [good for *_, good in cases]
 
 
 def test_arrivals_are_a_poisson_process() -> None:

@@ -24,7 +24,7 @@ router = APIRouter(tags=["OpenAI"])
 PATH = "/v1/chat/completions"
 
 
-class Part(Body):
+class TextPart(Body):
     """A part of a message; only text is understood."""
 
     type: Literal["text"]
@@ -35,7 +35,7 @@ class Message(Body):
     """A turn. The fields beside role and content are those with which a reply's message comes back."""
 
     role: str
-    content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: str | None = None
     refusal: None = None
     annotations: Nothing = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from modeltest.accuracy.asking import choose
 from modeltest.accuracy.data import Source, json_rows
-from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
+from modeltest.accuracy.questions import LanguageModel, Question, QuestionSet, ScoredAnswer
 from modeltest.command.cases import Run
 
 FIELDS = {"title": str, "question": str, "passage": str, "answer": bool}
@@ -27,13 +27,13 @@ def read(paths: Sequence[Path], run: Run) -> list[Question]:
     ]
 
 
-def answer(model: Model, questions: Sequence[Question], run: Run) -> list[Answer]:
+def answer(model: LanguageModel, questions: Sequence[Question], run: Run) -> list[ScoredAnswer]:
     answers = []
     choices = choose(model, [question.prompt for question in questions], WORDS, chat=run.chat)
     for question, choice in zip(questions, choices, strict=True):
         given = str(choice.label == "yes")
         ids = choice.output.prompt_token_ids, choice.output.token_ids
-        answers.append(Answer(question.key, given, given == question.golden, *ids, logprobs=choice.logprobs))
+        answers.append(ScoredAnswer(question.key, given, given == question.golden, *ids, logprobs=choice.logprobs))
     return answers
 
 

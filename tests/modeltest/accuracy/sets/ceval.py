@@ -10,11 +10,11 @@ from pathlib import Path
 
 from modeltest.accuracy.data import Source
 from modeltest.accuracy.questions import Question, QuestionSet
-from modeltest.accuracy.sets.multiple_choice import LETTERS, Layout, answer_in_writing
+from modeltest.accuracy.sets.multiple_choice import LETTERS, CsvLayout, answer_in_writing
 from modeltest.accuracy.sets.multiple_choice import read as read_choices
 from modeltest.command.cases import Run
 
-LAYOUT = Layout(("question", *LETTERS, "answer"), suffixes=("_val", "_dev"))
+LAYOUT = CsvLayout(("question", *LETTERS, "answer"), suffixes=("_val", "_dev"))
 
 
 def ask(shown: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from atb_models.errors import ConfigError
 from modeltest.accuracy.asking import write
 from modeltest.accuracy.data import Source, json_rows
-from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
+from modeltest.accuracy.questions import LanguageModel, Question, QuestionSet, ScoredAnswer
 from modeltest.command.cases import Run
 
 FIELDS = {"question": str, "answer": str}
@@ -45,13 +45,13 @@ def read(paths: Sequence[Path], run: Run) -> list[Question]:
     return questions
 
 
-def answer(model: Model, questions: Sequence[Question], run: Run) -> list[Answer]:
+def answer(model: LanguageModel, questions: Sequence[Question], run: Run) -> list[ScoredAnswer]:
     answers = []
     outputs = write(model, [question.prompt for question in questions], NEW_TOKENS, chat=run.chat)
     for question, output in zip(questions, outputs, strict=True):
         given = last_number(output.text)
         ids = output.prompt_token_ids, output.token_ids
-        answers.append(Answer(question.key, given, same(given, question.golden), *ids, text=output.text))
+        answers.append(ScoredAnswer(question.key, given, same(given, question.golden), *ids, text=output.text))
     return answers
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from atb_models.errors import ConfigError
 from modeltest.accuracy.asking import write
 from modeltest.accuracy.data import Source, json_rows
-from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
+from modeltest.accuracy.questions import LanguageModel, Question, QuestionSet, ScoredAnswer
 from modeltest.accuracy.sandbox import PASSED, check_sandbox, run_program
 from modeltest.command.cases import Options, Run
 
@@ -53,7 +53,7 @@ def program(question: Question, text: str, *, chat: bool) -> str:
     return f"{question.prompt}{body}\n{question.row['test']}\ncheck({question.row['entry_point']})\n"
 
 
-def answer(model: Model, questions: Sequence[Question], run: Run) -> list[Answer]:
+def answer(model: LanguageModel, questions: Sequence[Question], run: Run) -> list[ScoredAnswer]:
     """The answer given is how the program ended, see `run_program`."""
     prompts = [question.prompt for question in questions]
     outputs = write(model, prompts, NEW_TOKENS, chat=run.chat, stop=() if run.chat else STOP)
@@ -61,7 +61,7 @@ def answer(model: Model, questions: Sequence[Question], run: Run) -> list[Answer
     with ThreadPoolExecutor(min(WORKERS, len(os.sched_getaffinity(0)))) as pool:
         ends = list(pool.map(run_program, programs))
     return [
-        Answer(question.key, end, end == PASSED, out.prompt_token_ids, out.token_ids, text=out.text)
+        ScoredAnswer(question.key, end, end == PASSED, out.prompt_token_ids, out.token_ids, text=out.text)
         for question, out, end in zip(questions, outputs, ends, strict=True)
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from atb_models.errors import ConfigError
 from modeltest.accuracy.asking import write
 from modeltest.accuracy.data import csv_rows
-from modeltest.accuracy.questions import Answer, Model, Question
+from modeltest.accuracy.questions import LanguageModel, Question, ScoredAnswer
 from modeltest.command.cases import Run
 
 LETTERS = ("A", "B", "C", "D")
@@ -24,7 +24,7 @@ _ALONE = re.compile(r"[(（]([A-D])[)）]|(?<![A-Za-z'])([A-D])(?=\s*(?:[.:,。�
 
 
 @dataclass(frozen=True)
-class Layout:
+class CsvLayout:
     """How a set's CSV files are laid out. columns: question, the four choices, the right letter.
 
     suffixes: of the file names behind the subject, of the questions' and the examples' files.
@@ -37,7 +37,7 @@ class Layout:
     headed: bool = True
 
 
-def read(paths: Sequence[Path], run: Run, layout: Layout, ask: Callable[[str], str]) -> list[Question]:
+def read(paths: Sequence[Path], run: Run, layout: CsvLayout, ask: Callable[[str], str]) -> list[Question]:
     """The questions of all subjects with `run.shots` examples before each; ask: a question as `shown`
     -> its prompt where it has none.
 
@@ -59,7 +59,7 @@ def shown(row: Mapping[str, str]) -> str:
     return "\n".join([row["question"], *(f"{letter}. {row[letter]}" for letter in LETTERS)])
 
 
-def answer_in_writing(model: Model, questions: Sequence[Question], run: Run) -> list[Answer]:
+def answer_in_writing(model: LanguageModel, questions: Sequence[Question], run: Run) -> list[ScoredAnswer]:
     """The letter that the model writes: the first thing after examples, else what its reasoning ends with."""
     tokens, letter = (LETTER_TOKENS, first_letter) if run.shots else (EXPLAINED_TOKENS, last_letter)
     answers = []
@@ -67,7 +67,7 @@ def answer_in_writing(model: Model, questions: Sequence[Question], run: Run) -> 
     for question, output in zip(questions, outputs, strict=True):
         given = letter(output.text)
         ids = output.prompt_token_ids, output.token_ids
-        answers.append(Answer(question.key, given, given == question.golden, *ids, text=output.text))
+        answers.append(ScoredAnswer(question.key, given, given == question.golden, *ids, text=output.text))
     return answers
 
 
@@ -88,7 +88,7 @@ def _heading(subject: str, examples: Sequence[Mapping[str, str]]) -> str:
     return f"The following are multiple choice questions (with answers) about {name}.\n\n{solved}"
 
 
-def _examples(path: Path, subject: str, shots: int, layout: Layout) -> list[dict[str, str]]:
+def _examples(path: Path, subject: str, shots: int, layout: CsvLayout) -> list[dict[str, str]]:
     source = path.parent.parent / layout.examples / f"{subject}{layout.suffixes[1]}.csv"
     if not source.is_file():
         raise ConfigError(f"{source} with the examples for {path.name} does not exist; add it, or ask with 0 shots")
@@ -98,7 +98,7 @@ def _examples(path: Path, subject: str, shots: int, layout: Layout) -> list[dict
     return rows[:shots]
 
 
-def _rows(path: Path, layout: Layout) -> list[dict[str, str]]:
+def _rows(path: Path, layout: CsvLayout) -> list[dict[str, str]]:
     """Rows with the columns question, A, B, C, D, answer."""
     names = ("question", *LETTERS, "answer")
     rows = []

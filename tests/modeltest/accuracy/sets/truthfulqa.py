@@ -12,7 +12,7 @@ from pathlib import Path
 from atb_models.errors import ConfigError
 from modeltest.accuracy.asking import continuations, logprobs_of
 from modeltest.accuracy.data import Source, csv_rows
-from modeltest.accuracy.questions import Answer, Model, Question, QuestionSet
+from modeltest.accuracy.questions import LanguageModel, Question, QuestionSet, ScoredAnswer
 from modeltest.command.cases import Run
 
 COLUMNS = ("Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source")
@@ -75,7 +75,7 @@ def read(paths: Sequence[Path], run: Run) -> list[Question]:
     return questions
 
 
-def answer(model: Model, questions: Sequence[Question], run: Run) -> list[Answer]:
+def answer(model: LanguageModel, questions: Sequence[Question], run: Run) -> list[ScoredAnswer]:
     """All answers of all questions are scored in one call."""
     texts = [[question.golden, *question.row["true"], *question.row["wrong"]] for question in questions]
     pairs = [
@@ -91,13 +91,13 @@ def answer(model: Model, questions: Sequence[Question], run: Run) -> list[Answer
 
 def _scored(
     question: Question, texts: list[str], ids: list[tuple[list[int], list[int]]], logprobs: list[float]
-) -> Answer:
+) -> ScoredAnswer:
     """Of the log-probabilities of the best answer, then the true, then the wrong ones."""
     count = len(question.row["true"])
     best, true, wrong = logprobs[0], logprobs[1 : 1 + count], logprobs[1 + count :]
     first = max(range(len(logprobs)), key=logprobs.__getitem__)
     scores = {"mc1": float(mc1(best, wrong)), "mc2": mc2(true, wrong)}
-    return Answer(
+    return ScoredAnswer(
         question.key,
         given=texts[first],
         correct=bool(scores["mc1"]),
