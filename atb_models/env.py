@@ -25,6 +25,8 @@ LATER = "not read"  # known from MindIE, without effect in this version
 
 # Set by torchrun for every rank it starts.
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
+# Keys of the service: `serve` takes them, its clients send the first.
+API_KEY = "ATB_API_KEY"
 
 # Names that look meant for us: one that is set but not in the table is reported.
 PREFIXES = ("ATB_", "MINDIE_", "HCCL_", "LCCL_", "MIES_", "MODELTEST_")
@@ -164,7 +166,7 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("LOCAL_RANK", None, RANK, READ, "set by torchrun"),
     ("WORLD_SIZE", None, COUNT, READ, "set by torchrun: the number of ranks"),
     ("LOCAL_WORLD_SIZE", None, COUNT, READ, "set by torchrun: ranks on this host"),
-    ("TORCHELASTIC_RUN_ID", None, TEXT, READ, "set by torchrun: this process is one of its ranks"),
+    (TORCHRUN_ID, None, TEXT, READ, "set by torchrun: this process is one of its ranks"),
     ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", None, TEXT, PASSED,
      "seconds that torchrun gives ranks to end (the scripts' launcher sets 3)"),
     ("LOGLEVEL", None, TEXT, PASSED, "level of torchrun's own log; unset: none of it"),
@@ -191,7 +193,7 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("ATB_PROFILING_ENABLE", "0", SWITCH, READ, "1 times each operation of the run, as --profile does"),
     ("PROFILING_FILEPATH", "./profiling", PATH, READ, "folder of the profile's profile.json and trace.json"),
     # service
-    ("ATB_API_KEY", None, TEXT, READ, "keys that clients of `serve` must send, joined by commas"),
+    (API_KEY, None, TEXT, READ, "keys that clients of `serve` must send, joined by commas"),
     ("MIES_SERVICE_MONITOR_MODE", "1", SWITCH, READ, "0: `serve` has no /metrics (MindIE has it only with 1)"),
     # log
     ("MINDIE_LOG_LEVEL", "INFO", Kind(f"one of {', '.join(LEVELS)}", _level), READ, "least level that is logged"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What an engine has unless it is asked for something else.
+BLOCK_SIZE = 128  # tokens of a KV block; every backend takes this size
+PREFILL_TOKENS = 2048  # prompt tokens of a step: enough to use the processor, few enough for decodes not to wait long
+
 
 @dataclass(frozen=True)
 class Limits:

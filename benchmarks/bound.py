@@ -11,11 +11,12 @@ from __future__ import annotations
 import sys
 import time
 
-from ranks import BLOCK_SIZE, few_layers, message, run_ranks
+from ranks import few_layers, message, run_ranks
 
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
+from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.cores import available_cores
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.this_cpu import measure_cpu

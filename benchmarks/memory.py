@@ -12,12 +12,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ranks import BLOCK_SIZE, few_layers, message, run_ranks
+from ranks import few_layers, message, run_ranks
 
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
+from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.memory import RUNTIME_BYTES
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.memory import kv_bytes_per_token, weight_bytes

@@ -12,10 +12,9 @@ import numpy as np
 
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.message import Int32
+from atb_models.limits import BLOCK_SIZE
 from atb_models.ranks.group import RankGroup
 from atb_models.ranks.spawn import spawn
-
-BLOCK_SIZE = 128
 
 
 def few_layers(description: str | None, kv_blocks: int) -> EngineConfig:

@@ -9,7 +9,6 @@ from atb_models.clients.http import RemoteServer
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import Parser, positive_number, unknown_flag
 
-KEY_VARIABLE = "ATB_API_KEY"
 SERVER, MODEL = "server", "model, without --url"
 
 
@@ -18,13 +17,13 @@ def server_flags(group: argparse._ArgumentGroup, *, default: str | None) -> None
     add = group.add_argument
     add("--url", default=default, help="of a server that speaks OpenAI's protocol, as http://127.0.0.1:6006"
         + (f" (default: {default})" if default else "; none: the model is loaded here"))  # fmt: skip
-    add("--api_key", metavar="KEY", help=f"better in the variable {KEY_VARIABLE}: other users can read a command line")
+    add("--api_key", metavar="KEY", help=f"better in the variable {env.API_KEY}: other users can read a command line")
     add("--timeout", type=positive_number, default=600.0, metavar="S", help="seconds of a server's silence to wait out")
 
 
 def server_of(args: argparse.Namespace) -> RemoteServer:
     """The server of --url. Raises ConfigError."""
-    key = args.api_key or (env.get(KEY_VARIABLE) or "").split(",")[0].strip()
+    key = args.api_key or (env.get(env.API_KEY) or "").split(",")[0].strip()
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError("a key must be printable ASCII, for it is sent in a header")
     return RemoteServer(args.url, key or None, args.timeout)

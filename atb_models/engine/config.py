@@ -11,14 +11,13 @@ from typing import Any
 from atb_models.demo import demo_path
 from atb_models.errors import ConfigError
 from atb_models.fetch import model_folder
+from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.dtypes import DTYPES
 
 DEVICES = ("npu", "cuda", "cpu")
 LOAD_FORMATS = ("auto", "dummy")
-# Prompt tokens of a step unless asked otherwise: many enough to use the processor, few enough that decodes go on.
-PREFILL_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class EngineConfig:
     dtype: str = "fp16"
     device: str | None = None
     tp: int = 1
-    block_size: int = 128
+    block_size: int = BLOCK_SIZE
     max_batch_size: int = 64
     max_seq_len: int | None = None
     max_prefill_tokens: int | None = None

@@ -7,9 +7,9 @@ import logging
 import numpy as np
 
 from atb_models import ops
-from atb_models.engine.config import PREFILL_TOKENS, EngineConfig
+from atb_models.engine.config import EngineConfig
 from atb_models.errors import CapacityError, ConfigError
-from atb_models.limits import Limits
+from atb_models.limits import PREFILL_TOKENS, Limits
 from atb_models.machine.memory import Free, free_memory
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype

@@ -7,13 +7,14 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import ConfigError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from atb_models.engine.llm import Conversation  # it takes torch, which the launcher's checks do without
 
-Conversation = list[dict[str, str]]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

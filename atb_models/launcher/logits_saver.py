@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from atb_models.engine.llm import StepHook
 from atb_models.engine.scheduler import Row
 from atb_models.files import written_whole
-
-StepHook = Callable[[Sequence[Row], Tensor, Sequence[int]], None]
 
 
 def logits_saver(folder: Path) -> StepHook:
@@ -22,7 +20,7 @@ def logits_saver(folder: Path) -> StepHook:
     replaces the file. Steps that only compute part of a prompt write nothing.
     """
 
-    def save(rows: Sequence[Row], logits_LV: Tensor, tokens: Sequence[int]) -> None:
+    def save(rows: list[Row], logits_LV: Tensor, tokens: list[int]) -> None:
         first = next((row for row in rows if row.num_logits), None)
         if first is None:
             return

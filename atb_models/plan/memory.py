@@ -10,7 +10,7 @@ from torch import nn
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.meta import META
 from atb_models.layers.parameter import fillings
-from atb_models.limits import Limits, graph_sizes
+from atb_models.limits import BLOCK_SIZE, Limits, graph_sizes
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
 from atb_models.ops.kv_cache import block_bytes
@@ -25,7 +25,6 @@ LOGIT_BYTES, SCORING_BYTES = 4, 4
 MOST_SLACK = 128 << 20
 # Bytes for each logit of what penalties keep from step to step: a flag and a count.
 SEEN_BYTES = 5
-ANY_BLOCK = 128  # tokens of a KV block that every backend takes; a token needs the same in all sizes
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 def kv_bytes_per_token(model: Decoder) -> int:
     """Bytes that a token leaves in the cache in all layers of a shard, as the bound backend lays it out."""
-    return sum(block_bytes(layer.attn.planes, ANY_BLOCK) for layer in model.layers) // ANY_BLOCK
+    return sum(block_bytes(layer.attn.planes, BLOCK_SIZE) for layer in model.layers) // BLOCK_SIZE
 
 
 def peak_activations(model: Decoder, limits: Limits) -> int:

@@ -14,6 +14,7 @@ from atb_models import ops
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.graph import Node
 from atb_models.graph.meta import META
+from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.ops.cost import Cost
 from atb_models.ops.step import StepInput
@@ -23,7 +24,6 @@ from atb_models.plan.roofline import Times, operation_times, work_dtype
 
 PAIRS = ((2048, 2048), (1024, 1024), (512, 512), (256, 256))  # tokens of prompt and answer
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-BLOCK_SIZE = 128
 
 
 class Step(NamedTuple):

@@ -8,13 +8,13 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
+from atb_models import env
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import Parser, cache_flags, model_flags, positive, positive_number, unknown_flag
 from atb_models.server.app import Access
 
 DEFAULT_PORT = 6006
-KEY_VARIABLE = "ATB_API_KEY"
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def _service_flags(group: argparse._ArgumentGroup) -> None:
     add("--port", type=_port, default=DEFAULT_PORT, help="0: any free one")
     add("--model_name", help="what clients call the model; none: the folder's name")
     add("--api_key", action="append", metavar="KEY", help="a key that clients must send; may be repeated. Better in the"
-        f" variable {KEY_VARIABLE} (several with commas) or a file: other users can read a command line")  # fmt: skip
+        f" variable {env.API_KEY} (several with commas) or a file: other users can read a command line")  # fmt: skip
     add("--api_key_file", metavar="FILE", help="a key a line")
     add("--ssl_certfile", metavar="PEM", help="serve HTTPS, with --ssl_keyfile")
     add("--ssl_keyfile", metavar="PEM")
@@ -82,7 +82,7 @@ def _check_certificate(certificate: str, key: str) -> None:
 
 def access(args: argparse.Namespace) -> Access:
     """Keys from the flags, the file and the variable together. Raises ConfigError."""
-    keys = [*(args.api_key or []), *os.environ.get(KEY_VARIABLE, "").split(","), *_keys_of(args.api_key_file)]
+    keys = [*(args.api_key or []), *(env.get(env.API_KEY) or "").split(","), *_keys_of(args.api_key_file)]
     keys = [key.strip() for key in keys if key.strip()]
     for key in keys:
         if not (key.isascii() and key.isprintable()) or " " in key:

@@ -21,11 +21,11 @@ from atb_models.server.metrics import Metrics
 from atb_models.server.words import WordTable
 from atb_models.text.chat_template import Message
 from atb_models.text.tokenizer import Tokenizer
+from atb_models.text.tokenizer_added import LONG_TEXT
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LONG_TEXT = 4096  # characters from which on tokenizing would hold up the other clients
 MAX_RETRY_S = 60
 
 

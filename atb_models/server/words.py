@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from atb_models.text.detokenizer import REPLACEMENT
 from atb_models.text.tokenizer import Tokenizer
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece writes a byte that is no character
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as JsonTokenizer
 
-LONG_TEXT = 4096  # characters, from which on tokenizing takes long enough to be in the way
+LONG_TEXT = 4096  # characters; tokenizing a longer text takes long enough to hold up other work
 
 
 class JsonBackend:

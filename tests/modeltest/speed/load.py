@@ -12,12 +12,11 @@ from atb_models.bounds import Batch, check_chip
 from atb_models.errors import ConfigError
 from atb_models.files import check_folder
 from atb_models.json_file import read_json
+from atb_models.limits import BLOCK_SIZE, PREFILL_TOKENS
 from modeltest import places
 from modeltest.command.cases import Options, Run
 from modeltest.model import config_overrides
 
-PREFILL_TOKENS = 2048  # prompt tokens of a step
-BLOCK_SIZE = 128  # tokens of a KV block, the LLM's own choice
 WARM_UP_TOKENS = 2
 
 
