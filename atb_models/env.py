@@ -129,6 +129,7 @@ LOG_PATH = Kind("a path, or a list such as llm:/var/log/llm;/var/log", _log_path
 PORT = _whole(1, 65535)
 COUNT = _whole(1, 1 << 20)
 RANK = _whole(0, (1 << 20) - 1)
+PID = _whole(1, 1 << 22)  # Linux numbers no process higher
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("extra_param", None, TEXT, SCRIPTS, "more flags of run_pa.py, split at blanks; may be empty"),
     ("system_prompt", None, TEXT, SCRIPTS, "the system's text before the question of a chat; may be empty"),
     # between our own processes
-    ("ATB_LAUNCHER_PID", None, COUNT, READ, "internal: the process whose death ends the ranks"),
+    ("ATB_LAUNCHER_PID", None, PID, READ, "internal: the process whose death ends the ranks"),
     ("ATB_LAUNCHER_ERRORS", None, TEXT, READ, "internal: where ranks tell the launcher why they ended"),
     ("ATB_LAUNCHER_MODEL_PATH", None, TEXT, READ, "internal: the checkpoint that the launcher found or fetched"),
     ("ATB_LAUNCHER_MODEL", None, TEXT, READ, "internal: the model whose weights a script needs"),
@@ -302,6 +303,11 @@ def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
         return variable.kind.parse(text)
     except (ValueError, KeyError):
         raise ConfigError(f"{name}={text!r} must be {variable.kind.allowed}") from None
+
+
+def is_set(name: str) -> bool:
+    """Whether a variable of the table has a value, be it allowed or not."""
+    return bool(os.environ.get(TABLE[name].name))
 
 
 def unread_notice(device: str, environ: Mapping[str, str] | None = None) -> list[str]:

@@ -66,7 +66,7 @@ def problems(environ: Mapping[str, str] | None = None) -> list[str]:
 
 def _without_password(name: str, value: str) -> str:
     """As http://***@proxy:3128: the report is there to be shown to others."""
-    if name == "ATB_API_KEY" and value:
+    if name == env.API_KEY and value:
         return "***"
     return re.sub(r"//[^/@\s]*@", "//***@", value)
 

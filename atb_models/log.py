@@ -47,6 +47,7 @@ class _Formatter(logging.Formatter):
 
 
 def _other_rank() -> bool:
+    """Not by env.get, which raises for a bad value: every line of the log asks this."""
     return os.environ.get("RANK", "0") != "0"
 
 

@@ -6,12 +6,11 @@ import argparse
 import asyncio
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from atb_models import log
+from atb_models import env, log
 from atb_models.clients.flags import (
     MODEL,
     SERVER,
@@ -82,7 +81,7 @@ def _talker(args: argparse.Namespace) -> Iterator[Talker]:
     from atb_models.clients.local import llm_of
 
     log.setup()
-    if not os.environ.get("MINDIE_LOG_LEVEL"):  # between the lines of a chat only what matters
+    if not env.is_set("MINDIE_LOG_LEVEL"):  # between the lines of a chat only what matters
         logging.getLogger("atb_models").setLevel(logging.WARNING)
     with llm_of(args, max_batch_size=1) as llm:
         yield LocalTalker(llm, client_sampling(args))

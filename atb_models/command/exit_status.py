@@ -54,9 +54,9 @@ def report(message: str, status: int = 1, *, is_consequence: bool = False) -> in
 
     is_consequence: only another rank's end was seen. An empty message: there is nobody to tell.
     """
-    place = os.environ.get("ATB_LAUNCHER_ERRORS")
-    rank = os.environ.get("RANK")
-    if place and rank is not None:
+    # Not by env.get, which raises for a bad value: an error is told whatever the environment is.
+    place, rank = os.environ.get("ATB_LAUNCHER_ERRORS"), os.environ.get("RANK", "")
+    if place and rank.isdecimal():
         told = {"rank": int(rank), "message": message, "status": status, "is_consequence": is_consequence}
         try:
             with open(place, "a", encoding="utf-8") as stream:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import sys
 from bisect import bisect_left
 from importlib import import_module
@@ -57,9 +56,9 @@ def _obstacle(device: str) -> str | None:
         return f"device {device} captures no graphs; use --device npu"
     if env.get(COUNTING):
         return f"{COUNTING} counts in every step, which a graph does not; unset it"
-    if os.environ.get("TASK_QUEUE_ENABLE") == "2":
+    if env.get("TASK_QUEUE_ENABLE") == "2":
         return "torch_npu captures nothing with TASK_QUEUE_ENABLE=2; set it to 1"
-    if os.environ.get("ASCEND_LAUNCH_BLOCKING") == "1":
+    if env.get("ASCEND_LAUNCH_BLOCKING") == "1":
         return "ASCEND_LAUNCH_BLOCKING=1 waits for each operator, which no capture allows; unset it"
     npu = device_module("npu")
     if not hasattr(npu, "NPUGraph") or "auto_dispatch_capture" not in inspect.signature(npu.graph).parameters:

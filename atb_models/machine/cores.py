@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from atb_models.env import TORCHRUN_ID
+from atb_models.env import TORCHRUN_ID, is_set
 from atb_models.machine.cgroup import OWN, ROOT, cgroup_folders
 
 _THREADS = "OMP_NUM_THREADS"
@@ -35,10 +35,13 @@ def set_threads(ranks_here: int) -> None:
 
 
 def _user_chose_threads() -> bool:
-    """torchrun sets OMP_NUM_THREADS=1 where it is unset; the environment it was itself started with tells which."""
+    """torchrun sets OMP_NUM_THREADS=1 where it is unset; the environment it was itself started with tells which.
+
+    OpenMP reads the variable, and takes forms that env.get does not ("4,2"): whatever is there is the user's choice.
+    """
     if _THREADS not in os.environ:
         return False
-    if TORCHRUN_ID not in os.environ or os.environ[_THREADS] != "1":
+    if not is_set(TORCHRUN_ID) or os.environ[_THREADS] != "1":
         return True
     try:
         started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from atb_models import env
 from atb_models.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ VENDOR = {"LCCL_DETERMINISTIC": "0", "ATB_MATMUL_SHUFFLE_K_ENABLE": "1"}
 def check(kind: str) -> None:
     """Raises ConfigError for a variable whose value is the user's and contradicts the switch."""
     for name, right in NEEDED.get(kind, {}).items():
-        value = os.environ.get(name)
+        value = env.get(name)
         if value and value not in (*right, VENDOR.get(name)):
             raise ConfigError(f"deterministic needs {name}={right[0]}, the environment has {value}; unset it")
 
@@ -48,7 +49,7 @@ def export(kind: str) -> None:
     check(kind)
     used = kind in NEEDED and hasattr(torch, kind) and getattr(torch, kind).is_initialized()
     for name, right in NEEDED.get(kind, {}).items():
-        value = os.environ.get(name)
+        value = env.get(name)
         if used and value not in right:
             raise ConfigError(
                 f"deterministic needs {name}={right[0]} before the first use of {kind}, and this process has used it;"

@@ -82,6 +82,7 @@ def _sum_in_float32(kind: str) -> None:
 def _share_visible_devices() -> None:
     """Before CUDA is initialized, which reads its variable once. Raises ConfigError for devices that do not exist."""
     listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
+    # CUDA's variable is looked for, not read: an empty one is a choice too, of no device.
     if not listed or "CUDA_VISIBLE_DEVICES" in os.environ or torch.cuda.is_initialized():
         return
     existing = torch.cuda.device_count()

@@ -87,7 +87,7 @@ def _unset_on_failure() -> Iterator[None]:
 def _set_defaults() -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if os.environ["INF_NAN_MODE_ENABLE"] == "0":
+    if env.get("INF_NAN_MODE_ENABLE") == "0":
         # Atlas A2 and later saturate only where this is said too, and do not start otherwise.
         os.environ.setdefault("INF_NAN_MODE_FORCE_DISABLE", "1")
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atb_models import env
 from atb_models.errors import ConfigError, RankError
 from atb_models.machine.cores import available_cores, set_threads
 from atb_models.machine.device import rank_device
@@ -51,12 +52,12 @@ class RankPlacement:
     @classmethod
     def from_environment(cls, device: str) -> RankPlacement:
         """torchrun's variables; a process without them is the only rank."""
-        rank, size = _integer("RANK", 0), _integer("WORLD_SIZE", 1)
-        absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        rank, size = env.get("RANK") or 0, env.get("WORLD_SIZE") or 1
+        absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not env.is_set(name)]
         if rank >= size or (size > 1 and absent):
             what = f"without {', '.join(absent)}" if size > 1 and absent else f"with RANK {rank}"
             raise ConfigError(f"WORLD_SIZE {size} {what}; unset them, or start the ranks with torchrun")
-        return cls(rank, size, _integer("LOCAL_RANK", 0), _integer("LOCAL_WORLD_SIZE", size), device)
+        return cls(rank, size, env.get("LOCAL_RANK") or 0, env.get("LOCAL_WORLD_SIZE") or size, device)
 
 
 class Collectives(Protocol):
@@ -169,7 +170,7 @@ def group_from_environment(device: str) -> RankGroup:
     die_with_parent()
     import torch.distributed as dist
 
-    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    address = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEET_TIMEOUT_S)))
     except (RuntimeError, ValueError) as error:
@@ -283,10 +284,3 @@ def _wait_for(store: dist.Store, keys: list[str], what: str) -> None:
             absent = ", ".join(key for key in keys if not store.check([key]))
             raise RankError(f"{what} within {MEET_TIMEOUT_S:g} s: {absent}")
         time.sleep(0.01)
-
-
-def _integer(name: str, default: int) -> int:
-    value = os.environ.get(name) or str(default)
-    if not value.isdigit():
-        raise ConfigError(f"{name} must be a whole number, not {value!r}")
-    return int(value)

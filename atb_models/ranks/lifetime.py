@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from atb_models.env import TORCHRUN_ID
+from atb_models.env import TORCHRUN_ID, is_set
 
 # The process that started the ranks: exported by the launch script, which execs torchrun and so keeps its pid, and by
 # `spawn` in the environment of its ranks.
@@ -25,9 +25,10 @@ def die_with_parent(launcher_pid: int | None = None) -> bool:
     Exits with status 1 when the launcher is gone already. SIGINT gets its default action, as SIGTERM has it: a Python
     handler would have to wait for a long operation to return, and every rank would print a traceback.
     """
+    # Not env.get: a value that is no pid names no launcher, and this is too early to report an error.
     if launcher_pid is None and os.environ.get(LAUNCHER_PID, "").isdigit():
         launcher_pid = int(os.environ[LAUNCHER_PID])
-    if launcher_pid == os.getpid() or (launcher_pid is None and TORCHRUN_ID not in os.environ):
+    if launcher_pid == os.getpid() or (launcher_pid is None and not is_set(TORCHRUN_ID)):
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) != 0:

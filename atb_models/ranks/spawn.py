@@ -17,6 +17,7 @@ import time
 
 import torch
 
+from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.machine.device import check_device_for_each
 from atb_models.ranks.group import MEET_TIMEOUT_S, RankGroup, RankPlacement, connect, group_from_environment, spins
@@ -38,7 +39,7 @@ def open_group(config_json: str, tp: int, device: str) -> RankGroup:
     Raises ConfigError when both are asked for and differ (tp 1 is the default and asks for nothing).
     """
     world = RankPlacement.from_environment(device).size
-    if "WORLD_SIZE" in os.environ and tp not in (1, world):
+    if env.is_set("WORLD_SIZE") and tp not in (1, world):
         raise ConfigError(f"tp {tp} does not match torchrun's WORLD_SIZE {world}; leave tp out or make them equal")
     if world > 1 or tp == 1:
         return group_from_environment(device)

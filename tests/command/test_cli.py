@@ -160,6 +160,13 @@ def test_rank_whose_reader_left_tells_nothing_to_print(capsys, monkeypatch, tmp_
     assert capsys.readouterr().err == ""
 
 
+def test_an_error_is_told_whatever_the_rank_is_said_to_be(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("ATB_LAUNCHER_ERRORS", str(tmp_path / "told"))
+    assert exit_status.report("no such model", 2) == 2
+    assert capsys.readouterr().err == "atb-models: error: no such model\n"
+
+
 def test_interrupt_ends_at_once():
     program = (
         "import os, signal, sys\n"

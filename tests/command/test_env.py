@@ -61,7 +61,7 @@ def names_in(path: Path, constants: dict[str, str]) -> set[str]:
             found.append(node.left)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
             owner = node.func.value
-            if is_environ(owner) or (node.func.attr == "get" and getattr(owner, "id", "") == "env"):
+            if is_environ(owner) or (node.func.attr in ("get", "is_set") and getattr(owner, "id", "") == "env"):
                 found.append(node.args[0])
     texts = [constants.get(node.id, "") if isinstance(node, ast.Name) else getattr(node, "value", "") for node in found]
     return {text for text in texts if isinstance(text, str) and NAME.fullmatch(text)}
@@ -99,6 +99,19 @@ def test_gloo_interface_is_passed_on():
 
 def test_no_variable_is_listed_twice():
     assert len(env.TABLE) == len(env._ROWS)
+
+
+def test_a_variable_is_set_where_it_has_a_value_right_or_wrong(monkeypatch):
+    seen = []
+    for value in ("4", "four", ""):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        seen.append(env.is_set("WORLD_SIZE"))
+    monkeypatch.delenv("WORLD_SIZE")
+    assert [*seen, env.is_set("WORLD_SIZE")] == [True, True, False, False]
+
+
+def test_every_number_that_linux_gives_a_process_is_allowed():
+    assert env.get("ATB_LAUNCHER_PID", {"ATB_LAUNCHER_PID": str((1 << 22) - 1)}) == (1 << 22) - 1
 
 
 def test_defaults_are_allowed():

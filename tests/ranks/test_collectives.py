@@ -59,8 +59,14 @@ def test_tp_that_differs_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"tp 2 .* WORLD_SIZE 4"):
         open_group("{}", 2, "cpu")
     monkeypatch.setenv("WORLD_SIZE", "four")
-    with pytest.raises(ConfigError, match="WORLD_SIZE .* 'four'"):
+    with pytest.raises(ConfigError, match="WORLD_SIZE='four' must be a whole number from 1 to"):
         group_from_environment("cpu")
+
+
+def test_an_empty_variable_of_torchrun_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    monkeypatch.setattr("atb_models.ranks.spawn.spawn", lambda *given: given)
+    assert open_group("{}", 2, "cpu") == (2, "cpu", "{}")
 
 
 def test_several_hosts() -> None:
