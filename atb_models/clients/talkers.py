@@ -38,7 +38,10 @@ class ChatTurn:
         if self.answer_tokens is not None:
             rate = self.answer_tokens / max(self.seconds, 1e-6)
             parts.append(f"{self.prompt_tokens} + {self.answer_tokens} tokens, {rate:.1f} tokens/s")
-        parts += ["stopped"] * self.is_stopped + ["ended at the token limit"] * self.is_cut
+        if self.is_stopped:
+            parts.append("stopped")
+        if self.is_cut:
+            parts.append("ended at the token limit")
         return ", ".join(parts)
 
 

@@ -111,7 +111,7 @@ class DecodeGraphs:
         try:
             captured = [self._captured(step, pool) for step in reversed(steps)]
         except RuntimeError as error:
-            cause = _first(error, outer)
+            cause = _first_error(error, outer)
             if not isinstance(cause, Exception):
                 raise cause from None
             problem = str(cause).strip().partition("\n")[0] or type(cause).__name__
@@ -150,10 +150,12 @@ class DecodeGraphs:
         return ints.copy_(sendable(step.ints, ints.device), non_blocking=True)
 
 
-def _first(error: BaseException, outer: BaseException | None) -> BaseException:
-    """What began it, an error or Ctrl-C: a capture that is broken off fails once more when torch_npu ends it.
+def _first_error(error: BaseException, outer: BaseException | None) -> BaseException:
+    """What broke the capture off, which may be Ctrl-C: when torch_npu then ends the capture, that fails as well.
 
-    outer: what the caller was handling before, which is none of this.
+    Python keeps the earlier error as the context of the later one. outer: an error that the caller was handling before
+    the capture began; it is the context of the capture's first error and has nothing to do with it.
     """
-    before = error.__context__
-    return error if before is None or before is outer else _first(before, outer)
+    while error.__context__ is not None and error.__context__ is not outer:
+        error = error.__context__
+    return error

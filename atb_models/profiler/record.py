@@ -60,8 +60,8 @@ class Recorder:
             )
             for hook in hooks:
                 stack.callback(hook.remove)
-            vars(self._runner)["run"] = self._run  # hides the method
-            stack.callback(vars(self._runner).pop, "run")
+            self._runner.run = self._run  # type: ignore[method-assign]
+            stack.callback(delattr, self._runner, "run")  # the class's method shows again
             stack.enter_context(recorded(self._call))
             self._open = stack.pop_all()
         self._began = perf_counter_ns()
@@ -77,7 +77,7 @@ class Recorder:
         return Profile(self._wall_ns, tuple(self._steps), dict(self._totals), tuple(self._calls), self._traced_steps)
 
     def _run(self, rows: Sequence[Row]) -> Tensor:
-        """The runner's `run`; only its rows tell the last token of a prompt from one that generates."""
+        """In place of the runner's `run`: only its rows tell the last token of a prompt from one that generates."""
         self._kind = kind_of([row.is_prefill for row in rows])
         return type(self._runner).run(self._runner, rows)
 

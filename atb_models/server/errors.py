@@ -76,6 +76,11 @@ def invalid(problems: Sequence[dict[str, Any]]) -> BadRequest:
     return Invalid(f"{field or 'the body'}: {said}", field or None)
 
 
+def form_tag(name: str) -> str:
+    """The tag of a body that is one of several forms; messages leave it out. No field's name has a colon."""
+    return f"form:{name}"
+
+
 def _place(problem: dict[str, Any]) -> tuple[str | int, ...]:
     """Beside fields and places in lists, pydantic names the form that it tried."""
     return tuple(p for p in problem["loc"][1:] if isinstance(p, int) or not FORM.fullmatch(p))
@@ -96,4 +101,5 @@ def _why(problem: dict[str, Any]) -> str:
 UNSUPPORTED = "is not supported"  # of a field that is taken at rest only
 
 
-FORM = re.compile(r"str|int|float|bool|dict|list|constrained-\w+|\(\w+\)|\w+\[.*\]|function-.*")
+# What stands among a problem's places and is none: the name of a type that pydantic tried, or the tag of a form.
+FORM = re.compile(r"str|int|float|bool|dict|list|constrained-\w+|\w+\[.*\]|function-.*|form:\w+")

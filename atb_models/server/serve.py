@@ -29,6 +29,7 @@ from atb_models.server.args import access, parse_args
 from atb_models.server.engine_client import EngineClient
 from atb_models.server.service import Service, Settings
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
+from atb_models.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +193,8 @@ class Front:
     def _ready(self) -> None:
         facts = self._service.facts
         logger.info(
-            "ready: %s, model %s, %s, %d rank%s, up to %d requests at once, KV cache %d tokens",
-            self._url, self._service.settings.model_name, facts.device, facts.size, "s" * (facts.size > 1),
+            "ready: %s, model %s, %s, %s, up to %d requests at once, KV cache %d tokens",
+            self._url, self._service.settings.model_name, facts.device, counted(facts.size, "rank"),
             facts.max_batch_size, facts.pool_tokens,
         )  # fmt: skip
 
@@ -231,4 +232,5 @@ class _Server(uvicorn.Server):
 def address(sock: socket.socket, *, tls: bool) -> str:
     """The URL of a listening socket."""
     host, port = sock.getsockname()[:2]
-    return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

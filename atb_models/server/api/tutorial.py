@@ -19,6 +19,7 @@ from atb_models.server.api.common import EVENTS, Body, Here, responses
 from atb_models.server.api.sampling import Count, Nothing
 from atb_models.server.api.tgi import Generated, TgiBody
 from atb_models.server.api.vllm import Texts, VllmBody
+from atb_models.server.errors import form_tag
 from atb_models.server.replies import Reply
 from atb_models.server.service import Service
 from atb_models.server.stream import whole
@@ -26,7 +27,7 @@ from atb_models.server.stream import whole
 router = APIRouter()
 
 
-class SeedBody(Body):
+class TutorialBody(Body):
     """max_length: new tokens at most; without it generation_config's number, else as many as fit."""
 
     prompt: str
@@ -34,7 +35,7 @@ class SeedBody(Body):
     history: Nothing = None
 
 
-class SeedReply(TypedDict):
+class TutorialReply(TypedDict):
     """time: of the answer, local, as 2024-01-31 12:34:56."""
 
     response: str
@@ -45,17 +46,18 @@ class SeedReply(TypedDict):
 def _form(body: Any) -> str | None:
     """Which form a body has; None for neither or both."""
     forms = [name for name in ("prompt", "inputs") if isinstance(body, dict) and name in body]
-    return f"({forms[0]})" if len(forms) == 1 else None
+    return form_tag(forms[0]) if len(forms) == 1 else None
 
 
 _BY_FORM = Discriminator(
     _form, custom_error_type="form", custom_error_message="must have either prompt or inputs, and not both"
 )
-RootBody = Annotated[Annotated[SeedBody, Tag("(prompt)")] | Annotated[TgiBody, Tag("(inputs)")], _BY_FORM]
-GenerateBody = Annotated[Annotated[VllmBody, Tag("(prompt)")] | Annotated[TgiBody, Tag("(inputs)")], _BY_FORM]
+_PROMPT, _INPUTS = Tag(form_tag("prompt")), Tag(form_tag("inputs"))
+RootBody = Annotated[Annotated[TutorialBody, _PROMPT] | Annotated[TgiBody, _INPUTS], _BY_FORM]
+GenerateBody = Annotated[Annotated[VllmBody, _PROMPT] | Annotated[TgiBody, _INPUTS], _BY_FORM]
 
 
-@router.post("/", tags=["tutorial", "TGI"], responses=responses(SeedReply | list[Generated], EVENTS))
+@router.post("/", tags=["tutorial", "TGI"], responses=responses(TutorialReply | list[Generated], EVENTS))
 async def root(request: Request, body: RootBody, service: Here) -> Response:
     """`prompt`: a user's turn of a chat, answered as the tutorials do. `inputs`: TGI's, with `stream` as events."""
     if isinstance(body, TgiBody):
@@ -71,9 +73,9 @@ async def generate(request: Request, body: GenerateBody, service: Here) -> Respo
     return await vllm.generate(request, body, service)
 
 
-async def _answer(request: Request, body: SeedBody, service: Service) -> Response:
+async def _answer(request: Request, body: TutorialBody, service: Service) -> Response:
     ids = await service.encode_chat([{"role": "user", "content": body.prompt}])
     job = service.job([ids], SamplingParams(max_tokens=body.max_length), stream=False)
     (answer,) = await whole(request, job)
     now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    return Reply(SeedReply(response=answer.text, status=200, time=now))
+    return Reply(TutorialReply(response=answer.text, status=200, time=now))

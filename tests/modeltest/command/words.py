@@ -34,7 +34,8 @@ class Words:
     def take_if(self, parse: Callable[[str], T | None]) -> T | None:
         """Likewise, but a word that `parse` does not know stays the next one, and None is given."""
         value = parse(self.peek()) if self.left else None
-        self._next += value is not None
+        if value is not None:
+            self._next += 1
         return value
 
     def take_list(self, expected: str, parse: Callable[[str], T | None]) -> T:
