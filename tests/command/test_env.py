@@ -116,7 +116,7 @@ def test_every_number_that_linux_gives_a_process_is_allowed():
 
 def test_defaults_are_allowed():
     for variable in env.TABLE.values():
-        env.get(variable.name, {})
+        assert (env.get(variable.name, {}) is None) == (variable.default is None), variable.name
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,14 @@ def test_ranges_are_named() -> None:
 
 
 def test_the_bounds_themselves_and_numpy_numbers_are_taken() -> None:
-    SamplingParams(max_tokens=1, temperature=0, top_k=-1, top_p=1, min_p=0, repetition_penalty=1e-3, logprobs=0)
-    SamplingParams(
-        presence_penalty=-2, frequency_penalty=2, min_p=1, top_k=0, seed=-(2**80), stop=[], stop_token_ids=[]
-    )
-    SamplingParams(max_tokens=np.int64(3), temperature=np.float32(0.5), stop_token_ids=np.array([1, 2]))
+    lowest = {"max_tokens": 1, "temperature": 0, "top_k": -1, "min_p": 0, "presence_penalty": -2, "logprobs": 0}
+    others = {"top_p": 1, "min_p": 1, "top_k": 0, "frequency_penalty": 2, "repetition_penalty": 1e-3, "seed": -(2**80)}
+    for bounds in (lowest, others):
+        params = SamplingParams(**bounds)
+        assert {name: getattr(params, name) for name in bounds} == bounds
+    assert SamplingParams(stop=[], stop_token_ids=[]) == SamplingParams()
+    params = SamplingParams(max_tokens=np.int64(3), temperature=np.float32(0.5), stop_token_ids=np.array([1, 2]))
+    assert (params.max_tokens, params.temperature, params.stop_token_ids) == (3, 0.5, (1, 2))
 
 
 @pytest.mark.parametrize(

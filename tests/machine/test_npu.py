@@ -53,6 +53,8 @@ def test_an_npu_that_cannot_be_used_is_a_warning_unless_it_is_asked_for(
 @pytest.mark.parametrize("torch_npu", ["2.13.0", "2.13.0.post2", "2.13.0rc1"])
 def test_versions_that_go_together(torch_npu: str) -> None:
     npu.check_versions("2.13.0+cpu", torch_npu)
+    with pytest.raises(ConfigError, match=r"pip install torch==2\.13\.0,"):
+        npu.check_versions("2.12.0", torch_npu)
 
 
 def test_versions_that_do_not_go_together() -> None:

@@ -179,12 +179,14 @@ def test_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
 
 def test_harmless_leftovers(tmp_path: Path) -> None:
     tensors = tiny.write_checkpoint(tmp_path, tie_word_embeddings=True)
+    wanted = loaded(tmp_path).state_dict()
     rewrite(
         tmp_path,
         lm_head__weight=tensors["model.embed_tokens.weight"],
         model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4),
     )
-    loaded(tmp_path)
+    found = loaded(tmp_path).state_dict()
+    assert found.keys() == wanted.keys() and all(found[name].equal(wanted[name]) for name in wanted)
 
 
 def test_layers_are_left_over_only_when_an_override_cut_them_off(tmp_path: Path) -> None:
