@@ -1,1 +1,1 @@
-"""What this host has and how it is set up: devices, cores, memory, determinism. Knows nothing of models or ranks."""
+"""The devices, cores and memory of this host, and its setting for determinism. Knows nothing of models or ranks."""

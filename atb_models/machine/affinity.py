@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def rank_cores(cores: Sequence[int], rank: int, ranks: int, device: str) -> list[int] | None:
-    """The cores of rank `rank` of `ranks` out of those this process may use; None where ranks are not bound.
+    """The cores of rank `rank` of `ranks`, from those that this process may use; None if ranks are not bound.
 
-    CPU_BINDING_NUM gives each rank that many; BIND_CPU (the default on npu and cuda) an even share, BIND_CPU=0 none.
+    CPU_BINDING_NUM=n: n cores for each rank. BIND_CPU=1 (the default on npu and cuda): an even share. BIND_CPU=0: None.
     Raises ConfigError when there are too few cores.
     """
     bind, count = env.get("BIND_CPU"), env.get("CPU_BINDING_NUM")
@@ -35,9 +35,9 @@ def rank_cores(cores: Sequence[int], rank: int, ranks: int, device: str) -> list
 
 
 def bind_cores(device: str) -> None:
-    """Bind this rank of the launcher or torchrun, before its threads start.
+    """Bind this rank of the launcher or of torchrun to its cores, before its threads start.
 
-    In a plain process the ranks that `LLM` starts would inherit the cores of rank 0: nothing is bound there.
+    A plain process is not bound, because the ranks that `LLM` starts would inherit the cores of rank 0.
     """
     if env.get("WORLD_SIZE") is None:
         names = [name for name in ("BIND_CPU", "CPU_BINDING_NUM") if env.get(name)]

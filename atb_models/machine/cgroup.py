@@ -1,4 +1,4 @@
-"""The control groups this process is in, whose limits hold beside the machine's."""
+"""The control groups of this process, which may limit it further than the machine does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cgroup_folders(controller: str, root: Path = ROOT, own: Path = OWN) -> Iterator[Path]:
-    """The folders, innermost first, of the group this process is in and those above it (v2, and v1's `controller`)."""
+    """Folders of this process's group and the groups above it, innermost first (v2, and v1's `controller`)."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

@@ -13,12 +13,12 @@ _THREADS = "OMP_NUM_THREADS"
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity mask, and no more than the CPU time its cgroups grant it."""
+    """Cores that this process may use: those of its affinity mask, but not more than its cgroups' CPU quota."""
     return max(1, math.floor(min(float(len(os.sched_getaffinity(0))), _cgroup_cores())))
 
 
 def used_cores(ranks_here: int) -> int:
-    """Cores that so many ranks of this host compute on, where the user may have chosen their threads."""
+    """Cores that `ranks_here` ranks of this host compute on, with the number of threads that the user chose, if any."""
     if not _user_chose_threads():
         return available_cores()
     import torch
@@ -27,17 +27,17 @@ def used_cores(ranks_here: int) -> int:
 
 
 def set_threads(ranks_here: int) -> None:
-    """Share the cores among the ranks of this host, unless the user chose a number of threads, which torch follows."""
+    """Give each rank of this host its share of the cores, unless the user chose a number of threads."""
     if not _user_chose_threads():
-        import torch  # the launcher counts cores without it
+        import torch  # not at the top: the launcher counts cores without torch
 
         torch.set_num_threads(max(1, available_cores() // ranks_here))
 
 
 def _user_chose_threads() -> bool:
-    """torchrun sets OMP_NUM_THREADS=1 where it is unset; the environment it was itself started with tells which.
+    """torchrun sets OMP_NUM_THREADS=1 if it is unset; the environment that torchrun was started with shows whether.
 
-    OpenMP reads the variable, and takes forms that env.get does not ("4,2"): whatever is there is the user's choice.
+    Not by env.get: OpenMP reads the variable and accepts forms that env.get refuses, such as "4,2".
     """
     if _THREADS not in os.environ:
         return False
@@ -51,7 +51,7 @@ def _user_chose_threads() -> bool:
 
 
 def _cgroup_cores(root: Path = ROOT, own: Path = OWN) -> float:
-    """The tightest CPU limit of this process's cgroups and those above them (v2 cpu.max, v1 cfs quota), or infinity."""
+    """The lowest CPU limit of this process's cgroups and those above them (v2 cpu.max, v1 cfs quota), or infinity."""
     return min(map(_limit, cgroup_folders("cpu", root, own)), default=math.inf)
 
 

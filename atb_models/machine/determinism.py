@@ -1,6 +1,6 @@
-"""The switch for the same bits in every run: what it takes on each type of device. CPUs need none.
+"""The switch for the same bits in every run: what each type of device needs for it. CPUs need nothing.
 
-On a CPU an operation adds in an order that its shapes and threads decide, and a collective in rank order.
+On a CPU the shapes and the number of threads fix the order in which an operation adds; a collective adds in rank order.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from atb_models.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# What the libraries must find in the environment when they are loaded: the first value is set, each of them will do.
-# HCCL and LCCL sum in one order, matrix products go through K in one, and none is overlapped with the sum of its parts.
-# cuBLAS: the two sizes that torch demands.
+# What the libraries must find in the environment when they are loaded. Any of the values is accepted; the first is set.
+# NPU: HCCL, LCCL and matrix products (along K) add in a fixed order, and products do not overlap with collectives.
+# cuBLAS: the two workspace sizes that torch requires.
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "npu": {
         "HCCL_DETERMINISTIC": ("true", "strict"),
@@ -29,12 +29,12 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "cuda": {"CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8")},
 }
-# As nnal's set_env.sh exports them in every shell that is set up: nobody's choice.
+# What nnal's set_env.sh exports in every shell: not the user's choice.
 VENDOR = {"LCCL_DETERMINISTIC": "0", "ATB_MATMUL_SHUFFLE_K_ENABLE": "1"}
 
 
 def check(kind: str) -> None:
-    """Raises ConfigError for a variable whose value is the user's and contradicts the switch."""
+    """Raises ConfigError for a variable that the user has set to a value which contradicts the switch."""
     for name, right in NEEDED.get(kind, {}).items():
         value = env.get(name)
         if value and value not in (*right, VENDOR.get(name)):
@@ -42,9 +42,9 @@ def check(kind: str) -> None:
 
 
 def export(kind: str) -> None:
-    """Set what the libraries of `kind` need, here and so in the ranks that this process starts.
+    """Set what the libraries of `kind` need, for this process and the ranks that it starts.
 
-    Raises as `check`, and where this process has used the device without: the libraries do not look again.
+    Raises ConfigError as `check` does, and if this process has already used the device: the libraries read once.
     """
     check(kind)
     used = kind in NEEDED and hasattr(torch, kind) and getattr(torch, kind).is_initialized()
@@ -62,14 +62,14 @@ def export(kind: str) -> None:
 
 
 def switch_on(kind: str) -> None:
-    """Tell torch, and by it the operators of `kind`, from now on and in the whole process.
+    """Switch torch, and with it the operators of `kind`, to determinism, for the rest of the process.
 
-    torch raises RuntimeError for an operation that cannot be had so. torch_npu's own setting of levels is not used: it
-    warns against using this one beside it, and this one gives level 1.
+    torch raises RuntimeError for an operation that has no deterministic form. torch_npu's setting of levels is not
+    used: it must not be combined with this one, which gives level 1.
     """
     if kind == "cpu":
         return
     torch.use_deterministic_algorithms(True)
     memory: Any = torch.utils.deterministic
-    # Else each empty tensor is filled first, an operator more: nothing here reads what it has not written.
+    # Otherwise torch fills each empty tensor, with one more operator. Nothing here reads memory before writing it.
     memory.fill_uninitialized_memory = False

@@ -14,9 +14,9 @@ from atb_models.machine import determinism, npu
 
 
 def choose_device(wanted: str | None, *, deterministic: bool = False) -> str:
-    """The device type to use: `wanted`, else the first of npu, cuda and cpu. Raises ConfigError if it is absent.
+    """The device type to use: `wanted`, else the first present of npu, cuda and cpu. Raises ConfigError if absent.
 
-    Users of the launcher name their devices in ASCEND_RT_VISIBLE_DEVICES; on CUDA it means the same from then on.
+    The launcher's users name their devices in ASCEND_RT_VISIBLE_DEVICES; after this call it counts for CUDA too.
     deterministic: see `determinism.export`, which comes before the device's libraries are loaded.
     """
     if wanted in ("cuda", None):
@@ -28,7 +28,7 @@ def choose_device(wanted: str | None, *, deterministic: bool = False) -> str:
 
 
 def present_device(wanted: str | None, *, deterministic: bool = False) -> str:
-    """What `choose_device` says, with the user's list of devices as it is."""
+    """As `choose_device`, without applying the user's list of devices."""
     if wanted in ("npu", None) and npu.usable(wanted=wanted == "npu", deterministic=deterministic):
         return "npu"
     if wanted == "cuda" or wanted is None:
@@ -40,7 +40,7 @@ def present_device(wanted: str | None, *, deterministic: bool = False) -> str:
 
 
 def rank_device(kind: str, local_rank: int) -> torch.device:
-    """The device of the rank with this index on its host, made the current one before anything touches a device."""
+    """The device of the rank with this index on its host, which becomes the current one before any other use."""
     if kind == "cpu":
         return torch.device("cpu")
     if kind == "npu":
@@ -52,26 +52,26 @@ def rank_device(kind: str, local_rank: int) -> torch.device:
         )
     try:
         device_module(kind).set_device(local_rank)
-    except RuntimeError as error:  # the first call that reaches the driver
+    except RuntimeError as error:  # this is the first call that reaches the driver
         raise ConfigError(f"device {kind}: cannot use number {local_rank}: {str(error).splitlines()[0]}") from None
     _sum_in_float32(kind)
     return torch.device(kind, local_rank)
 
 
 def check_device_for_each(kind: str, ranks: int) -> None:
-    """Before ranks are started; raises ConfigError where they would have to share."""
+    """Called before ranks are started. Raises ConfigError if there are fewer devices than ranks."""
     count = ranks if kind == "cpu" else int(device_module(kind).device_count())
     if count < ranks:
         raise ConfigError(f"tp {ranks} needs {ranks} devices, {count} {kind.upper()} devices are visible; lower it")
 
 
 def device_module(kind: str) -> Any:
-    """torch.cuda, or torch.npu once torch_npu is imported, which has the same functions."""
+    """torch.cuda, or torch.npu, which has the same functions once torch_npu is imported."""
     return getattr(torch, kind)
 
 
 def _sum_in_float32(kind: str) -> None:
-    """Whatever the dtype; the libraries may do otherwise, cuBLAS by default."""
+    """For every dtype. By default the libraries may not: cuBLAS does not."""
     if kind == "npu":
         device_module(kind).matmul.allow_hf32 = False
         return
@@ -80,9 +80,9 @@ def _sum_in_float32(kind: str) -> None:
 
 
 def _share_visible_devices() -> None:
-    """Before CUDA is initialized, which reads its variable once. Raises ConfigError for devices that do not exist."""
+    """Called before CUDA is initialized, which reads its variable once. Raises ConfigError for absent devices."""
     listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
-    # CUDA's variable is looked for, not read: an empty one is a choice too, of no device.
+    # Not by env.is_set: an empty CUDA_VISIBLE_DEVICES is a choice too, of no device.
     if not listed or "CUDA_VISIBLE_DEVICES" in os.environ or torch.cuda.is_initialized():
         return
     existing = torch.cuda.device_count()
@@ -92,7 +92,7 @@ def _share_visible_devices() -> None:
 
 
 def check_listed(listed: Sequence[int], existing: int) -> None:
-    """Raises ConfigError, with both numbers, when the user's list names devices beyond the `existing` ones."""
+    """Raises ConfigError, with both numbers, if the user's list names more than the `existing` devices."""
     if len(listed) > existing or max(listed) >= existing:
         raise ConfigError(
             f"ASCEND_RT_VISIBLE_DEVICES={','.join(map(str, listed))} names {len(listed)} devices up to number"

@@ -1,4 +1,4 @@
-"""The memory that a rank may still take."""
+"""The memory that a rank can still use."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from atb_models.machine.device import device_module
 from atb_models.wording import GIB
 
 UNLIMITED = 1 << 62
-# What torch's libraries take of a CPU rank's memory once it runs: kernels made at first use, buffers of threads.
+# What torch's libraries use of a CPU rank's memory while it runs: kernels compiled at first use, buffers of threads.
 # Measured with benchmarks/memory.py.
 RUNTIME_BYTES = 64 << 20
-# Kept aside of an address space, where stacks and arenas of threads count although nobody uses most of them.
+# Kept free in a limited address space: stacks and arenas of threads count there although most of them are not used.
 ADDRESS_SPACE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
 class Free:
-    """Memory for weights, activations and KV cache, bytes.
+    """Bytes for weights, activations and KV cache.
 
-    `own`: for this rank alone, of its device or within the limits of its process; `shared`: for all ranks of the host
-    together, None on devices, which nobody shares. `most_ranks`: as many as there are devices, None without a bound.
+    own: for this rank alone, on its device or within the limits of its process. shared: for all ranks of the host
+    together; None on devices, which are not shared. most_ranks: the number of devices; None without a limit.
     """
 
     own: int
@@ -35,11 +35,11 @@ class Free:
     most_ranks: int | None = None
 
     def of_rank(self, ranks_here: int) -> int:
-        """What each of so many ranks may use; negative where even what is kept aside is not there."""
+        """Bytes that each of `ranks` ranks may use; negative if not even the reserve is free."""
         return self.own if self.shared is None else min(self.own, _share(self.shared, ranks_here))
 
     def where(self, ranks_here: int) -> str:
-        """Whose memory it is that bounds a rank."""
+        """Which memory limits a rank, for messages."""
         if self.shared is None:
             return "of its device (less RESERVED_MEMORY_GB and what NPU_MEMORY_FRACTION leaves)"
         bound_by_host = _share(self.shared, ranks_here) <= self.own
@@ -51,14 +51,14 @@ def _share(shared: int, ranks_here: int) -> int:
 
 
 def free_memory(device: torch.device) -> Free:
-    """What may be taken now.
+    """The memory that is free now.
 
-    On a CPU the ranks of a host share what is left of its memory within the cgroup's limit, and each stays within the
-    limits of its own process. On a device, NPU_MEMORY_FRACTION and RESERVED_MEMORY_GB are taken off.
+    On a CPU the ranks of a host share its free memory within the cgroup's limit, each within the limits of its own
+    process. On a device, NPU_MEMORY_FRACTION and RESERVED_MEMORY_GB are subtracted.
     """
     if device.type != "cpu":
         devices = device_module(device.type)
-        devices.empty_cache()  # an earlier model of this process may have left its memory there
+        devices.empty_cache()  # memory that an earlier model of this process left in the cache
         free, total = devices.mem_get_info(device)
         reserved = int(env.get("RESERVED_MEMORY_GB")) * GIB
         own = int(free - (1 - float(env.get("NPU_MEMORY_FRACTION"))) * total) - reserved
@@ -67,7 +67,7 @@ def free_memory(device: torch.device) -> Free:
 
 
 def _process_available(statm: Path = Path("/proc/self/statm")) -> int:
-    """What `ulimit -v` and `ulimit -d` leave of this process's address space."""
+    """Bytes of address space that `ulimit -v` and `ulimit -d` still leave this process."""
     pages = statm.read_text().split()
     page, left = resource.getpagesize(), [UNLIMITED]
     for limit, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
@@ -81,16 +81,16 @@ def _host_available(meminfo: Path = Path("/proc/meminfo")) -> int:
     for line in meminfo.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise CapacityError(f"{meminfo} has no MemAvailable line, so nobody knows what memory is free")
+    raise CapacityError(f"{meminfo} has no MemAvailable line, so the free memory is not known")
 
 
 def _cgroup_available(root: Path = ROOT, own: Path = OWN) -> int:
-    """What the tightest memory limit of this process's cgroups leaves, or a number beyond any memory."""
+    """Bytes that the lowest memory limit of this process's cgroups leaves, or a number beyond any memory."""
     return min(map(_left, cgroup_folders("memory", root, own)), default=UNLIMITED)
 
 
 def _left(folder: Path) -> int:
-    """Limit less usage, where the cache of files, which gives way, does not count (v2's files, else v1's)."""
+    """Limit minus usage. The file cache does not count, as the kernel frees it when needed. v2's files, else v1's."""
     for limit, usage, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

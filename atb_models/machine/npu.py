@@ -1,4 +1,4 @@
-"""Bringing up the Ascend device: what must stand before torch_npu is imported, and in words why it cannot be used."""
+"""Start of the Ascend device: what must be set before torch_npu is imported, and messages for what is missing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from atb_models.machine import determinism
 
 logger = logging.getLogger(__name__)
 
-# For the Ascend libraries, which read them when they are loaded; the user's own values stay.
+# For the Ascend libraries, which read them when they are loaded; the user's own values are kept.
 DEFAULTS = {
-    "HCCL_HOST_SOCKET_PORT_RANGE": "auto",  # each rank takes free ports, whatever else runs on the host
+    "HCCL_HOST_SOCKET_PORT_RANGE": "auto",  # each rank takes free ports
     "HCCL_NPU_SOCKET_PORT_RANGE": "auto",
     "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
     "INF_NAN_MODE_ENABLE": "1",  # overflow is inf, as on other devices
@@ -29,14 +29,14 @@ _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 def installed() -> bool:
-    """Whether there is a torch_npu to import; does not import it."""
+    """Whether torch_npu is installed; does not import it."""
     return importlib.util.find_spec("torch_npu") is not None
 
 
 def usable(*, wanted: bool, deterministic: bool = False) -> bool:
-    """Whether ranks can compute on an NPU here. Where it is `wanted`, raises ConfigError with what is missing.
+    """Whether ranks can compute on an NPU here. If `wanted`, raises ConfigError, which says what is missing.
 
-    With `deterministic`, also raises for a variable that contradicts it, wanted or not.
+    With `deterministic`, also raises for a variable that contradicts it, whether `wanted` or not.
     """
     if not wanted and not installed():
         return False
@@ -53,9 +53,9 @@ def usable(*, wanted: bool, deterministic: bool = False) -> bool:
 
 
 def load(*, deterministic: bool = False) -> None:
-    """Import torch_npu and see that there are devices; raises ConfigError that names the remedy.
+    """Import torch_npu and check that there are devices. Raises ConfigError, which names the remedy.
 
-    What the libraries must find in the environment is set before, and gone again if this fails.
+    The variables that the libraries need are set before, and removed again if this fails.
     """
     if not installed():
         raise ConfigError(f"device npu: {NOT_INSTALLED}")
@@ -73,7 +73,7 @@ def load(*, deterministic: bool = False) -> None:
 
 @contextmanager
 def _unset_on_failure() -> Iterator[None]:
-    """An exception takes the variables that were set within along: they would be reported as the user's."""
+    """After an exception, restore the environment: variables set here would be reported as the user's."""
     before = dict(os.environ)
     try:
         yield
@@ -88,12 +88,12 @@ def _set_defaults() -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if env.get("INF_NAN_MODE_ENABLE") == "0":
-        # Atlas A2 and later saturate only where this is said too, and do not start otherwise.
+        # Atlas A2 and later need this as well to saturate, and do not start without it.
         os.environ.setdefault("INF_NAN_MODE_FORCE_DISABLE", "1")
 
 
 def check_versions(torch: str, torch_npu: str) -> None:
-    """torch_npu is built for one torch; raises ConfigError where the first three numbers differ."""
+    """torch_npu is built for one release of torch. Raises ConfigError if their first three numbers differ."""
     built_for = _release(torch_npu)
     if _release(torch) != built_for:
         raise ConfigError(
@@ -103,7 +103,7 @@ def check_versions(torch: str, torch_npu: str) -> None:
 
 
 def _release(version: str) -> str:
-    """The numbers: 2.13.0 of 2.13.0+cpu, of 2.13.0.post2 and of 2.13.0rc1."""
+    """The first three numbers: 2.13.0 for 2.13.0+cpu, 2.13.0.post2 and 2.13.0rc1."""
     found = re.match(r"\d+(\.\d+){0,2}", version)
     return found[0] if found else version
 
@@ -123,7 +123,7 @@ def import_problem(message: str) -> str:
 
 
 def visible_count() -> int:
-    """Devices that this process sees, which are those that the user lists, if he does; raises ConfigError."""
+    """Number of devices that this process sees. Raises ConfigError if there are none, or fewer than the user lists."""
     listed, count = env.get(_VISIBLE), int(import_module("torch_npu").npu.device_count())
     if listed and len(listed) != count:
         raise ConfigError(
@@ -139,16 +139,18 @@ def visible_count() -> int:
 
 
 def devices() -> str:
-    """How many there are and of which chip, which the driver tells without giving out one of them."""
+    """How many devices there are and of which chip; none of them is taken into use for this."""
     load()
-    # With a number: without one it would be the current device's name, and take that device.
+    # With a device number: without it, the call takes the current device into use.
     return f"{visible_count()} x {import_module('torch_npu').npu.get_device_name(0)}"
 
 
 @contextmanager
 def all_visible() -> Iterator[None]:
-    """All devices of this host, whichever the user lists. For the launcher, which itself computes nothing: the driver
-    reads the list once in a process."""
+    """Within it all devices of this host are visible, whichever the user lists.
+
+    For the launcher, which does not compute: the driver reads the user's list only once in a process.
+    """
     listed = os.environ.pop(_VISIBLE, None)
     try:
         yield

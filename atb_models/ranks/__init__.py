@@ -1,1 +1,1 @@
-"""Several processes as one machine: groups, transports, lives that end together. Knows nothing of models."""
+"""Processes that work as one: groups of ranks, their transports and their common end. Knows nothing of models."""

@@ -47,19 +47,20 @@ _syscall.argtypes = [
 class Barrier:
     """`wait` returns in every process once all of them have called it.
 
-    Meeting e counts arrivals in word e % 3. Who enters meeting e clears word (e + 1) % 3: it served meeting e - 2,
-    which everybody has left, and serves e + 1, which nobody enters before all have arrived at e.
+    Meeting e counts arrivals in word e % 3. A process that enters meeting e clears word (e + 1) % 3. That word counted
+    meeting e - 2, which all processes have left, and will count meeting e + 1, which none enters before all have
+    arrived at meeting e.
 
-    Order of memory (aarch64 may reorder plain loads and stores): the count is raised by FUTEX_WAKE_OP, an atomic
-    operation of the kernel whose store is a release, so what a process wrote before `wait` is visible to whoever sees
-    its arrival. Who saw all arrivals by a plain load passes the full barrier at the head of FUTEX_WAIT (kernel,
-    futex/waitwake.c, "(A)") before it reads what the others wrote.
+    Memory order (aarch64 may reorder plain loads and stores): FUTEX_WAKE_OP raises the count. It is an atomic operation
+    of the kernel and its store is a release, so a process that sees the arrival also sees what was written before
+    `wait`. A process that saw all arrivals by a plain load still passes the full barrier at the start of FUTEX_WAIT
+    (kernel, futex/waitwake.c, "(A)") before it reads what the others wrote. No test runs this on aarch64.
     """
 
     BYTES = 4 * _LINE
 
     def __init__(self, memory: mmap.mmap, offset: int, size: int, *, spins: int, patience: float) -> None:
-        """`spins`: times to yield before sleeping. `patience`: longest sleep in seconds before `idle` is called."""
+        """`spins`: how often to yield before sleeping. `patience`: seconds of sleep after which `idle` is called."""
         if _SYS_FUTEX is None:
             raise OSError(f"ranks on one host need x86_64 or aarch64, not {platform.machine()}")
         self._size, self._spins, self._patience = size, spins, patience
@@ -73,7 +74,7 @@ class Barrier:
         self._meeting = 0
 
     def wait(self, idle: Callable[[], None]) -> None:
-        """Meet the others. `idle` is called between sleeps and may raise; the barrier cannot be used again then."""
+        """Wait for the others. `idle` is called between sleeps and may raise; then the barrier cannot be used again."""
         current, following = self._meeting % 3, (self._meeting + 1) % 3
         self._meeting += 1
         words, index, address = self._words, current * _LINE // 4, self._addresses[current]
@@ -102,13 +103,13 @@ class Barrier:
                 self._timeout.set(pause)
 
     def interrupt(self) -> None:
-        """Wake whoever sleeps in `wait`, so that `idle` is called; from another thread or a signal handler."""
+        """Wake the processes that sleep in `wait`, so that `idle` is called. For another thread or a signal handler."""
         for address in self._addresses:
             _syscall(_SYS_FUTEX, address, _WAKE, _EVERYBODY, None, None, 0)
 
 
 def _sleep(address: int, value: int, timeout: _Timeout) -> int:
-    """Sleep while the word is `value`. 0: woken; else why not: EAGAIN (it is not `value`), EINTR, ETIMEDOUT."""
+    """Sleep while the word is `value`. Returns 0 if woken, else EAGAIN (the word differs), EINTR or ETIMEDOUT."""
     if _syscall(_SYS_FUTEX, address, _WAIT, value, timeout.address, None, 0) == 0:
         return 0
     if (code := ctypes.get_errno()) not in (errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT):

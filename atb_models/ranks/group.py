@@ -1,4 +1,4 @@
-"""The group of ranks that hold one model: its collectives, the step messages from rank 0, and how it comes together."""
+"""The group of ranks that hold one model: its collectives, the step messages from rank 0, and how it is formed."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 MEET_TIMEOUT_S = 600.0
-# Ranks read the same files at about the same time: one that comes so much later than another does not come.
+# Ranks read the same files at about the same time: one that is this much later than another will not arrive.
 BARRIER_TIMEOUT_S = 1800.0
 CLOSE_TIMEOUT_S = 3.0
-# While there is a core for each rank, it may ask this often for the others before it sleeps (about 0.1 ms).
+# With a core for each rank, a rank looks this often for the others before it sleeps (about 0.1 ms).
 SPINS = 100
 _MEMORY_KEY = "atb_models/memory"
 _HERE_KEY = "atb_models/here"
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RankPlacement:
-    """Where a rank stands: its number among all ranks and among those of its host, and its device type."""
+    """A rank's number among all ranks and among those of its host, and its device type."""
 
     rank: int
     size: int
@@ -51,7 +51,7 @@ class RankPlacement:
 
     @classmethod
     def from_environment(cls, device: str) -> RankPlacement:
-        """torchrun's variables; a process without them is the only rank."""
+        """As torchrun's variables say; a process without them is the only rank. Raises ConfigError for a bad value."""
         rank, size = env.get("RANK") or 0, env.get("WORLD_SIZE") or 1
         absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not env.is_set(name)]
         if rank >= size or (size > 1 and absent):
@@ -61,7 +61,7 @@ class RankPlacement:
 
 
 class Collectives(Protocol):
-    """What moves tensors between ranks."""
+    """Moves tensors between ranks."""
 
     def all_reduce(self, x: Tensor) -> Tensor: ...
 
@@ -69,7 +69,7 @@ class Collectives(Protocol):
 
 
 class Transport(Collectives, Protocol):
-    """What also moves messages; its tensors are on the CPU."""
+    """Moves messages as well; its tensors are on the CPU."""
 
     def barrier(self, name: str, timeout: float) -> None: ...
 
@@ -81,8 +81,8 @@ class Transport(Collectives, Protocol):
 class RankGroup:
     """One rank's view of the group. Every rank makes the same collective calls in the same order.
 
-    rank, size: this rank and how many there are; ranks_here: how many on this host; local: all of them; device: where
-    this rank computes. Every wait for another rank raises RankError when one has died.
+    rank, size: this rank and the number of ranks. ranks_here: ranks on this host; local: that is all of them.
+    device: where this rank computes. Every wait for another rank raises RankError when one has died.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RankGroup:
         health: Health | None = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        """host: carries messages and CPU tensors, None for a single rank. tensors: the device's, None is `host`."""
+        """host: moves messages and CPU tensors; None for a single rank. tensors: moves the device's; None: `host`."""
         self.rank, self.size, self.ranks_here = place.rank, place.size, place.local_size
         self.local = place.local_size == place.size
         self.device = device
@@ -103,11 +103,11 @@ class RankGroup:
         self._end = weakref.finalize(self, _end, os.getpid(), host if self.rank == 0 else None, self.health, on_close)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum over the ranks, in place: the same bits on every rank; on CPUs in rank order in float32."""
+        """Sum over the ranks, in place, with the same bits on every rank. On CPUs in rank order, in float32."""
         return x if self.size == 1 else _open(self._tensors).all_reduce(x)
 
     def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
-        """The ranks' equally shaped tensors, concatenated on `dim` in rank order."""
+        """The ranks' tensors, all of one shape, concatenated on `dim` in rank order."""
         return x if self.size == 1 else _open(self._tensors).all_gather(x, dim)
 
     def minimum(self, value: int) -> int:
@@ -115,39 +115,39 @@ class RankGroup:
         return value if self.size == 1 else int(_open(self._host).all_gather(torch.tensor([value])).min())
 
     def barrier(self, name: str) -> None:
-        """Wait for the other ranks to finish what `name` says, e.g. "loading"; RankError if one takes too long."""
+        """Wait until all ranks have finished `name`, such as "loading". Raises RankError if one takes too long."""
         if self.size > 1:
             with self.doing(f"waiting for all ranks to finish {name}"):
                 _open(self._host).barrier(name, BARRIER_TIMEOUT_S)
 
     def send_step(self, message: np.ndarray) -> None:
-        """Rank 0: one step, a one-dimensional int32 array of any length, to all other ranks."""
+        """On rank 0: send one step, a one-dimensional int32 array of any length, to all other ranks."""
         assert self.rank == 0 and message.dtype == np.int32 and message.ndim == 1
         if self.size > 1:
             _open(self._host).send(message)
 
     def receive_step(self) -> np.ndarray | None:
-        """The other ranks: the next step, or None once rank 0 has closed. Waits without limit and without the CPU."""
+        """On the other ranks: the next step, or None once rank 0 has closed. Waits without a time limit or CPU use."""
         assert self.rank > 0, "rank 0 sends the steps"
         return _open(self._host).receive()
 
     def doing(self, activity: str) -> AbstractContextManager[None]:
-        """A section in which all ranks act together, e.g. `with group.doing("loading weights"):`, "computing a step".
+        """A section in which all ranks act together, such as `with group.doing("loading weights"):`.
 
-        Its name appears in the error when a rank dies. An exception that leaves it fails the group, since the ranks are
-        out of step then. If a rank dies while a spawned group's rank 0 is in such a section and cannot be interrupted
-        within 3 s, that process ends. A single rank is never out of step with itself.
+        Its name appears in the error when a rank dies. An exception that leaves the section fails the group, because
+        the ranks are then out of step; a single rank cannot be. If a rank dies while rank 0 of a spawned group is in
+        such a section and cannot be interrupted within 3 s, rank 0's process ends.
         """
         return self.health.doing(activity) if self.size > 1 else contextlib.nullcontext()
 
     def check(self) -> None:
-        """Raise RankError if a rank has died; for long operations of one rank, such as loading."""
+        """Raise RankError if a rank has died. For long operations of one rank, such as loading."""
         self.health.check()
 
     def close(self) -> None:
-        """Rank 0: let the other ranks end, and wait for those it started. Safe to repeat, and after a failure.
+        """On rank 0: let the other ranks end and wait for those it started. May be repeated, also after a failure.
 
-        A group that is dropped, or left over when the process exits, is closed then.
+        A group that is garbage collected, or still open when the process exits, is closed then.
         """
         self._host = self._tensors = None
         self._end()
@@ -160,9 +160,9 @@ class RankGroup:
 
 
 def group_from_environment(device: str) -> RankGroup:
-    """The group that torchrun's variables describe; a single rank where there are none.
+    """The group that torchrun's variables describe; a single rank if they are not set.
 
-    Raises ConfigError for variables that make no sense, RankError when the ranks do not come together in 10 minutes.
+    Raises ConfigError for bad values, RankError if the ranks do not find each other within 10 minutes.
     """
     place = RankPlacement.from_environment(device)
     if place.size == 1:
@@ -180,11 +180,11 @@ def group_from_environment(device: str) -> RankGroup:
 
 
 def join(place: RankPlacement, store: dist.Store, health: Health) -> RankGroup:
-    """Meet the other ranks through a store, in shared memory where one host has them all."""
+    """Connect to the other ranks through a store; in shared memory if all are on one host."""
     memory = None
     if place.local_size == place.size:
         memory = _share_memory(place, store, health)
-        # torchrun ends us all when a rank dies; where something else started the ranks, rank 0 watches the others and
+        # torchrun ends all ranks when one dies. For ranks that something else started, rank 0 watches the others and
         # they watch rank 0.
         pids = memory.pids()
         del pids[place.rank]
@@ -199,7 +199,7 @@ def connect(
     health: Health,
     on_close: Callable[[], None] = lambda: None,
 ) -> RankGroup:
-    """The group on the transports that its place asks for; the store is needed for devices and for several hosts."""
+    """The group on the transports that this placement needs. Devices and several hosts need the store."""
     device = rank_device(place.device, place.local_rank)
     set_threads(place.local_size)
     if memory is not None and place.device == "cpu":
@@ -229,12 +229,12 @@ def connect(
 
 
 def spins(ranks_here: int) -> int:
-    """How often to look for the others before sleeping: not at all where they wait for this rank's core."""
+    """How often to look for the others before sleeping; 0 with more ranks than cores, as they need this core."""
     return SPINS if ranks_here <= available_cores() else 0
 
 
 def _end(owner: int, host: Transport | None, health: Health, on_close: Callable[[], None]) -> None:
-    """Rank 0 (the one with a `host` here) tells the others to end; who does not listen in time is not waited for."""
+    """Rank 0 (the only one with a `host` here) tells the others to end, within CLOSE_TIMEOUT_S."""
     if os.getpid() != owner:
         return  # a process forked from the rank has only copies of its objects
     health.expect_end(CLOSE_TIMEOUT_S)
@@ -253,7 +253,7 @@ def _open(transport: _T | None) -> _T:
 
 
 def _share_memory(place: RankPlacement, store: dist.Store, health: Health) -> SharedMemory:
-    """Rank 0 makes the segment and tells the others through the store where it is."""
+    """Rank 0 creates the segment and publishes its address in the store."""
     segment = Segment(SharedMemory.bytes_needed(place.size)) if place.rank == 0 else None
     try:
         if segment is not None:
@@ -271,10 +271,10 @@ def _share_memory(place: RankPlacement, store: dist.Store, health: Health) -> Sh
 
 
 def _meet_in_store(place: RankPlacement, store: dist.Store) -> None:
-    """A first meeting with a time limit: gloo's own has the limit of its collectives, of which they must have none."""
+    """A first barrier with a time limit. gloo's own would use that of its collectives, which must have none."""
     store.set(f"{_HERE_KEY}/{place.rank}", "")
     keys = [f"{_HERE_KEY}/{rank}" for rank in range(place.size)]
-    _wait_for(store, keys, "ranks not there (the last part of the name)")
+    _wait_for(store, keys, "ranks missing (the last part of each key)")
 
 
 def _wait_for(store: dist.Store, keys: list[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""What one rank knows about the others: whether the group still works, and what it was doing."""
+"""What one rank knows about the others: whether the group still works, and what the ranks are doing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from atb_models.ranks.lifetime import is_dead
 class Health:
     """Shared by a group, its transports and the thread that watches the ranks.
 
-    activity: what the ranks are doing together, None between two such sections. reported: set once the failure was
-    raised to the caller. closing: the other ranks may end. interrupts: each frees a thread that waits for other ranks.
+    activity: what the ranks are doing together; None between two such sections. reported: set once the failure was
+    raised to the caller. closing: the other ranks may end. interrupts: each wakes a thread that waits for other ranks.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Health:
         self._peers: Mapping[int, int] = {}
 
     def fail(self, message: str) -> None:
-        """The group works no more; the first reason stands."""
+        """Mark the group as failed; the first reason is kept."""
         if self.failure is None:
             self.failure = message
         self._failed.set()
@@ -40,13 +40,13 @@ class Health:
     def check(self) -> None:
         """Raise RankError if the group has failed."""
         if self.closing and time.monotonic() > self._end_by:
-            self.fail("the other ranks did not come to an end in time")
+            self.fail("the other ranks did not end in time")
         if self.failure is not None:
             self.reported.set()
             raise RankError(self.failure)
 
     def expect_end(self, timeout: float) -> None:
-        """From now on ranks may end; a wait for them longer than `timeout` seconds fails."""
+        """From now on ranks may end; waiting for one longer than `timeout` seconds fails."""
         self.closing, self._end_by = True, time.monotonic() + timeout
 
     def wait_for_failure(self, timeout: float) -> None:
@@ -55,7 +55,7 @@ class Health:
         self.check()
 
     def watch(self, peers: Mapping[int, int]) -> None:
-        """Processes (rank -> pid on this host) that `look` must find alive, where no thread of ours watches them."""
+        """Let `look` check these processes (rank -> pid on this host), which no thread of this process watches."""
         self._peers = peers
 
     def look(self) -> None:
@@ -70,7 +70,7 @@ class Health:
 
     @contextmanager
     def doing(self, activity: str) -> Iterator[None]:
-        """A section in which the ranks act together: an exception that leaves it puts them out of step."""
+        """A section in which the ranks act together. An exception that leaves it puts them out of step."""
         self.check()
         before, self.activity = self.activity, activity
         try:

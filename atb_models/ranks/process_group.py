@@ -16,17 +16,17 @@ from atb_models.errors import ConfigError
 from atb_models.ranks.health import Health
 from atb_models.ranks.ordered_sum import quiet_sum
 
-# The one place that says which library moves a device's tensors.
+# Which library moves the tensors of a device; said nowhere else.
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
-FOREVER = timedelta(days=3650)  # an idle server waits for its next step as long as it takes
-_BLOCK = 4096  # int32 words of the first message block, which carries a decode step whole
+FOREVER = timedelta(days=3650)  # no limit: an idle server waits for its next step
+_BLOCK = 4096  # int32 words of a message's first block; a whole decode step fits into it
 _CLOSED = -1
 
 
 def open_world(store: dist.Store, rank: int, size: int, device: str) -> None:
-    """Make torch.distributed's default group of these ranks; `close_world` undoes it.
+    """Make these ranks torch.distributed's default group, until `close_world`.
 
-    Raises ConfigError where the process has such a group already: there can be only one.
+    Raises ConfigError if the process already has a default group: there can be only one.
     """
     if dist.is_initialized():
         raise ConfigError(
@@ -36,10 +36,10 @@ def open_world(store: dist.Store, rank: int, size: int, device: str) -> None:
 
 
 def abort_world() -> None:
-    """From another thread, free one that waits for peers that are gone. gloo notices that by itself."""
+    """Called from another thread: stop a wait for ranks that have ended. gloo notices their end by itself."""
     abort = getattr(dist.group.WORLD, "abort", None)
     if abort is not None and dist.get_backend() != "gloo":
-        with contextlib.suppress(RuntimeError):  # it is on its way out anyway
+        with contextlib.suppress(RuntimeError):  # the group is being closed already
             abort()
 
 
@@ -54,7 +54,7 @@ class _Group:
         self.size = dist.get_world_size(group)
 
     def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
-        """The ranks' equally shaped tensors, concatenated on `dim` in rank order."""
+        """The ranks' tensors, all of one shape, concatenated on `dim` in rank order."""
         dim %= x.dim()
         gathered = x.new_empty((self.size, *x.shape))
         self._gather(gathered, x.contiguous())
@@ -67,16 +67,16 @@ class _Group:
         try:
             collective(*args, group=self._group, **options)
         except RuntimeError as error:
-            self._health.wait_for_failure(1.0)  # whoever watches the ranks knows which one it was
+            self._health.wait_for_failure(1.0)  # the thread that watches the ranks knows which one it was
             during = self._health.during()
             self._health.fail(
-                f"{collective.__name__} failed {during}, a rank or its host is gone or stands still: {error}"
+                f"{collective.__name__} failed {during}, a rank or its host has ended or does not respond: {error}"
             )
             self._health.check()
 
 
 class DeviceGroup(_Group):
-    """Tensors on a device, moved and summed by its library."""
+    """Collectives on tensors of a device, by the device's own library."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks into x, which is returned."""
@@ -85,12 +85,12 @@ class DeviceGroup(_Group):
 
 
 class HostGroup(_Group):
-    """The transport of ranks on several hosts: everything on CPUs, messages also for ranks that compute on devices."""
+    """The transport of ranks on several hosts: CPU tensors, and messages for ranks on any device."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks into x, which is returned: in rank order in float32, the same bits as in shared memory.
 
-        Each rank gets its share of everybody's tensor, sums it and gives it to all, the traffic of gloo's own.
+        Each rank receives one share of every rank's tensor, sums it and sends it to all: as many bytes as gloo's own.
         """
         share = -(-x.numel() // self.size)
         padded = x.new_zeros((self.size, share))
@@ -107,11 +107,11 @@ class HostGroup(_Group):
         self._call(dist.all_gather, list(rows.unbind()), x.reshape(-1).view(torch.uint8))
 
     def barrier(self, name: str, timeout: float) -> None:
-        """The error of one that takes longer than `timeout` seconds has the ranks' numbers, and `name` by `during`."""
+        """Raises RankError with the numbers of late ranks after `timeout` seconds; the group's activity says `name`."""
         self._call(dist.monitored_barrier, timeout=timedelta(seconds=timeout), wait_all_ranks=True)
 
     def send(self, message: np.ndarray | None) -> None:
-        """Rank 0: an int32 array to all others; None ends their `receive` with None."""
+        """On rank 0: send an int32 array to all others. None: their `receive` returns None."""
         block = torch.zeros(_BLOCK, dtype=torch.int32)
         if message is None:
             block[0] = _CLOSED
@@ -123,7 +123,7 @@ class HostGroup(_Group):
             self._call(dist.broadcast, words[_BLOCK - 1 :].clone(), 0)
 
     def receive(self) -> np.ndarray | None:
-        """The other ranks: what rank 0 sends next; waits without limit and without using the CPU."""
+        """On the other ranks: what rank 0 sends next. Waits without a time limit or CPU use."""
         block = torch.empty(_BLOCK, dtype=torch.int32)
         self._call(dist.broadcast, block, 0)
         length = int(block[0])

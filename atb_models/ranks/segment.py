@@ -1,4 +1,4 @@
-"""Memory that processes of one host share, without a name: nothing can be left behind, in /dev/shm or elsewhere."""
+"""Memory shared by processes of one host. It has no name, so nothing can be left behind in /dev/shm or elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import secrets
 
 from atb_models.errors import RankError
 
-TOKEN_BYTES = 16  # at the start; they prove that an opened file is the one its address means
+TOKEN_BYTES = 16  # at the start; they show that the opened file is the one that the address was made for
 
 
 class Segment:
-    """Shared memory from its making until all have opened it; `address` tells the others of the host where it is."""
+    """Shared memory, open until all have mapped it; other processes of this host open it by its `address`."""
 
     def __init__(self, size: int) -> None:
         """`size` in bytes."""
@@ -24,12 +24,12 @@ class Segment:
         self.address = f"{os.getpid()}:{self._fd}:{size}:{token.hex()}"
 
     def close(self) -> None:
-        """Nobody else can open it any more; the memory goes with the last process that has."""
+        """Afterwards no process can open it; the memory is freed when the last process that has it ends."""
         os.close(self._fd)
 
 
 def open_segment(address: str) -> mmap.mmap:
-    """Map the segment that another process of this host made. Raises RankError where it cannot be opened."""
+    """Map the segment that another process of this host made. Raises RankError if it cannot be opened."""
     pid, fd, size, token = address.split(":")
     path = f"/proc/{pid}/fd/{fd}"
     try:

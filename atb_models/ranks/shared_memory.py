@@ -1,4 +1,4 @@
-"""Collectives between the ranks on one host's CPU, through memory that has no name and so cannot be left behind."""
+"""Collectives between the ranks on the CPUs of one host, through shared memory that has no name (see segment.py)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from atb_models.ranks.barrier import LONG_PAUSE_S, SHORT_PAUSE_S, Barrier
 from atb_models.ranks.health import Health
 from atb_models.ranks.ordered_sum import quiet_sum
 
-# Bytes a rank can show the others at a time; larger tensors go piece by piece.
+# Bytes that a rank can show the others at a time; larger tensors are moved in pieces.
 SLOT = 512 << 10
-# Up to here every rank sums the whole tensor after one meeting; beyond, each rank sums its share and they meet twice.
+# Up to this size every rank sums the whole tensor after one barrier. Beyond it each sums a share: two barriers.
 SMALL = 16 << 10  # elements
-# Offsets of pids and counts of barriers (uint32), barrier words and data; first the segment's token.
+# Offsets of the pids, the barrier counts (uint32), the barrier's words and the data. The segment's token comes first.
 _PIDS, _CAME, _BARRIER, _HEADER = 64, 1568, 3072, 4096
 _MAX_RANKS = (_CAME - _PIDS) // 4
 _CLOSED = -1
@@ -32,12 +32,12 @@ _P = TypeVar("_P")
 
 
 class _SumPlan(NamedTuple):
-    """Views for all-reduces of one shape; where there are two, one for each half of the slots."""
+    """Views for all-reduces of one shape. Pairs hold one view for each half of the slots."""
 
     mine: tuple[Tensor, Tensor]  # this rank's slot
-    rows: list[list[np.ndarray]]  # per half: what this rank sums, one part of each rank's slot
-    total: np.ndarray  # where it puts the sum
-    result: Tensor  # where the whole sum is found
+    rows: list[list[np.ndarray]]  # for each half: what this rank sums, a part of each rank's slot
+    total: np.ndarray  # where this rank writes its sum
+    result: Tensor  # where the whole sum is
 
 
 class _GatherPlan(NamedTuple):
@@ -50,10 +50,10 @@ class _GatherPlan(NamedTuple):
 class SharedMemory:
     """The transport of ranks that share a host. Every rank makes the same calls in the same order.
 
-    Layout: header | 2 halves x ranks x SLOT | SLOT for shares of a large sum. Each operation writes its own slot in one
-    half, meets the others, reads theirs. The next uses the other half, so that nobody overwrites what a slower rank
-    still reads: that one has yet to arrive at the next meeting. Sums run in rank order in float32 (int64 for int64)
-    whatever the size, so all ranks get the same bits.
+    Layout: header | 2 halves x ranks x SLOT | SLOT for shares of a large sum. In an operation each rank writes its own
+    slot of one half, waits at the barrier and reads the slots of the others. The next operation uses the other half, so
+    no rank overwrites what a slower one still reads: the slower rank has not yet arrived at the next barrier. Sums are
+    made in rank order in float32 (int64 for int64) for every size, so all ranks get the same bits.
     """
 
     def __init__(self, memory: mmap.mmap, rank: int, size: int, health: Health, *, spins: int) -> None:
@@ -61,7 +61,7 @@ class SharedMemory:
         self._pids = memoryview(memory)[_PIDS : _PIDS + 4 * size].cast("I")
         self._pids[rank] = os.getpid()
         self._came = memoryview(memory)[_CAME : _CAME + 4 * size].cast("I")
-        # Rank 0 answers Ctrl-C and a failure seen by its other thread; the others may idle for days.
+        # Rank 0 must notice Ctrl-C and a failure that its other thread has seen; the others may wait for days.
         patience = SHORT_PAUSE_S if rank == 0 else LONG_PAUSE_S
         self._barrier = Barrier(memory, _BARRIER, size, spins=spins, patience=patience)
         self._half, self._sum = 0, quiet_sum()
@@ -82,14 +82,14 @@ class SharedMemory:
         return _HEADER + (2 * size + 1) * SLOT
 
     def meet(self, timeout: float) -> None:
-        """The first barrier. Raises RankError naming the ranks that did not come within `timeout` seconds."""
+        """The first barrier. Raises RankError naming the ranks that did not arrive within `timeout` seconds."""
         deadline = time.monotonic() + timeout
 
         def idle() -> None:
             self._idle()
             if time.monotonic() > deadline:
                 absent = ", ".join(str(rank) for rank, pid in enumerate(self._pids) if pid == 0)
-                raise RankError(f"ranks not there after {timeout:g} s: {absent or 'none, but not all have arrived'}")
+                raise RankError(f"ranks missing after {timeout:g} s: {absent or 'none, but not all have arrived'}")
 
         self._exchange(idle)
 
@@ -98,7 +98,7 @@ class SharedMemory:
         return dict(enumerate(self._pids))
 
     def barrier(self, name: str, timeout: float) -> None:
-        """Raises RankError naming the ranks that have not finished `name` in `timeout` seconds more than this one."""
+        """Raises RankError naming the ranks that have not finished `name` within `timeout` seconds after this one."""
         deadline = time.monotonic() + timeout
         self._came[self.rank] += 1
 
@@ -134,15 +134,15 @@ class SharedMemory:
             plan.mine[half].copy_(piece)
             self._exchange()
             self._sum(plan.rows[half], plan.total)
-            # One area of shares is enough: it is written again only after the next piece's first meeting, to which
-            # everybody comes having read this one.
+            # One area of shares is enough: it is written again only after the next piece's first barrier, and a rank
+            # arrives there only after it has read this one.
             self._exchange()
             piece.copy_(plan.result)
         return x if x.is_contiguous() else x.copy_(flat.view(x.shape))
 
     def _plan_small_sum(self, shape: torch.Size, integer: bool) -> _SumPlan:
         wide, numel = _wide(integer), shape.numel()
-        with torch.inference_mode(False):  # views made in inference mode are unusable outside of it
+        with torch.inference_mode(False):  # views made in inference mode cannot be used outside it
             slots = self._slots.view(wide)[:, :, :numel]
             total = torch.empty(numel, dtype=wide)
             mine = slots[0, self.rank].view(shape), slots[1, self.rank].view(shape)
@@ -150,7 +150,7 @@ class SharedMemory:
         return _keep(self._sum_plans, (shape, integer), plan)
 
     def _plan_shares(self, count: int, integer: bool) -> _SumPlan:
-        """Each rank sums one share of `count` elements for all."""
+        """Each rank sums one share of the `count` elements for all ranks."""
         wide, share = _wide(integer), -(-count // self.size)
         first, last = min(self.rank * share, count), min((self.rank + 1) * share, count)
         with torch.inference_mode(False):
@@ -161,7 +161,7 @@ class SharedMemory:
         return _keep(self._share_plans, (count, integer), plan)
 
     def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
-        """The ranks' equally shaped tensors, concatenated on `dim` in rank order."""
+        """The ranks' tensors, all of one shape, concatenated on `dim` in rank order."""
         dim %= x.dim()
         flat = x.reshape(x.shape[:dim].numel(), x.shape[dim:].numel())  # [outer, width]
         gathered = x.new_empty((flat.shape[0], self.size, flat.shape[1]))
@@ -182,7 +182,7 @@ class SharedMemory:
         return _keep(self._gather_plans, (shape, dtype), plan)
 
     def send(self, message: np.ndarray | None) -> None:
-        """Rank 0: an int32 array to all others; None ends their `receive` with None."""
+        """On rank 0: send an int32 array to all others. None: their `receive` returns None."""
         length = _CLOSED if message is None else message.size
         body = np.empty(0, np.int32) if message is None else message
         first = True
@@ -195,7 +195,7 @@ class SharedMemory:
             first = False
 
     def receive(self) -> np.ndarray | None:
-        """The other ranks: what rank 0 sends next; waits without limit and without using the CPU."""
+        """On the other ranks: what rank 0 sends next. Waits without a time limit or CPU use."""
         slot = self._next_slot()
         length = int(slot[0])
         if length == _CLOSED:
@@ -212,12 +212,12 @@ class SharedMemory:
         return self._slots[half, 0].numpy().view(np.int32)
 
     def _exchange(self, idle: Callable[[], None] | None = None) -> None:
-        """After it all ranks can read what each wrote into this half's slots; the next writes go to the other half."""
+        """Afterwards all ranks can read this half's slots; the next writes go to the other half."""
         self._half ^= 1
         try:
             self._barrier.wait(idle or self._idle)
         except BaseException as error:
-            self._health.fail(f"a wait for the other ranks was broken off by {type(error).__name__}: {error}")
+            self._health.fail(f"waiting for the other ranks was interrupted by {type(error).__name__}: {error}")
             raise
 
     def _idle(self) -> None:
@@ -239,7 +239,7 @@ def _keep(plans: dict[_Key, _P], key: _Key, plan: _P) -> _P:
 
 
 def _bands(rows: int, width: int, capacity: int) -> Iterator[tuple[slice, slice]]:
-    """Cut [rows, width] into pieces of at most `capacity` elements: bands of rows, and of columns in a row too wide."""
+    """Cut [rows, width] into pieces of at most `capacity` elements: bands of rows, or parts of a row that is larger."""
     height, step = max(1, capacity // max(1, width)), min(width, capacity)
     for top in range(0, rows, height):
         for left in range(0, width, max(1, step)):
@@ -247,7 +247,7 @@ def _bands(rows: int, width: int, capacity: int) -> Iterator[tuple[slice, slice]
 
 
 def _message_parts(length: int) -> Iterator[slice]:
-    """A message in slot-sized parts; the first shares its slot with the length."""
+    """A message in parts that fit a slot; the first slot also holds the length."""
     capacity = SLOT // 4
     stop = min(max(length, 0), capacity - 1)
     yield slice(0, stop)

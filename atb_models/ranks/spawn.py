@@ -1,4 +1,4 @@
-"""Ranks 1 to tp-1 of a plain Python process, which is rank 0 itself: how they are started, watched and ended."""
+"""A plain Python process as rank 0: how it starts, watches and ends ranks 1 to tp-1."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from atb_models.ranks.shared_memory import SharedMemory
 
 MODEL_RANK = "atb_models.engine.rank:run_model"
 LOOPBACK = "127.0.0.1"
-_EXIT_TIMEOUT_S = 3.0  # for ranks that were told to end, then they are killed
-_GRACE_S = 0.3  # after a rank reports an error, which may be the consequence of another rank's death
-_UNRESPONSIVE_S = 3.0  # until this process ends because its main thread cannot be told of a failure
+_EXIT_TIMEOUT_S = 3.0  # for ranks to end after they were told to; then they are killed
+_GRACE_S = 0.3  # after a rank's error, which another rank's death may have caused
+_UNRESPONSIVE_S = 3.0  # until this process ends if its main thread cannot be interrupted
 
 
 def open_group(config_json: str, tp: int, device: str) -> RankGroup:
-    """The group for an engine: torchrun's where this process is one of its ranks, else `tp` ranks of our own.
+    """The group for an engine: torchrun's if this process is one of its ranks, else `tp` ranks started here.
 
-    Raises ConfigError when both are asked for and differ (tp 1 is the default and asks for nothing).
+    Raises ConfigError if WORLD_SIZE and `tp` differ; tp 1, the default, agrees with any WORLD_SIZE.
     """
     world = RankPlacement.from_environment(device).size
     if env.is_set("WORLD_SIZE") and tp not in (1, world):
@@ -49,8 +49,8 @@ def open_group(config_json: str, tp: int, device: str) -> RankGroup:
 def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> RankGroup:
     """Start ranks 1 to size-1 and return rank 0's group; each of them runs `target(payload, group)`, "module:function".
 
-    Raises ConfigError where there is not a device for each, and RankError when one of them dies, then or in any later
-    call that waits for them; the others are killed.
+    Raises ConfigError if there are fewer devices than ranks, and RankError when a rank dies: here, or in a later call
+    that waits for it. The other ranks are killed.
     """
     check_device_for_each(device, size)
     place, health, threads = RankPlacement(0, size, 0, size, device), Health(), torch.get_num_threads()
@@ -85,8 +85,8 @@ def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> Ran
 class _Workers:
     """The child processes and the thread that starts, watches and ends them.
 
-    It must be one thread that lives as long as they do: the kernel kills them when the thread that made them ends.
-    A rank's end is seen as the end of its channel, a socket that carries its setup there and its error back.
+    One thread does all this, and lives as long as the ranks: the kernel kills them when the thread that made them ends.
+    Each rank has a socket, which carries its setup to it and its error back; the rank has ended when the socket has.
     """
 
     def __init__(self, place: RankPlacement, setup: dict[str, object], health: Health) -> None:
@@ -102,12 +102,12 @@ class _Workers:
         self._thread.start()
 
     def close(self, *, kill: bool) -> None:
-        """Wait for the ranks to end, for a moment, or kill them at once. Safe to repeat."""
+        """Kill the ranks at once, or wait a short time for them to end, then kill them. May be repeated."""
         if self._thread.is_alive():
             self._kill = kill
             self._stop_sender.send(b"!")
             if threading.current_thread() is self._thread:
-                return  # the garbage collector ran there
+                return  # called in that very thread, by the garbage collector
             self._thread.join()
         self._stop_sender.close()
         self._stop.close()
@@ -138,15 +138,15 @@ class _Workers:
                 env=_environment(rank, self._place.size, self._place.device),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is rank 0's to handle
+                start_new_session=True,  # rank 0 alone handles Ctrl-C in the terminal
             )
         self._channels[rank], self._reports[rank] = ours, b""
         place = dataclasses.replace(self._place, rank=rank, local_rank=rank)
-        with contextlib.suppress(OSError):  # it died already, as the watch will see
+        with contextlib.suppress(OSError):  # it has died, which _watch will see
             ours.sendall(json.dumps({**self._setup, "place": dataclasses.asdict(place)}).encode() + b"\n")
 
     def _watch(self) -> str | None:
-        """Until all ranks have ended as they were told to, or time is up: None. Or one has not: what happened."""
+        """Wait until all ranks have ended as told, or time is up: None. If one ends otherwise: what happened."""
         failure, deadline = None, math.inf
         with selectors.DefaultSelector() as selector:
             for channel in (self._stop, *self._channels.values()):
@@ -169,10 +169,10 @@ class _Workers:
         return failure
 
     def _status(self, rank: int) -> int | None:
-        """Take in what a rank reports; its exit status (negative: minus a signal) once it has ended."""
+        """Read what a rank reports. Its exit status once it has ended (negative: minus the signal), else None."""
         try:
             data = self._channels[rank].recv(1 << 16)
-        except ConnectionResetError:  # it ended before it read its setup
+        except ConnectionResetError:  # the rank ended before it read its setup
             data = b""
         self._reports[rank] += data
         if data:
@@ -193,7 +193,7 @@ class _Workers:
         return f"{name} was killed by signal {-status} ({_signal_name(-status)}) {self._health.during()}"
 
     def _insist(self, failure: str) -> None:
-        """The main thread waits for a rank that is gone, in code that nothing interrupts: end the process."""
+        """End the process if its main thread waits for a dead rank in code that cannot be interrupted."""
         deadline = time.monotonic() + _UNRESPONSIVE_S
         while self._health.activity is not None and not self._health.reported.wait(0.05):
             if time.monotonic() > deadline:
@@ -203,7 +203,7 @@ class _Workers:
 
 
 def _environment(rank: int, size: int, device: str) -> dict[str, str]:
-    """The variables of a rank: torchrun's, this process as its launcher, and the way to this package."""
+    """A rank's environment: torchrun's variables, this process as launcher, and where to find this package."""
     environment = child_environment()
     environment.update({name: str(rank) for name in ("RANK", "LOCAL_RANK")})
     environment.update({name: str(size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})

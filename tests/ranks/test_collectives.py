@@ -94,6 +94,6 @@ def test_host_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rank_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "MEET_TIMEOUT_S", 0.2)
-    for local_size, message in ((1, "within 0.2 s: atb_models/here/1"), (2, "ranks not there after 0.2 s: 1")):
+    for local_size, message in ((1, "within 0.2 s: atb_models/here/1"), (2, "ranks missing after 0.2 s: 1")):
         with pytest.raises(RankError, match=message):
             join(RankPlacement(0, 2, 0, local_size, "cpu"), HashStore(), Health())

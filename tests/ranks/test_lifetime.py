@@ -64,7 +64,7 @@ def test_launcher_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATB_LAUNCHER_PID", str(gone.pid))
     ended = _run(_rank())
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert f"(pid {gone.pid}, ATB_LAUNCHER_PID) is gone" in ended.stderr
+    assert f"(pid {gone.pid}, ATB_LAUNCHER_PID) has ended" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
