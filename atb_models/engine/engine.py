@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from atb_models.engine.logprobs import token_logprobs
-from atb_models.engine.sampler import sample
+from atb_models.engine.sampling.logprobs import token_logprobs
+from atb_models.engine.sampling.sampler import sample
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import RequestError

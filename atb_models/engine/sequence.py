@@ -9,7 +9,7 @@ from operator import index as index_of
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from atb_models.engine.processors import make_processors
+from atb_models.engine.sampling.processors import make_processors
 from atb_models.errors import RequestError
 from atb_models.outputs import FinishReason, RequestOutput, TokenLogprobs
 from atb_models.sampling_params import SamplingParams

@@ -11,12 +11,12 @@ import pytest
 import torch
 from fake_runner import LOGITS, VOCAB, fake_engine, logits_of, states_of
 
-from atb_models.engine import processors
 from atb_models.engine.engine import Engine
-from atb_models.engine.logit_bias import LogitBias
-from atb_models.engine.penalties import Penalties
-from atb_models.engine.processors import make_processors, process
-from atb_models.engine.sampler import sample
+from atb_models.engine.sampling import processors
+from atb_models.engine.sampling.logit_bias import LogitBias
+from atb_models.engine.sampling.penalties import Penalties
+from atb_models.engine.sampling.processors import make_processors, process
+from atb_models.engine.sampling.sampler import sample
 from atb_models.engine.sequence import Sequence
 from atb_models.errors import RequestError
 from atb_models.sampling_params import SamplingParams

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from atb_models.engine.sampler import sample
+from atb_models.engine.sampling.sampler import sample
 from atb_models.engine.sequence import Sequence
 from atb_models.sampling_params import SamplingParams
 

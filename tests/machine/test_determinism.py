@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from atb_models import LLM, SamplingParams
-from atb_models.engine import sampler
 from atb_models.engine.config import EngineConfig
+from atb_models.engine.sampling import sampler
 from atb_models.errors import ConfigError
 from atb_models.machine import determinism, device, npu
 

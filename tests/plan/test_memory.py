@@ -11,7 +11,7 @@ import torch
 from atb_models import SamplingParams, ops
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.engine import Engine
-from atb_models.engine.sampler import sample
+from atb_models.engine.sampling.sampler import sample
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.graph import meta_caches, meta_model, meta_step, trace

@@ -7,7 +7,7 @@ from collections import abc
 import numpy as np
 from torch import Tensor
 
-from atb_models.engine.single_logits import SingleLogits
+from atb_models.engine.sampling.single_logits import SingleLogits
 from atb_models.sampling_params import SamplingParams
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atb_models.engine.single_logits import SingleLogits
+from atb_models.engine.sampling.single_logits import SingleLogits
 from atb_models.sampling_params import SamplingParams
 
 

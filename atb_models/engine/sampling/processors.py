@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from atb_models.engine.logit_bias import LogitBias
-from atb_models.engine.penalties import Penalties
+from atb_models.engine.sampling.logit_bias import LogitBias
+from atb_models.engine.sampling.penalties import Penalties
 from atb_models.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

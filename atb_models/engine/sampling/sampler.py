@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atb_models.engine.logprobs import token_logprobs
-from atb_models.engine.processors import process
+from atb_models.engine.sampling.logprobs import token_logprobs
+from atb_models.engine.sampling.processors import process
 from atb_models.engine.sequence import Sequence
 from atb_models.outputs import TokenLogprobs
 
