@@ -13,7 +13,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 Kind = Literal["number", "whole number", "yes or no", "texts", "token ids", "biases"]
 
 
-class Names(NamedTuple):
+class NamesByForm(NamedTuple):
     """What each form of request calls a field; () where it does not take it. Triton's parameters are MindIE's."""
 
     chat: tuple[str, ...] = ()
@@ -23,13 +23,13 @@ class Names(NamedTuple):
     mindie: tuple[str, ...] = ()
 
 
-def _openai(name: str) -> Names:
+def _openai(name: str) -> NamesByForm:
     """For a field that only OpenAI's forms and vLLM's take."""
-    return Names(chat=(name,), completion=(name,), vllm=(name,))
+    return NamesByForm(chat=(name,), completion=(name,), vllm=(name,))
 
 
-def _everywhere(name: str) -> Names:
-    return Names(*[(name,)] * len(FORMS))
+def _everywhere(name: str) -> NamesByForm:
+    return NamesByForm(*[(name,)] * len(FORMS))
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SamplingField:
     above_low: bool = False
     default: float | None = None
     generation: str | None = None
-    names: Names = Names()
+    names: NamesByForm = NamesByForm()
 
     @property
     def allowed(self) -> str:
@@ -79,7 +79,7 @@ class SamplingField:
 FIELDS = (
     SamplingField(
         "max_tokens", "whole number", "tokens of an answer at most", low=1, generation="max_new_tokens",
-        names=Names(
+        names=NamesByForm(
             chat=("max_tokens", "max_completion_tokens"), completion=("max_tokens",), vllm=("max_tokens",),
             tgi=("max_new_tokens",), mindie=("max_new_tokens",),
         ),
@@ -118,7 +118,7 @@ FIELDS = (
     SamplingField("ignore_eos", "yes or no", "go on after the end-of-sentence token", names=_openai("ignore_eos")),
     SamplingField(
         "logprobs", "whole number", "print the log probabilities of the chosen and the n likeliest tokens", low=0,
-        names=Names(chat=("top_logprobs",), completion=("logprobs",), tgi=("top_n_tokens",)),
+        names=NamesByForm(chat=("top_logprobs",), completion=("logprobs",), tgi=("top_n_tokens",)),
     ),
     SamplingField("logprob_token_ids", "token ids", "tokens whose log probabilities are wanted too"),
     SamplingField(

@@ -45,7 +45,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Drawing:
     """Corners (left, top) of the boxes by node, lines, frames; all within (0, 0) to (width, height)."""
 
     boxes: dict[int, Point]
@@ -55,7 +55,7 @@ class Layout:
     height: float
 
 
-def lay_out(step: Folded) -> Layout:
+def lay_out(step: Folded) -> Drawing:
     """Place everything of one step."""
     edges = list(step.edges())
     places = places_of(step, edges)
@@ -66,7 +66,7 @@ def lay_out(step: Folded) -> Layout:
     tops, frames, height = _rows(step.sections, places, width)
     boxes = {node: (left + column * COLUMN, tops[row]) for node, (column, row) in places.items()}
     xs = {key: left - GUTTER - lane * LANE for key, lane in lanes.items()}
-    return Layout(boxes, _lines(edges, places, boxes, xs), frames, width, height)
+    return Drawing(boxes, _lines(edges, places, boxes, xs), frames, width, height)
 
 
 def _rows(

@@ -9,7 +9,7 @@ from atb_models.graph.fold import Folded, Section, fold, within_layer
 from atb_models.graph.graph import Node, OpGraph
 from atb_models.graph.ink import EDGE, FONTS, GREY, RESIDUAL, arrow, draw_line, draw_text, text_width
 from atb_models.graph.labels import Units, operands, results, step_title, subject_title, weights_read, without_letters
-from atb_models.graph.layout import BOX_HEIGHT, BOX_WIDTH, GUTTER, Frame, Layout, Line, Point, lay_out
+from atb_models.graph.layout import BOX_HEIGHT, BOX_WIDTH, GUTTER, Drawing, Frame, Line, Point, lay_out
 
 # Fill and border by kind; an operation that no kind names moves data or works element by element.
 KINDS = {
@@ -70,7 +70,7 @@ def _legend() -> Iterator[str]:
     yield draw_text((x + 36, 64), "residual stream", 11, 200, fill=GREY)
 
 
-def _step(name: str, step: Folded, layout: Layout) -> Iterator[str]:
+def _step(name: str, step: Folded, layout: Drawing) -> Iterator[str]:
     graph, units = step.graph, Units.of(step.graph)
     yield draw_text((0, 18), step_title(name, graph), 14, layout.width, weight="bold")
     total = f"{units.all(graph.cost)}; weights read: {units.moved(weights_read(graph))} {units.moved.name}"

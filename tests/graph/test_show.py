@@ -19,7 +19,7 @@ from atb_models.graph.dot import dot
 from atb_models.graph.fold import Folded, fold
 from atb_models.graph.graph import Node
 from atb_models.graph.labels import Units, figure, results, step_title, subject_title, weights_read
-from atb_models.graph.layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
+from atb_models.graph.layout import BOX_HEIGHT, BOX_WIDTH, Drawing, lay_out
 from atb_models.graph.svg import KIND_OF, KINDS, svg
 from atb_models.graph.text import text
 from atb_models.models.config_reader import load_model_config
@@ -262,7 +262,7 @@ def test_no_line_of_any_graph_runs_through_a_box(graphs: dict[str, OpGraph]) -> 
     assert branches > 5
 
 
-def check_layout(folded: Folded, layout: Layout) -> None:
+def check_layout(folded: Folded, layout: Drawing) -> None:
     corners = list(layout.boxes.values())
     assert len(layout.lines) == len(list(folded.edges()))
     for number, (x, y) in enumerate(corners):
