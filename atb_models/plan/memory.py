@@ -23,8 +23,6 @@ LOGIT_BYTES, SCORING_BYTES = 4, 4
 # What stays with the allocator after steps of different sizes, beyond the peak of the largest: no more than that peak
 # again, and not more than this; 61 MiB were seen.
 MOST_SLACK = 128 << 20
-# Bytes for each logit of what penalties keep from step to step: a flag and a count.
-SEEN_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,6 @@ def peak_activations(model: Decoder, limits: Limits) -> int:
     sampled = limits.max_batch_size
     after = after_the_model(sampled, scored, model.config.vocab_size)
     peak = max(_peak_of_step(model, limits, *largest_step(limits), sampled + scored), after)
-    peak += sampled * model.config.vocab_size * SEEN_BYTES
     return peak + min(peak, MOST_SLACK)
 
 
