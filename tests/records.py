@@ -15,6 +15,7 @@ from atb_models.layers.parameter import fillings
 from atb_models.ops.collectives import Collective
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
+from atb_models.ops.table import Op, recorded
 from atb_models.ops.weight import Weight
 
 
@@ -81,3 +82,15 @@ def slots_step(slots_T: Tensor) -> StepInput:
 def kv_cache(k_PSMD: Tensor, v_PSMD: Tensor) -> LayerCache:
     """The cache of plain attention."""
     return LayerCache(k=k_PSMD, v=v_PSMD)
+
+
+def shape_rule(op: Op) -> Callable[..., Any]:
+    """The shape rule; of an operation in parts its body, of whose parts each follows its own rule."""
+    if not op.in_parts:
+        return op.shape or op.reference
+
+    def by_parts(*args: Any) -> Any:
+        with recorded(lambda part, run, given: (part.shape or run)(*given)):
+            return op.reference(*args)
+
+    return by_parts

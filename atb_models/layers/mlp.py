@@ -64,13 +64,7 @@ class Experts(nn.Module):
         hold(self, "down", self.stored_down, down)
 
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, counter_E: Tensor | None) -> Tensor:
-        x_RH, rows_TK, counts_E = ops.moe_init_routing(x_TH, experts_TK, self.num_experts)
-        if counter_E is not None:
-            ops.count_expert_tokens(counter_E, counts_E)
-        top_k = experts_TK.shape[1]
-        h_RF = ops.swiglu(ops.grouped_matmul(x_RH, self.stored_gate_up, counts_E, top_k))
-        y_RH = ops.grouped_matmul(h_RF, self.stored_down, counts_E, top_k)
-        return ops.moe_finalize_routing(y_RH, rows_TK, weights_TK)
+        return ops.moe_experts(x_TH, self.stored_gate_up, self.stored_down, weights_TK, experts_TK, counter_E)
 
 
 class SharedGate(nn.Module):

@@ -15,6 +15,7 @@ from atb_models.ops.gating import moe_gating
 from atb_models.ops.moe import (
     count_expert_tokens,
     grouped_matmul,
+    moe_experts,
     moe_finalize_routing,
     moe_init_routing,
     router,
@@ -33,6 +34,7 @@ __all__ = [
     "grouped_matmul",
     "kv_plane_shape",
     "linear",
+    "moe_experts",
     "moe_finalize_routing",
     "moe_gating",
     "moe_init_routing",

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atb_models.ops.basic import swiglu
 from atb_models.ops.cost import Cost, cost, nbytes
 from atb_models.ops.table import op
 from atb_models.ops.weight import Weight
@@ -125,6 +126,48 @@ def shared_expert_gate(shared_TH: Tensor, x_TH: Tensor, weight_1H: Tensor) -> Te
     """
     gate_T1 = F.linear(x_TH.float(), weight_1H.float()).sigmoid()
     return (shared_TH * gate_T1).to(shared_TH.dtype)
+
+
+def _experts_cost(
+    out_TH: Tensor,
+    x_TH: Tensor,
+    gate_up_EGH: Weight,
+    down_EHF: Weight,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    counter_E: Tensor | None = None,
+) -> Cost:
+    """Rows between the parts stay where they are made; of the weights the experts are read that have rows."""
+    (num_experts, hidden, width), (tokens, top_k) = down_EHF.shape, experts_TK.shape
+    rows = tokens * top_k
+    if experts_TK.is_meta:
+        touched = touched_experts(num_experts, rows, top_k)
+    else:
+        touched = len(experts_TK.unique())
+    weights = touched / num_experts * (gate_up_EGH.nbytes + down_EHF.nbytes)
+    flops = rows * (6 * hidden * width + 5 * width + 2 * hidden) + (0 if counter_E is None else num_experts)
+    return Cost(flops, nbytes(x_TH, weights_TK, experts_TK, counter_E) + weights, nbytes(out_TH, counter_E))
+
+
+@op("MoeExperts", cost=_experts_cost, in_parts=True)
+def moe_experts(
+    x_TH: Tensor,
+    gate_up_EGH: Weight,
+    down_EHF: Weight,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    counter_E: Tensor | None = None,
+) -> Tensor:
+    """Sum over each token's K experts of weight * down(silu(gate x) * up x) -> [T, H].
+
+    gate_up [E, 2 F, H], gate above up; down [E, H, F]. counter_E: each expert's tokens are added to it.
+    """
+    x_RH, rows_TK, counts_E = moe_init_routing(x_TH, experts_TK, gate_up_EGH.shape[0])
+    if counter_E is not None:
+        count_expert_tokens(counter_E, counts_E)
+    top_k = experts_TK.shape[1]
+    h_RF = swiglu(grouped_matmul(x_RH, gate_up_EGH, counts_E, top_k))
+    return moe_finalize_routing(grouped_matmul(h_RF, down_EHF, counts_E, top_k), rows_TK, weights_TK)
 
 
 def _count_cost(out: None, total_E: Tensor, counts_E: Tensor) -> Cost:

@@ -25,11 +25,18 @@ class Op:
     `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape and the workspace;
     `shape` stands in for it where the body must read values. `operands(*args)` names what a call works on, as graphs
     and profiles show it: the arguments, where none is a record of which the operation takes a part.
-    `packing` is how the bound backend stores its weights, None as they are.
+    `packing` is how the bound backend stores its weights, None as they are. `in_parts`: its body calls other
+    operations, and where no backend serves it whole, graphs and profiles show these in its place.
     """
 
     def __init__(
-        self, name: str, reference: Body, cost: Callable[..., Cost], shape: Body | None, operands: Operands | None
+        self,
+        name: str,
+        reference: Body,
+        cost: Callable[..., Cost],
+        shape: Body | None,
+        operands: Operands | None,
+        in_parts: bool,
     ) -> None:
         self.name = name
         self.reference = reference
@@ -38,6 +45,7 @@ class Op:
         self.run, self.shape = reference, shape
         self.operands: Operands = operands or self._arguments
         self.packing: Packing | None = None
+        self.in_parts = in_parts
         self.backend = "reference"
         self.__doc__ = reference.__doc__
 
@@ -70,13 +78,18 @@ BACKENDS = {"cpu": "atb_models.ops.cpu", "npu": "atb_models.ops.npu"}
 
 
 def op(
-    name: str, *, cost: Callable[..., Cost], shape: Body | None = None, operands: Operands | None = None
+    name: str,
+    *,
+    cost: Callable[..., Cost],
+    shape: Body | None = None,
+    operands: Operands | None = None,
+    in_parts: bool = False,
 ) -> Callable[[Body], Op]:
     """Decorator: enter the function below into the table as the definition and reference body of `name`."""
 
     def define(reference: Body) -> Op:
         assert name not in TABLE, f"operation {name} is defined twice"
-        TABLE[name] = Op(name, reference, cost, shape, operands)
+        TABLE[name] = Op(name, reference, cost, shape, operands, in_parts)
         return TABLE[name]
 
     return define
@@ -125,11 +138,14 @@ _recording = False
 def recorded(wrap: Wrap) -> Iterator[None]:
     """While it is open every call `operation(*args)` becomes `wrap(operation, run, args)`, run being what was bound.
 
+    Operations in parts that no backend serves whole are run as they are: their parts are wrapped.
+
     The bodies are swapped in the table and put back, so that calls cost nothing more when nobody records.
     """
     global _recording
     assert not _recording, "a recording is open already"
-    bound = [(operation, operation.run) for operation in TABLE.values()]
+    shown = [operation for operation in TABLE.values() if not operation.in_parts or operation.backend != "reference"]
+    bound = [(operation, operation.run) for operation in shown]
     _recording = True
     try:
         for operation, run in bound:

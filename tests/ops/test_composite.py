@@ -1,4 +1,7 @@
-"""An operation whose body calls others is one node: traced by the others' shape rules, priced and timed as a whole."""
+"""An operation whose body calls others is one node: traced by the others' shape rules, priced and timed as a whole.
+
+Where it says so, its parts are shown until a backend serves it whole.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,14 @@ def composite(monkeypatch: pytest.MonkeyPatch) -> Iterator[Op]:
         h_RF = ops.swiglu(ops.grouped_matmul(x_RH, gate_up, counts_E, top_k))
         return ops.moe_finalize_routing(ops.grouped_matmul(h_RF, down, counts_E, top_k), rows_TK, weights_TK)
 
-    defined = op("MoeExperts", cost=price)(experts)
+    defined = op("Routed", cost=price)(experts)
 
     def forward(self: Experts, x: Tensor, weights: Tensor, chosen: Tensor, counter: Any) -> Tensor:
         return defined(x, self.stored_gate_up, self.stored_down, weights, chosen)
 
     monkeypatch.setattr(Experts, "forward", forward)
     yield defined
-    del TABLE["MoeExperts"]
+    del TABLE["Routed"]
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -52,8 +55,8 @@ def test_is_traced_as_one_node(demo: Path, composite: Op, backend: str) -> None:
     ops.bind(backend)
     graph = trace(meta_model(config, torch.float16), meta_step([8], [8], 128))
     moe = sum(config.moe_layers)
-    assert graph.counts()["MoeExperts"] == moe and not PARTS & graph.counts().keys()
-    node = next(node for node in graph.nodes if node.op == "MoeExperts")
+    assert graph.counts()["Routed"] == moe and not PARTS & graph.counts().keys()
+    node = next(node for node in graph.nodes if node.op == "Routed")
     assert node.outputs[0].shape == (8, config.hidden_size)
     assert [value.argument for value in node.inputs] == ["x_TH", "gate_up", "down", "weights_TK", "experts_TK"]
     assert node.cost == Cost(flops=7, read=16 * 2 * 64 * 128 * 2, written=8 * 128 * 2), "its own rule, not its parts'"
@@ -67,7 +70,23 @@ def test_is_profiled_as_one_operation(demo: Path, composite: Op) -> None:
         expected = llm.prompt_logits([5, 6, 7])
         with Recorder(llm._runner, lambda cost, dtype: cost.flops) as recorder:
             assert torch.equal(llm.prompt_logits([5, 6, 7]), expected)
-    calls = [call for call in recorder.profile.calls if call.op == "MoeExperts"]
+    calls = [call for call in recorder.profile.calls if call.op == "Routed"]
     assert len(calls) == 3 and all(call.cost.flops == 7 and call.roofline_s == 7 for call in calls)
     assert all(call.end > call.start for call in calls)
     assert not PARTS & {call.op for call in recorder.profile.calls}
+
+
+def test_in_parts_until_a_backend_serves_it(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_model_config(demo)
+    ops.bind("reference")
+    step = meta_step([8], [8], 128)
+    parts = trace(meta_model(config, torch.float16), step)
+    assert PARTS < parts.counts().keys() and "MoeExperts" not in parts.counts()
+    monkeypatch.setattr(ops.moe_experts, "backend", "cpu")
+    whole = trace(meta_model(config, torch.float16), step)
+    assert whole.counts()["MoeExperts"] == sum(config.moe_layers) and not PARTS & whole.counts().keys()
+    node = next(node for node in whole.nodes if node.op == "MoeExperts")
+    assert node.module == "layers.1.mlp.experts"
+    first = [part for part in parts.nodes if part.module == node.module]
+    assert node.cost.flops == sum(part.cost.flops for part in first)
+    assert node.cost.read < sum(part.cost.read for part in first)

@@ -18,7 +18,7 @@ from atb_models.ops.cost import Cost
 from atb_models.ops.gating import Gating
 from atb_models.ops.table import TABLE
 from atb_models.ops.weight import Weight
-from tests.records import attention_step, kv_cache, slots_step
+from tests.records import attention_step, kv_cache, shape_rule, slots_step
 
 HALF, SINGLE, INT, LONG = torch.float16, torch.float32, torch.int32, torch.int64
 
@@ -30,7 +30,7 @@ def meta(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
 def priced(name: str, *args: Any) -> Cost:
     """The cost of a call whose result the shape rule makes."""
     op = TABLE[name]
-    return op.cost((op.shape or op.reference)(*args), *args)
+    return op.cost(shape_rule(op)(*args), *args)
 
 
 X, KV = meta(3, 4), meta(3, 1, 4)  # 24 bytes each
@@ -72,6 +72,9 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("GroupedMatmul", (meta(6, 4), Weight.plain(meta(4, 5, 4)), meta(4, dtype=LONG), 2), 240, 48 + 32 + 140, 60),
     ("GroupedMatmul", (X6, Weight.plain(torch.zeros(4, 5, 4).half()), torch.tensor([2, 0, 4, 0]), 2),
         240, 48 + 32 + 80, 60),
+    # 6 rows of 4 inputs through experts of width 3; 3.5 of the 4 experts, of 24 + 12 halves each
+    ("MoeExperts", (X, Weight.plain(meta(4, 6, 4)), Weight.plain(meta(4, 4, 3)), meta(3, 2, dtype=SINGLE),
+        meta(3, 2, dtype=LONG)), 6 * (72 + 15 + 8), 24 + 24 + 48 + 252, 24),
     ("MoeFinalizeRouting", (meta(6, 4), meta(3, 2, dtype=LONG), meta(3, 2, dtype=SINGLE)), 48, 48 + 48 + 24, 24),
     ("SharedExpertGate", (X, X, meta(1, 4)), 24 + 12, 24 + 24 + 8, 24),
     ("CountExpertTokens", (meta(5, dtype=LONG), meta(5, dtype=LONG)), 5, 80, 40),
