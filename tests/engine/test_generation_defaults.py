@@ -66,8 +66,8 @@ def test_sampling_that_is_asked_for_takes_the_checkpoints_temperature(name: str,
     assert launched("--use_generation_config --do_sample --temperature 0.9", config).temperature == 0.9
 
 
-@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
-def test_the_readme_has_them(root: Path, document: str, name: str) -> None:
+@pytest.mark.parametrize("document", ["docs/models.md", "docs/models.zh.md"])
+def test_the_page_of_the_models_has_them(root: Path, document: str, name: str) -> None:
     """| checkpoint | decoding | temperature | top_k | top_p | repetition_penalty | new tokens | ends at token |"""
     values, max_tokens, eos = DEFAULTS[name]
     lines = (root / document).read_text(encoding="utf-8").splitlines()

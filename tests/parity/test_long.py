@@ -1,4 +1,4 @@
-"""Prompts far beyond 4,096 tokens: what the column "long sequence" of the README's matrix stands for."""
+"""Prompts far beyond 4,096 tokens: what the column "long sequence" of the matrix in docs/models.md stands for."""
 
 from __future__ import annotations
 
