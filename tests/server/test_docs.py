@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from atb_models.plan.plan import make_plan
 from atb_models.server import errors, middleware
 from atb_models.server.api.common import ERRORS
 from atb_models.server.app import ENDPOINTS
-from atb_models.server.args import build_parser, parse_args
+from atb_models.server.args import build_parser
+from tests.documents.reading import fences, rows
 from tests.server.running import ROOT, Running
 
 SERVICE = ["docs/service.md", "docs/service.zh.md"]
@@ -33,28 +33,12 @@ DEPLOY = [f"examples/models/{family}/deploy{suffix}.md" for family in FAMILIES f
 DOCUMENTS = [*SERVICE, *DEPLOY, "examples/service/README.md", "examples/service/README.zh.md"]
 URL = "http://127.0.0.1:6006"
 ATB = f'atb-models() {{ {shlex.quote(sys.executable)} -m atb_models "$@"; }}\n'
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What differs from run to run, after the keys' names.
 VOLATILE = {
     "id", "created", "time", "timings", "first_token_cost", "decode_cost", "queue_wait_time", "prefill_time",
     "decode_time", "version", "cached_tokens", "request_id", "available_tokens_length", "TTFT", "TBT", "remainBlocks",
 }  # fmt: skip
 CLOSE = 1e-3  # log-probabilities on another processor
-
-
-@cache
-def text_of(document: str) -> str:
-    return (ROOT / document).read_text("utf-8")
-
-
-def fences(document: str) -> list[tuple[str, str]]:
-    """Language and content of each block of code."""
-    return [(match[1], match[2]) for match in FENCE.finditer(text_of(document))]
-
-
-def rows(document: str) -> list[list[str]]:
-    lines = [line for line in text_of(document).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def examples(document: str) -> list[tuple[str, str]]:
@@ -149,33 +133,11 @@ def test_both_languages_show_the_same_code(document: str) -> None:
             or (first and second and _same(first, second))
             or _numberless(english[1]) == _numberless(other[1])
         )
-    for pattern in (r"^#+ ", r"^\|", r"^\* "):
-        counts = [len(re.findall(pattern, text_of(name), re.MULTILINE)) for name in (document, chinese)]
-        assert counts[0] == counts[1], pattern
 
 
 def _code(content: str) -> str:
     """Without remarks."""
     return re.sub(r" +# .*", "", content)
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere(document: str) -> None:
-    links = re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text_of(document))
-    assert links
-    for link, part in links:
-        assert link == "" or (ROOT / document).parent.joinpath(link).exists(), link
-        if not link:
-            assert f"## {part}" in text_of(document).lower()
-
-
-@pytest.mark.parametrize("document", [*SERVICE, *DEPLOY, "README.md", "README.zh.md"])
-def test_commands_have_flags_that_exist(document: str) -> None:
-    code = "".join(content for kind, content in fences(document) if kind == "shell").replace("\\\n", " ")
-    commands = re.findall(r"(?:atb-models|-m atb_models) serve(.*)", code)
-    assert commands
-    for command in commands:
-        parse_args(shlex.split(command, comments=True))  # raises ConfigError for a flag that it does not know
 
 
 @pytest.mark.parametrize("document", SERVICE)
