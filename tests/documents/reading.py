@@ -37,10 +37,15 @@ def prose(document: str) -> str:
     return FENCE.sub("", text_of(document))
 
 
+def tables(document: str) -> list[list[list[str]]]:
+    """The cells of each table, row by row; the second row is the rule below the head."""
+    blocks = re.findall(r"(?:^\|.*\n)+", prose(document) + "\n", re.MULTILINE)
+    return [[[cell.strip() for cell in row.strip("|").split("|")] for row in block.splitlines()] for block in blocks]
+
+
 def rows(document: str) -> list[list[str]]:
-    """The cells of all table rows."""
-    lines = [line for line in prose(document).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    """The rows of all tables."""
+    return [row for table in tables(document) for row in table]
 
 
 def headings(document: str) -> list[str]:
