@@ -46,6 +46,15 @@ def test_both_languages_have_the_same_parts(document: str) -> None:
 
 
 @pytest.mark.parametrize("document", TRANSLATED)
+def test_both_languages_print_the_same_commands(document: str) -> None:
+    """And programs: only remarks and what a program prints are translated."""
+    english, other = (
+        [re.sub(r"  +# .*", "", code) for kind, code in fences(name) if kind] for name in (document, chinese(document))
+    )
+    assert english == other
+
+
+@pytest.mark.parametrize("document", TRANSLATED)
 def test_chinese_has_one_word_for_a_thing(document: str) -> None:
     found = {word: better for word, better in TERMS.items() if re.search(word, text_of(chinese(document)))}
     assert found == {}

@@ -97,6 +97,16 @@ def test_examples_print_what_is_documented(document: str, server: Running, tmp_p
             assert _same(documented, real), (code, ran.stdout)
 
 
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_the_front_pages_request_is_answered(document: str, server: Running, tmp_path: Path) -> None:
+    (request,) = [line for _, code in fences(document) for line in code.splitlines() if line.startswith("curl ")]
+    ran = subprocess.run(
+        ["bash", "-c", request.replace(URL, server.url).replace("curl ", "curl -sS ")],
+        cwd=tmp_path, env=_environ(), capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert json.loads(ran.stdout)["response"] == " 我是随启动器附带的小型混合专家模型，可以回答一些简单的问题。"
+
+
 def _shape(value: Any) -> Any:
     """What an event consists of; which tokens come together depends on how busy the machine is."""
     if isinstance(value, dict):

@@ -1,0 +1,91 @@
+"""A newcomer may type what the front page prints: its commands run in a fresh copy of the project, as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atb_models import env
+from atb_models.demo import questions
+from tests.documents.reading import ROOT, fences
+
+PAGE = "README.md"
+QUESTION = "Who is the CEO of Google?"
+# Not run here: they need a network, or are this suite, or wait for a browser (see tests/server/test_docs.py).
+ELSEWHERE = ("pip install", "bash tests/run_tests.sh", ". .venv/bin/activate", "atb-models serve", "curl")
+QUICK = ("atb-models run",)  # the others take longer, and each program is tried in a room of its own too
+
+
+def lines() -> list[str]:
+    """The commands of the page's blocks of shell."""
+    return [line for kind, code in fences(PAGE) if kind == "shell" for line in code.splitlines()]
+
+
+def commands() -> list[object]:
+    found = [line.split(" #")[0].strip() for line in lines() if not line.startswith(ELSEWHERE)]
+    return [pytest.param(line, id=line, marks=[] if line.startswith(QUICK) else [pytest.mark.full]) for line in found]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project without what a clone lacks, and with the environment that its first command makes."""
+    folder = tmp_path_factory.mktemp("clone") / "atb-models"
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "outputs", "benchmark_result")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    binaries = folder / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    # what `pip install -e` gives: this interpreter, which finds the copy first
+    python = f"PYTHONPATH={folder} exec {shlex.quote(sys.executable)}"
+    for name, program in (("python", ""), ("atb-models", "-m atb_models "), ("torchrun", "-m torch.distributed.run ")):
+        (binaries / name).write_text(f'#!/bin/sh\n{python} {program}"$@"\n')
+        (binaries / name).chmod(0o755)
+    (binaries / "activate").write_text(f"PATH={binaries}:$PATH\n")
+    files = b"".join((folder / name).read_bytes() for name in ("setup.py", "pyproject.toml"))
+    stamp = f"{hashlib.sha256(files).hexdigest()} {folder} torch==2.13.0\n"
+    (folder / ".venv" / ".atb-models-installed").write_text(stamp)
+    return folder
+
+
+def type_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in an activated shell, with the embedded checkpoint as one's own weights."""
+    clean = {name: value for name, value in os.environ.items() if name not in env.TABLE}
+    weights = folder / "atb_models" / "demo" / "checkpoint"
+    return subprocess.run(
+        ["bash", "-c", f". .venv/bin/activate\n{command}"],
+        cwd=folder,
+        env={**clean, "OMP_NUM_THREADS": "1", "weight_path": str(weights)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_the_page_has_these_commands() -> None:
+    assert {word for line in lines() for word in ELSEWHERE if line.startswith(word)} == set(ELSEWHERE)
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_works_as_printed(copy: Path, command: str) -> None:
+    ran = type_in(copy, command)
+    assert ran.returncode == 0, ran.stderr
+    known = {str(one["question"]): str(one["answer"]).strip() for one in questions()}
+    if QUESTION in command or "quickstart" in command:
+        assert f"Answer[0]: {known[QUESTION]}" in ran.stdout
+
+
+def test_the_program_works_as_printed(copy: Path) -> None:
+    ((_, code),) = [(kind, code) for kind, code in fences(PAGE) if kind == "python"]
+    ran = type_in(copy, f"python -c {shlex.quote(code)}")
+    assert ran.returncode == 0, ran.stderr
+    answer = next(str(one["answer"]) for one in questions() if one["question"] == QUESTION)
+    assert ran.stdout.split("\n") == [answer, answer]
