@@ -48,6 +48,11 @@ def test_commands_are_found() -> None:
     assert {name for document in all_documents() for name, _ in commands(document)} == set(PARSERS)
 
 
+@pytest.mark.parametrize("document", [name for name in all_documents() if "deploy" in name or "service." in name])
+def test_pages_of_the_service_start_it(document: str) -> None:
+    assert "serve" in {name for name, _ in commands(document)}
+
+
 @pytest.mark.parametrize("document", all_documents())
 def test_commands_have_flags_that_exist(document: str) -> None:
     for name, words in commands(document):
