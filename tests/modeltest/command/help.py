@@ -41,13 +41,13 @@ ZH = """\
       bash run.sh compare A.json B.json [--tolerance X]
       bash run.sh report DIR
 
-测试模型的精度与性能。[ ] 表示可省略。各词依次为：
+测试模型的精度与性能。[ ] 表示可省略。各参数依次为：
   model_type        pa_fp16 或 pa_bf16
   test_mode         {modes}
   pairs             performance 各模式与 precision_single：输入与输出 token 数，[[256,256],[128,128]]；
                     [] 代表 [[256,256],[512,512],[1024,1024],[2048,2048]]
   shots             full_MMLU、full_CEval、full_CMMLU：每题前的示例数，0 或更多
-  prompts           performance_single 与 precision_single：'["你是谁？"]'，或每行一条提示的文件
+  prompts           performance_single 与 precision_single：'["你是谁？"]'，或每行一条提示词的文件
   batch_size        1、1,4 或 [1,4]：依次运行；performance 还可用 [[1,4],[1,8]]：每个长度对一个列表
                     performance_maxbs：[[1,64]] 每个长度对一个范围，或 [1,64] 用于全部（省略时为 [1,2000]），
                     其后是首 token 之后每个 token 的最大毫秒数
@@ -60,7 +60,7 @@ ZH = """\
   parallel          [dp,tp,sp,moe_tp,moe_ep,pp,microbatch,cp]，不指定的填 -1
   positions         用 max_position_embedding 代替权重中的值
 
-选项（写在各词之后）：
+选项（写在位置参数之后）：
 {flags}
 
 结果在本脚本旁的 outputs/results、outputs/data 与 outputs/debug。退出码 0：运行完成，与得分无关；
@@ -82,7 +82,7 @@ MODES_ZH = {
 def usage() -> str:
     """The words in one line, and where more is said."""
     if chinese():
-        return f"用法：bash run.sh {FORM}\n--help 说明各词；README.zh.md 有更多内容"
+        return f"用法：bash run.sh {FORM}\n--help 说明各参数；README.zh.md 有更多内容"
     return f"usage: bash run.sh {FORM}\n--help explains the words, README.md says more"
 
 

@@ -82,7 +82,7 @@ FLAGS = (
          "允许在沙箱中运行模型生成的代码"),
     Flag("seed", "N", _whole, SPEED, "of the random token ids (default: 1)", "随机 token 的种子（默认：1）"),
     Flag("chip", "NAME", str, ROOFLINE, "chip whose roofline is compared (default: the one found)",
-         "用于对比屋顶线的芯片（默认：检测到的芯片）"),
+         "用于对比 roofline 的芯片（默认：检测到的芯片）"),
     Flag("chips_file", "JSON", str, ROOFLINE, "more chips for --chip, as run_pa.py reads them",
          "供 --chip 使用的更多芯片，格式同 run_pa.py"),
     Flag("no_plot", "", str, SPEED, "draw no picture", "不画图"),
@@ -96,8 +96,8 @@ FLAGS = (
     Flag("config_overrides", "JSON", _object, ALL, 'fields of config.json, as {"num_hidden_layers": 4}',
          'config.json 的字段，如 {"num_hidden_layers": 4}'),
     Flag("kv_blocks", "N", _count, ALL, "blocks of the KV cache (default: what memory allows)",
-         "KV 缓存块数（默认：由内存决定）"),
-    Flag("prefix_cache", "", str, ALL, "reuse equal prompt beginnings", "复用相同的提示前缀"),
+         "KV cache 块数（默认：由内存决定）"),
+    Flag("prefix_cache", "", str, ALL, "reuse equal prompt beginnings", "复用相同的提示词开头"),
 )  # fmt: skip
 
 
