@@ -102,10 +102,9 @@ def test_a_length_is_checked_as_it_is_read(value: str) -> None:
 
 
 def documented(root: Path, language: str) -> dict[str, list[str]]:
-    """Default and meaning of each flag with a row of its own in the README or in the documents beside it."""
-    paths = [root / f"README{language}.md", *sorted((root / "docs").glob(f"*{language}.md"))]
-    lines = [line for path in paths for line in path.read_text("utf-8").splitlines() if line.startswith("| `--")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    """Default and meaning of each flag of the launcher's page."""
+    lines = (root / "docs" / f"launcher{language}.md").read_text("utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `--")]
     return {row[0].strip("`- "): row[1:] for row in cells}
 
 
