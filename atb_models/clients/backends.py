@@ -1,4 +1,4 @@
-"""Who answers the requests of a batch: a server, or the service's own endpoints in this process without a socket."""
+"""What answers a batch: a server, or the service's endpoints in this process, without a socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atb_models.errors import AtbError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that say nothing about the request itself
+TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be different later
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 MAX_PAUSE_S = 60.0
 
@@ -31,7 +31,7 @@ class BatchBackend(Protocol):
 
 
 class Remote:
-    """A server. What it may answer later is asked again; a connection that cannot be made, or breaks, as well."""
+    """A server. Requests that it may answer later are sent again, also after a connection that failed."""
 
     def __init__(self, server: RemoteServer) -> None:
         self._server = server
@@ -57,7 +57,7 @@ class Remote:
 
 
 class Local:
-    """The application of `atb-models serve`, called as its HTTP server would call it."""
+    """The application of `atb-models serve`, called in the way of an HTTP server."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -79,7 +79,7 @@ class Local:
 
         try:
             await self._app(scope, receive, send)
-        except Exception:  # it is in the log, and Starlette has answered 500
+        except Exception:  # it is in the log, and Starlette has sent status 500
             if not sent:
                 raise
         status: int = sent[0]["status"]
@@ -93,7 +93,7 @@ class Local:
 
 @asynccontextmanager
 async def local(arguments: dict[str, Any], model_name: str, *, load_tokenizer: bool) -> AsyncIterator[Local]:
-    """Load the model in a process of its own. Raises AtbError when it ends before it is ready."""
+    """Load the model in a process of its own. Raises AtbError if it ends before it is ready."""
     from atb_models.server.app import Access, create_app
     from atb_models.server.engine_client import EngineClient
     from atb_models.server.service import Service, Settings

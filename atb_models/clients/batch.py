@@ -1,4 +1,4 @@
-"""`atb-models batch`: the requests of a file, all at once, into a file of answers; a run that was ended goes on."""
+"""`atb-models batch`: answers a file of requests into another file. An interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_BATCH_SIZE = 64
 
 
 def main(words: list[str]) -> int:
-    """Answer what is not answered yet. The exit status: 0 where every request has an answer with status 200."""
+    """Answer the requests that have no answer yet. The exit status: 0 if every request has one with status 200."""
     parser = build_parser()
     args = parsed(parser, words)
     check_apart(args, parser)
@@ -52,7 +52,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("input", help="requests, one a line")
-    parser.add_argument("output", help="answers, one a line, as they come; what is in it is not asked again")
+    parser.add_argument("output", help="answers, one a line, as they arrive; those that it has are not asked again")
     server = parser.add_argument_group(SERVER)
     server_flags(server, default=None)
     model = parser.add_argument_group(MODEL)
@@ -67,13 +67,13 @@ def build_parser() -> Parser:
 
 
 async def _answer(requests: list[Request], answers: Answers, args: argparse.Namespace) -> list[ServerRefusal]:
-    """Ask for all of these, --max_batch_size at once; why there are some without an answer.
+    """Answer these requests, --max_batch_size at once. Returns the errors of those that stay without an answer.
 
-    Raises AtbError when nothing more can be answered or written.
+    Raises AtbError if no more requests can be answered, or answers written.
     """
     unanswered: list[ServerRefusal] = []
     async with _backend(requests, args) as backend:
-        at_once = args.max_batch_size * (1 if args.url else 2)  # the engine shall never wait for us
+        at_once = args.max_batch_size * (1 if args.url else 2)  # so that the engine never waits for this process
         waiting = iter(requests)
         with tqdm(total=len(requests), disable=None, unit="request", file=sys.stderr) as bar:
 
@@ -99,7 +99,7 @@ async def _answer(requests: list[Request], answers: Answers, args: argparse.Name
 async def _backend(requests: list[Request], args: argparse.Namespace) -> AsyncIterator[BatchBackend]:
     if args.url is not None:
         server = server_of(args)
-        await model_of(server)  # a wrong key or address is said before anything is asked
+        await model_of(server)  # reports a wrong key or address before the first request
         yield Remote(server)
         return
     arguments = engine_arguments(args, max_batch_size=args.max_batch_size)
@@ -115,7 +115,7 @@ async def _backend(requests: list[Request], args: argparse.Namespace) -> AsyncIt
 
 
 def _told(requests: list[Request], answers: Answers, unanswered: list[ServerRefusal]) -> int:
-    """Say what became of the requests; the exit status."""
+    """Report the results of the requests; the exit status."""
     counts = answers.counts(requests)
     print(f"{answers.path}: {counts[200]} of {counted(len(requests), 'request')} answered", file=sys.stderr)
     for status, count in sorted(counts.items()):

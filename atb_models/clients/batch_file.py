@@ -1,4 +1,4 @@
-"""The files of `batch`: requests in, answers out, one a line in OpenAI's form, of which none is ever half written."""
+"""The files of `batch`: requests and answers, one a line in OpenAI's form. No line is ever half written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIELDS = {"custom_id", "method", "url", "body"}
 
 @dataclass(frozen=True)
 class Request:
-    """A line of the input; line: its number."""
+    """A request of the input. line: its line number."""
 
     custom_id: str
     url: str
@@ -32,7 +32,7 @@ class Request:
 
 
 def read_requests(path: Path) -> list[Request]:
-    """All requests. Raises ConfigError naming the line that is none, or that has the custom_id of another."""
+    """All requests. Raises ConfigError naming a line that is no request, or two lines with one custom_id."""
     requests: dict[str, Request] = {}
     for number, line in read_objects(path, "the input"):
         request = _request(line, number, f"the input {path}, line {number}")
@@ -45,7 +45,7 @@ def read_requests(path: Path) -> list[Request]:
 
 def _request(line: dict[str, Any], number: int, place: str) -> Request:
     if not isinstance(line.get("custom_id"), str) or not line["custom_id"]:
-        raise ConfigError(f"{place} has no custom_id, a text that its answer is known by")
+        raise ConfigError(f"{place} has no custom_id, a text that identifies its answer")
     if line.get("method") != "POST":
         raise ConfigError(f"{place}: method must be 'POST', not {line.get('method')!r}")
     if line.get("url") not in URLS:
@@ -60,11 +60,11 @@ def _request(line: dict[str, Any], number: int, place: str) -> Request:
 
 
 class Answers:
-    """The output file, open for more lines; only one process may have it.
+    """The output file, open for more lines; one process at a time may write it.
 
     path: its name. statuses: of each custom_id that it holds.
-    What was torn off by a crash at its end is dropped. Raises ConfigError for a file that is something else, or that
-    another batch is writing, and AtbError naming it where it cannot be written.
+    An incomplete last line, left by a crash, is removed. Raises ConfigError for a file that is something else or that
+    another batch is writing, and AtbError, which names the file, if it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +81,7 @@ class Answers:
             raise
 
     def add(self, custom_id: str, status: int, body: Any) -> None:
-        """Write an answer: as a whole, or not at all with AtbError."""
+        """Write an answer completely. Raises AtbError if that fails; then nothing of it is left."""
         request_id = f"batch_req_{uuid4().hex}"
         response = {"status_code": status, "request_id": request_id, "body": body}
         line = {"id": request_id, "custom_id": custom_id, "response": response, "error": None}
@@ -96,11 +96,11 @@ class Answers:
         self.statuses[custom_id] = status
 
     def counts(self, requests: list[Request]) -> Counter[int]:
-        """How many of these requests have each status."""
+        """Status -> how many of these requests have it."""
         return Counter(self.statuses[r.custom_id] for r in requests if r.custom_id in self.statuses)
 
     def close(self) -> None:
-        """Raises AtbError where what was written has not reached the disk."""
+        """Close the file. Raises AtbError if what was written has not reached the disk."""
         try:
             os.fsync(self._file)
         except OSError as error:
@@ -117,7 +117,7 @@ class Answers:
         self.close()
 
     def _take(self) -> int:
-        """Read what an earlier run has written; its size, to which the file is cut."""
+        """Read an earlier run's answers; the size of the complete lines, to which the file is cut."""
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             raise ConfigError(f"the output {self.path} is no file")
         try:
@@ -144,9 +144,9 @@ class Answers:
             ) from None
 
     def _fail(self, error: OSError) -> NoReturn:
-        """Drop what was written of a line."""
+        """Remove an incomplete line."""
         os.ftruncate(self._file, self._size)
         raise AtbError(
-            f"{self.path} cannot be written: {error.strerror}; what is in it is whole, and the same command goes on"
-            " after it"
+            f"{self.path} cannot be written: {error.strerror}; the answers in it are complete, and the same command"
+            " continues after them"
         ) from None

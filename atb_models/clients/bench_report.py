@@ -1,4 +1,4 @@
-"""What `bench serve` makes of the outcomes: percentiles, rates, and how many were good enough."""
+"""The numbers of `bench serve`: percentiles, rates and goodput."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class LatencyTargets:
-    """What a request must keep to be good: milliseconds until its first token, and on average for each further one."""
+    """Limits of a good request: milliseconds until its first token, and on average for each further one."""
 
     ttft_ms: float | None = None
     itl_ms: float | None = None
@@ -25,7 +25,7 @@ class LatencyTargets:
 
 
 def summary(outcomes: Sequence[Outcome], limits: LatencyTargets) -> dict[str, Any]:
-    """All numbers of a run. Times in ms, but for duration_s; the rates are of whole answers over the whole run."""
+    """All numbers of a run. Times are in ms, except duration_s. Rates count complete answers, over the whole run."""
     whole = [outcome for outcome in outcomes if outcome.error is None]
     start = min(outcome.due_s for outcome in outcomes)
     seconds = max((outcome.last_s for outcome in whole), default=start) - start
@@ -62,7 +62,7 @@ def summary(outcomes: Sequence[Outcome], limits: LatencyTargets) -> dict[str, An
 
 
 def table(found: dict[str, Any]) -> str:
-    """The summary for a person."""
+    """The summary as a table."""
     lines = [
         f"{found['completed']} of {found['requests']} requests completed in {found['duration_s']:.2f} s,"
         f" {found['mean_concurrency']:.1f} at once on average",
@@ -97,7 +97,7 @@ ROWS = {
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Of sorted values, linear between the two nearest, as numpy's default is."""
+    """A percentile of sorted values, linear between the two nearest, as by numpy's default."""
     place = (len(values) - 1) * percent / 100
     low = int(place)
     high = min(low + 1, len(values) - 1)
@@ -105,7 +105,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def _spread(seconds: Sequence[float | None]) -> dict[str, float] | None:
-    """In ms; None for no values."""
+    """Mean, percentiles and maximum in ms; None without values."""
     values = sorted(1e3 * value for value in seconds if value is not None)
     if not values:
         return None

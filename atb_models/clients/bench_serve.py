@@ -1,4 +1,4 @@
-"""`atb-models bench serve`: how fast a server answers, under a load that is described by flags."""
+"""`atb-models bench serve`: measures a server under a load that flags describe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_REQUESTS, INPUT_LEN, OUTPUT_LEN = 100, 128, 32
 
 
 def main(words: list[str]) -> int:
-    """Measure, print the table, write the file. The exit status: 1 where no request was answered."""
+    """Measure, print the table, write the file. The exit status: 1 if no request was answered."""
     args = parse_args(words)
     server, bodies = server_of(args), _bodies(args)
     found = asyncio.run(_measure(server, bodies, args))
@@ -60,26 +60,26 @@ def build_parser() -> Parser:
     )
     server = parser.add_argument_group("server")
     server_flags(server, default=DEFAULT_URL)
-    server.add_argument("--model", metavar="NAME", help="of the server's models; none: its first")
+    server.add_argument("--model", metavar="NAME", help="one of the server's models; none: its first")
     add = parser.add_argument_group("load").add_argument
-    add("--rate", type=positive_number, help="requests a second on average, at random times, whatever the answers do")
-    add("--concurrency", type=positive, help="so many clients, each sends its next request when it has its answer")
+    add("--rate", type=positive_number, help="requests a second on average, at random times; answers are not awaited")
+    add("--concurrency", type=positive, help="number of clients; each sends its next request when it has its answer")
     add("--num_requests", type=positive, help=f"(default: {NUM_REQUESTS}, of a --dataset as many as it has)")
     add("--input_len", type=positive, help=f"random token ids of a prompt (default: {INPUT_LEN})")
     add("--output_len", type=positive, help=f"tokens of an answer, EOS is ignored (default: {OUTPUT_LEN})")
     add("--dataset", metavar="JSONL", help="requests in place of random ones: a line is a body with prompt or messages")
     add("--extra_body", type=json_object, default={}, metavar="JSON",
         help='fields of every request, as {"temperature": 0}; null takes one out, as {"ignore_eos": null}')  # fmt: skip
-    add("--seed", type=int, default=0, help="of random prompts and times (default: 0)")
+    add("--seed", type=int, default=0, help="seed of random prompts and times (default: 0)")
     judge = parser.add_argument_group("result").add_argument
-    judge("--slo_ttft_ms", type=positive_number, help="goodput: a request is good if its first token came in this time")
-    judge("--slo_itl_ms", type=positive_number, help="and each further one took at most so long on average")
+    judge("--slo_ttft_ms", type=positive_number, help="goodput: a request is good if its first token took at most this")
+    judge("--slo_itl_ms", type=positive_number, help="and each further token at most this long on average")
     judge("--output", metavar="FILE", help="write all numbers as JSON")
     return parser
 
 
 def _bodies(args: argparse.Namespace) -> list[Body]:
-    """The requests, but for the fields that are the same in all. Raises ConfigError."""
+    """The requests, without the fields that all have in common. Raises ConfigError."""
     if args.dataset is None:
         lengths = args.input_len or INPUT_LEN, args.output_len or OUTPUT_LEN
         return list(random_bodies(args.num_requests or NUM_REQUESTS, *lengths, args.seed))

@@ -1,4 +1,4 @@
-"""`atb-models chat`: a conversation in the terminal, with a model loaded here or with a server."""
+"""`atb-models chat`: a conversation in the terminal, with a model that is loaded here or with a server."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Ctrl-C stops an answer. A line that begins with a blank is never a command."""
 
 
 def main(words: list[str]) -> int:
-    """Talk until the input ends. The exit status."""
+    """Chat until the input ends. The exit status."""
     parser = build_parser()
     args = parsed(parser, words)
     check_apart(args, parser)
     if not args.load_tokenizer:
         parser.error("--load_tokenizer False leaves no way to read text")
     for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):  # a pipe may carry anything, a locale may lack Chinese
+        if isinstance(stream, io.TextIOWrapper):  # a pipe may hold any bytes, and a locale may lack Chinese
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
     client_sampling(args)
     is_terminal = sys.stdin.isatty()
@@ -61,7 +61,7 @@ def build_parser() -> Parser:
     )
     server = parser.add_argument_group(SERVER)
     server_flags(server, default=None)
-    server.add_argument("--model", metavar="NAME", help="of the server's models; none: its first")
+    server.add_argument("--model", metavar="NAME", help="one of the server's models; none: its first")
     model = parser.add_argument_group(MODEL)
     model_flags(model)
     model.add_argument("--max_seq_len", type=positive, help="prompt and answer together; none: the model's positions")
@@ -81,21 +81,21 @@ def _talker(args: argparse.Namespace) -> Iterator[Talker]:
     from atb_models.clients.local import llm_of
 
     log.setup()
-    if not env.is_set("MINDIE_LOG_LEVEL"):  # between the lines of a chat only what matters
+    if not env.is_set("MINDIE_LOG_LEVEL"):  # unless the user asks for more, a chat shows warnings only
         logging.getLogger("atb_models").setLevel(logging.WARNING)
     with llm_of(args, max_batch_size=1) as llm:
         yield LocalTalker(llm, client_sampling(args))
 
 
 class Chat:
-    """The conversation and its commands. is_terminal: a person types, who is shown prompts and may try again."""
+    """The conversation and its commands. is_terminal: a person types, sees prompts and may try again after an error."""
 
     def __init__(self, talker: Talker, system: str | None, *, is_terminal: bool) -> None:
         self._talker, self._system, self._is_terminal = talker, system, is_terminal
         self._turns: list[Message] = []
 
     def run(self) -> None:
-        """Until the input's end or /exit. Raises AtbError where nobody is there to try again."""
+        """Chat until the input's end or /exit. Raises AtbError if the input is no terminal."""
         if self._is_terminal:
             import readline  # noqa: F401 (arrow keys and editing for `input`)
 
@@ -109,7 +109,7 @@ class Chat:
                 self._turn(line.strip())
 
     def _line(self) -> str | None:
-        """The next one; None at the end."""
+        """The next line; None at the end of the input."""
         while True:
             try:
                 return input(PROMPT if self._is_terminal else "")
@@ -163,13 +163,13 @@ class Chat:
         print_error(str(error))
 
     def _note(self, text: str) -> None:
-        """For a person; not part of the answers."""
+        """A note for the user; not part of the answers."""
         if self._is_terminal:
             print(text, file=sys.stderr, flush=True)
 
 
 class _Shown:
-    """An answer on stdout, without the blanks at its beginning, ended by one line end."""
+    """Prints an answer without the blanks at its beginning and with one line end."""
 
     def __init__(self) -> None:
         self._last = ""

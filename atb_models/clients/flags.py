@@ -1,4 +1,4 @@
-"""The flags that the clients share: which server they ask."""
+"""The flags that the clients share: those of the server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SERVER, MODEL = "server", "model, without --url"
 
 
 def server_flags(group: argparse._ArgumentGroup, *, default: str | None) -> None:
-    """--url, without a default where the program can load a model instead."""
+    """--url and what goes with it. No default: the program can load a model itself."""
     add = group.add_argument
-    add("--url", default=default, help="of a server that speaks OpenAI's protocol, as http://127.0.0.1:6006"
+    add("--url", default=default, help="a server that speaks OpenAI's protocol, such as http://127.0.0.1:6006"
         + (f" (default: {default})" if default else "; none: the model is loaded here"))  # fmt: skip
     add("--api_key", metavar="KEY", help=f"better in the variable {env.API_KEY}: other users can read a command line")
-    add("--timeout", type=positive_number, default=600.0, metavar="S", help="seconds of a server's silence to wait out")
+    add("--timeout", type=positive_number, default=600.0, metavar="S", help="longest wait for data from the server")
 
 
 def server_of(args: argparse.Namespace) -> RemoteServer:
@@ -38,12 +38,14 @@ def parsed(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 
 def check_apart(args: argparse.Namespace, parser: Parser) -> None:
-    """Raises ConfigError for flags of a model beside --url and of a server without it, as the titles of their groups
-    tell, and under torchrun, whose ranks would all ask."""
+    """Raises ConfigError for flags of a model with --url, for flags of a server without it, and under torchrun.
+
+    The title of a flag's group says what it belongs to. Under torchrun every rank would send the requests.
+    """
     if env.get("RANK") is not None:
         raise ConfigError("this program starts its own ranks (--tp N); run it without torchrun")
-    title, why = (SERVER, "is of a server and needs --url") if args.url is None else (
-        MODEL, f"is of a model that is loaded here, but --url {args.url} asks a server; give one of them")  # fmt: skip
+    title, why = (SERVER, "belongs to a server and needs --url") if args.url is None else (
+        MODEL, f"belongs to a model that is loaded here, and --url {args.url} to a server; give one")  # fmt: skip
     (group,) = (group for group in parser._action_groups if group.title == title)
     for action in group._group_actions:
         if getattr(args, action.dest) != action.default:
@@ -51,7 +53,7 @@ def check_apart(args: argparse.Namespace, parser: Parser) -> None:
 
 
 async def model_of(server: RemoteServer) -> str:
-    """The name of the server's first model. Raises ServerRefusal, so for a wrong key, or NoAnswer."""
+    """The name of the server's first model. Raises ServerRefusal, also for a wrong key, or NoAnswer."""
     listed = await server.json("/v1/models")
     try:
         return str(listed["data"][0]["id"])

@@ -1,6 +1,6 @@
-"""HTTP/1.1 as the clients need it: POST and GET of JSON over asyncio, answers read as they come, server-sent events.
+"""HTTP/1.1 for the clients: POST and GET of JSON over asyncio, streamed answers, server-sent events.
 
-A connection carries one request. This costs a round trip, and there is no old connection that a server has closed.
+Each request has its own connection. That costs a round trip, but a server cannot have closed it in the meantime.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from urllib.parse import urlsplit
 
 from atb_models.errors import AtbError, ConfigError
 
-LINE_LIMIT = 1 << 26  # bytes of a line: a whole answer may be one
+LINE_LIMIT = 1 << 26  # bytes; a whole answer may be one line
 READ_BYTES = 1 << 16
 MESSAGE_LIMIT = 500  # characters
 
 
 class NoAnswer(AtbError):
-    """The server cannot be reached, or it has stopped in the middle of an answer."""
+    """The server cannot be reached, or it stopped in the middle of an answer."""
 
 
 class ServerRefusal(AtbError):
-    """The server has answered with an error. status: of HTTP. body: of the answer, text where it is no JSON.
-    retry_after_s: when it wants to be asked again."""
+    """The server has answered with an error. status: of HTTP. body: JSON values, or text if it is no JSON.
+
+    retry_after_s: after how many seconds it may be asked again.
+    """
 
     def __init__(self, status: int, body: Any, retry_after_s: float | None = None) -> None:
         super().__init__(f"status {status}: {_message(body)}")
@@ -38,9 +40,9 @@ class ServerRefusal(AtbError):
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """Where it is. url: as http://host:port/prefix, with or without OpenAI's /v1 at its end. timeout_s: of silence.
+    """A server. url: such as http://host:port/prefix, with or without OpenAI's /v1 at its end.
 
-    Raises ConfigError for a URL that is none.
+    timeout_s: longest time without data. Raises ConfigError for a bad URL.
     """
 
     url: str
@@ -67,7 +69,7 @@ class RemoteServer:
         try:
             return json.loads(data)
         except ValueError:
-            raise NoAnswer(f"{self.url}{path} has answered with something that is no JSON") from None
+            raise NoAnswer(f"{self.url}{path} has sent an answer that is no JSON") from None
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
         """The JSON of each event of a stream, up to [DONE].
@@ -82,15 +84,15 @@ class RemoteServer:
                     return
                 event = json.loads(line[5:])
                 if not isinstance(event, dict):
-                    raise ValueError(f"it has sent an event that is no object: {str(event)[:MESSAGE_LIMIT]}")
+                    raise ValueError(f"it has sent an event that is no JSON object: {str(event)[:MESSAGE_LIMIT]}")
                 if event.get("error"):
-                    raise NoAnswer(f"{self.url} has broken off: {_message(event)}")
+                    raise NoAnswer(f"{self.url} has stopped the answer: {_message(event)}")
                 yield event
         raise NoAnswer(f"{self.url} has ended the stream before the answer was complete")
 
     @asynccontextmanager
     async def open(self, path: str, body: Any = None) -> AsyncIterator[HttpResponse]:
-        """Ask, and give the answer once its head is there. Raises ServerRefusal or NoAnswer."""
+        """Send the request; gives the response once its head has arrived. Raises ServerRefusal or NoAnswer."""
         parts = urlsplit(self.url)
         data = b"" if body is None else json.dumps(body).encode()
         port = parts.port or (443 if self._tls else 80)
@@ -105,8 +107,8 @@ class RemoteServer:
                 raise _refused(answer, await answer.rest())
             yield answer
         except (asyncio.TimeoutError, TimeoutError):
-            raise NoAnswer(f"{self.url} has been silent for {self.timeout_s:g} s") from None
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:  # the latter: no HTTP, or no JSON
+            raise NoAnswer(f"{self.url} has sent nothing for {self.timeout_s:g} s") from None
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:  # ValueError: no HTTP, or no JSON
             raise NoAnswer(f"{self.url} does not answer: {error or type(error).__name__}") from None
         finally:
             if patience is not None:
@@ -126,7 +128,7 @@ class RemoteServer:
 
 
 class _Patience:
-    """Ends a read that hears nothing for so long, with TimeoutError; one timer for all reads of an answer."""
+    """Ends a read with TimeoutError after `timeout_s` seconds without data; one timer for all reads of an answer."""
 
     def __init__(self, reader: asyncio.StreamReader, timeout_s: float) -> None:
         self._reader, self._timeout_s = reader, timeout_s
@@ -167,7 +169,7 @@ class HttpResponse:
         return cls(int(match[1]), {name.lower(): value.strip() for name, _, value in pairs}, reader, patience)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
+        """The body, as it arrives."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             while size := int((await self._reader.readuntil(b"\r\n")).split(b";")[0], 16):
                 piece = await self._reader.readexactly(size + 2)
@@ -183,7 +185,7 @@ class HttpResponse:
             raise EOFError("the answer ends too early")
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The body's lines, as they come."""
+        """The lines of the body, as they arrive."""
         rest = b""
         async for piece in self.pieces():
             *whole, rest = (rest + piece).split(b"\n")
@@ -198,13 +200,13 @@ def _refused(answer: HttpResponse, data: bytes) -> ServerRefusal:
     wait = answer.headers.get("retry-after", "")
     try:
         body = json.loads(data)
-    except ValueError:  # a proxy's page
+    except ValueError:  # such as the page of a proxy
         body = data.decode("utf-8", "replace").strip()
     return ServerRefusal(answer.status, body, float(wait) if wait.isdigit() else None)
 
 
 def _message(body: Any) -> str:
-    """What an error's body says, in a line."""
+    """The message of an error's body, in one line."""
     error = body.get("error", body) if isinstance(body, dict) else body
     said = str(error.get("message", error) if isinstance(error, dict) else error)
     return " ".join(said.split())[:MESSAGE_LIMIT]

@@ -1,4 +1,4 @@
-"""Files with a JSON object a line."""
+"""Files with one JSON object a line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from atb_models.errors import ConfigError
 
 
 def read_objects(path: Path, name: str) -> list[tuple[int, dict[str, Any]]]:
-    """The objects with their lines' numbers, empty lines left out; `name`: what the user gave the path as.
+    """The objects with their line numbers, without empty lines. name: the flag or argument that gave the path.
 
-    Raises ConfigError for a file that cannot be read or holds none, and for a line that is something else.
+    Raises ConfigError for a file that cannot be read or has no object, and for a line that is something else.
     """
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -30,5 +30,5 @@ def read_objects(path: Path, name: str) -> list[tuple[int, dict[str, Any]]]:
             raise ConfigError(f"{name} {path}, line {number} must be a JSON object, not {type(value).__name__}")
         found.append((number, value))
     if not found:
-        raise ConfigError(f"{name} {path} is empty; it needs a JSON object a line")
+        raise ConfigError(f"{name} {path} is empty; it needs one JSON object a line")
     return found

@@ -1,4 +1,4 @@
-"""The load that `bench serve` puts on a server, and when each token of the answers came."""
+"""The load that `bench serve` puts on a server, and the arrival times of the answers' tokens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from atb_models.errors import AtbError
 
 Body = dict[str, Any]
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-IDS = range(100, 1000)  # which every model has; those before are often special
+IDS = range(100, 1000)  # ids that every model has; lower ones are often special
 
 
 @dataclass
 class Outcome:
-    """One request. Times are perf_counter's; first_s and last_s: of the events that carry text or the reason of the
-    end. gaps_s: between these. error: why there is no whole answer. is_counted: the server told its tokens."""
+    """One request. Times are perf_counter's.
+
+    first_s, last_s: of the first and last event with text or an end reason. gaps_s: between these events. error: why
+    there is no complete answer. is_counted: the server has reported the number of tokens.
+    """
 
     due_s: float
     sent_s: float = 0.0
@@ -36,7 +39,7 @@ class Outcome:
 
     @property
     def ttft_s(self) -> float | None:
-        """From when it was due: a server that makes us wait to send has made it wait."""
+        """Measured from the time when it was due: if the server delays the sending, it delays the request."""
         return None if self.first_s is None else self.first_s - self.due_s
 
     @property
@@ -52,14 +55,14 @@ class Outcome:
 
 
 def random_bodies(count: int, input_len: int, output_len: int, seed: int) -> Iterator[Body]:
-    """Prompts of `input_len` token ids each, no two alike, whose answers all have `output_len` tokens."""
+    """Different prompts of `input_len` token ids each; each answer has `output_len` tokens."""
     source = random.Random(seed)
     for _ in range(count):
         yield {"prompt": source.choices(IDS, k=input_len), "max_tokens": output_len, "ignore_eos": True}
 
 
 def arrivals(rate: float, count: int, seed: int) -> list[float]:
-    """When requests come that know nothing of each other, `rate` a second on average: a Poisson process, from 0."""
+    """Arrival times of independent requests, `rate` a second on average: a Poisson process that starts at 0."""
     source = random.Random(seed)
     return list(itertools.accumulate((source.expovariate(rate) for _ in range(count - 1)), initial=0.0))
 
@@ -67,7 +70,7 @@ def arrivals(rate: float, count: int, seed: int) -> list[float]:
 async def open_loop(
     bodies: Sequence[Body], due: Sequence[float], ask: Callable[[Body, float], Awaitable[Outcome]]
 ) -> list[Outcome]:
-    """Send each at its time, whatever has become of those before."""
+    """Send each request at its time, whether earlier ones have been answered or not."""
     start = perf_counter()
 
     async def later(body: Body, offset: float) -> Outcome:
@@ -80,7 +83,7 @@ async def open_loop(
 async def closed_loop(
     bodies: Sequence[Body], concurrency: int, ask: Callable[[Body, float], Awaitable[Outcome]]
 ) -> list[Outcome]:
-    """So many clients, each of which sends its next request when it has its answer."""
+    """`concurrency` clients, each of which sends its next request when it has its answer."""
     waiting, outcomes = iter(bodies), []
 
     async def client() -> None:
@@ -92,7 +95,7 @@ async def closed_loop(
 
 
 async def ask_once(server: RemoteServer, body: Body, due_s: float) -> Outcome:
-    """Stream one answer. What goes wrong is in the outcome."""
+    """Stream one answer. An error becomes part of the outcome."""
     outcome = Outcome(due_s, sent_s=perf_counter())
     path = CHAT if "messages" in body else COMPLETION
     try:

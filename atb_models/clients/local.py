@@ -1,4 +1,4 @@
-"""The engine of a client that asks no server."""
+"""The engine of a client that uses no server."""
 
 from __future__ import annotations
 

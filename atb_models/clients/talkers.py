@@ -1,4 +1,4 @@
-"""The other side of a chat: a model in this process, or a server."""
+"""What answers a chat: a model in this process, or a server."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Show = Callable[[str], None]
 
 @dataclass
 class ChatTurn:
-    """text: as far as it came. is_stopped: by Ctrl-C. The numbers of tokens are None where nobody has counted them."""
+    """The answer of a turn. text: what arrived of it. is_stopped: by Ctrl-C. Numbers of tokens: None if not known."""
 
     text: str = ""
     prompt_tokens: int | None = None
     answer_tokens: int | None = None
     seconds: float = 0.0
     is_stopped: bool = False
-    is_cut: bool = False  # at the limit of tokens
+    is_cut: bool = False  # it ended at the limit of tokens
 
     def summary(self) -> str:
-        """As in "12 + 34 tokens, 5.6 tokens/s"."""
+        """Such as "12 + 34 tokens, 5.6 tokens/s"."""
         parts = []
         if self.answer_tokens is not None:
             rate = self.answer_tokens / max(self.seconds, 1e-6)
@@ -49,11 +49,11 @@ class Talker(Protocol):
     name: str
 
     def answer(self, messages: Sequence[Message], show: Show) -> ChatTurn:
-        """Answer, giving text to `show` as it comes; Ctrl-C ends the answer. Raises AtbError."""
+        """Answer, and call `show` with text as it arrives; Ctrl-C ends the answer. Raises AtbError."""
 
 
 class LocalTalker:
-    """An `LLM` answers."""
+    """An `LLM` in this process."""
 
     def __init__(self, llm: LLM, sampling: dict[str, Any]) -> None:
         self.name = llm.config.folder.name if llm.config.model_path else "the embedded toy checkpoint"
@@ -70,15 +70,17 @@ class LocalTalker:
                 if noted and output.finish_reason is None:
                     reply.is_stopped = True
                     break
-            del outputs  # an iterator that is left aborts what still runs
+            del outputs  # dropping the iterator aborts a request that still runs
         reply.seconds = perf_counter() - started
         return reply
 
 
 @contextmanager
 def _interrupt_noted() -> Iterator[list[int]]:
-    """SIGINT is noted, not raised: a step that ends in its middle would leave the ranks waiting for this one. The
-    second raises, for who waits for a step that does not end."""
+    """Within it the first SIGINT is only noted: an exception in a step would leave the other ranks waiting.
+
+    The second raises KeyboardInterrupt, in case a step does not end.
+    """
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -94,7 +96,7 @@ def _interrupt_noted() -> Iterator[list[int]]:
 
 
 class RemoteTalker:
-    """A server answers."""
+    """A server."""
 
     def __init__(self, server: RemoteServer, model: str, sampling: dict[str, Any]) -> None:
         self.name, self._server = model, server

@@ -1,4 +1,4 @@
-"""The FastAPI application: which endpoints there are, and what every error becomes."""
+"""The FastAPI application: its endpoints, and the reply to each kind of error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from atb_models.server.stream import ClientLeft
 
 logger = logging.getLogger(__name__)
 
-# Each has a `router`.
+# Modules of api/; each has a `router`.
 ENDPOINTS = (
     "health", "metrics", "openai.chat", "openai.completions", "openai.models", "tutorial", "tgi", "mindie", "triton",
     "tokens", "docs", "page",
@@ -35,7 +35,7 @@ ENDPOINTS = (
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask for how much. keys: none of them, no key is needed. cors_origins: pages of other hosts that may."""
+    """Who may send requests, and of what size. keys: empty: none is needed. cors_origins: other hosts' web pages."""
 
     keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
         title="atb_models",
         version=__version__,
         description="Inference of mixture-of-experts models.",
-        docs_url=None,  # the page that FastAPI makes loads its scripts from another host
+        docs_url=None,  # FastAPI's own page would load its scripts from another host
         redoc_url=None,
     )
     app.state.service = service
@@ -71,7 +71,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
 
 
 class LogRequests:
-    """A line for each request: method, path, status, time. Bodies are not logged."""
+    """Logs a line for each request: method, path, status and time. Bodies are not logged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -80,7 +80,7 @@ class LogRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = perf_counter(), 499  # as nginx has it: the client left before an answer
+        started, status = perf_counter(), 499  # nginx's status for a client that left before an answer
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -94,7 +94,7 @@ class LogRequests:
             status = 500
             raise
         finally:
-            path = quote(scope["path"])  # without line ends, which would make lines of the log
+            path = quote(scope["path"])  # quoted: a line end in it would start a new line of the log
             logger.info("%s %s %d %.3f s", scope["method"], path, status, perf_counter() - started)
 
 
@@ -103,7 +103,7 @@ async def _service_error(request: Request, error: Any) -> Response:
 
 
 async def _refused(request: Request, error: Any) -> Response:
-    """A value of a body that the library refuses."""
+    """The reply for a value that the library refuses."""
     return error_reply(request.url.path, BadRequest(str(error)))
 
 
@@ -128,6 +128,6 @@ async def _left(request: Request, error: Any) -> Response:
 
 
 async def _broken(request: Request, error: Any) -> Response:
-    """What went wrong is in the log, not in the reply."""
+    """The reply for a fault of the service; details are in the log only."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return error_reply(request.url.path, ServiceError("internal error; the log of the service has more"))

@@ -44,7 +44,7 @@ def build_parser() -> Parser:
     sizes = parser.add_argument_group("sizes")
     sizes.add_argument("--max_batch_size", type=positive, default=EngineConfig.max_batch_size,
         help="requests at once; more wait")  # fmt: skip
-    sizes.add_argument("--max_seq_len", type=positive, help="prompt and answer together; none: the model's positions")
+    sizes.add_argument("--max_seq_len", type=positive, help="prompt and answer in tokens; none: the model's limit")
     cache_flags(sizes)
     _service_flags(parser.add_argument_group("service"))
     return parser
@@ -52,18 +52,18 @@ def build_parser() -> Parser:
 
 def _service_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all addresses of this machine")
     add("--port", type=_port, default=DEFAULT_PORT, help="0: any free one")
     add("--model_name", help="what clients call the model; none: the folder's name")
     add("--api_key", action="append", metavar="KEY", help="a key that clients must send; may be repeated. Better in the"
         f" variable {env.API_KEY} (several with commas) or a file: other users can read a command line")  # fmt: skip
-    add("--api_key_file", metavar="FILE", help="a key a line")
-    add("--ssl_certfile", metavar="PEM", help="serve HTTPS, with --ssl_keyfile")
-    add("--ssl_keyfile", metavar="PEM")
-    add("--cors_origin", action="append", metavar="ORIGIN", help="a web page's origin that may ask; may be repeated")
-    add("--max_queue", type=positive, default=256, help="requests that may wait; beyond them: status 429")
-    add("--max_body_bytes", type=positive, default=8 << 20, help="larger bodies: status 413")
-    add("--request_timeout", type=positive_number, default=600.0, metavar="S", help="seconds for an answer as a whole")
+    add("--api_key_file", metavar="FILE", help="such keys, one a line")
+    add("--ssl_certfile", metavar="PEM", help="serve HTTPS with this certificate; needs --ssl_keyfile")
+    add("--ssl_keyfile", metavar="PEM", help="the certificate's private key, without a password")
+    add("--cors_origin", action="append", metavar="ORIGIN", help="origin of web pages that may ask; may be repeated")
+    add("--max_queue", type=positive, default=256, help="requests that may wait; further ones get status 429")
+    add("--max_body_bytes", type=positive, default=8 << 20, help="largest body; larger ones get status 413")
+    add("--request_timeout", type=positive_number, default=600.0, metavar="S", help="seconds for a complete answer")
     add("--drain_timeout", type=positive_number, default=30.0, metavar="S",
         help="seconds that running requests have after SIGTERM or Ctrl-C; a second one ends at once")  # fmt: skip
     add("--restart", action="store_true", help="start the engine again when it, or a rank, has died")

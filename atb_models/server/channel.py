@@ -1,4 +1,4 @@
-"""Messages over a socket: each pickled, its length before it. Both ends are this package in processes of one user."""
+"""Messages over a socket, each pickled, after its length. Both ends are this package, in processes of one user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def packed(message: object) -> bytes:
 
 
 async def read_message(reader: asyncio.StreamReader) -> Any:
-    """The next message, None at the end of the channel."""
+    """The next message; None at the end of the channel."""
     try:
         (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
         return pickle.loads(await reader.readexactly(length))
@@ -28,7 +28,7 @@ async def read_message(reader: asyncio.StreamReader) -> Any:
 
 
 class Channel:
-    """The engine's end, used between steps: it never waits unless told to."""
+    """The engine's end. It is used between steps and does not wait unless it is told to."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
@@ -36,14 +36,14 @@ class Channel:
         self.closed = False
 
     def send(self, message: object) -> None:
-        """Does nothing once the front has gone, which `take` tells by `closed`."""
+        """Send a message. Does nothing once the front has ended; `take` then sets `closed`."""
         try:
             self._socket.sendall(packed(message))
         except (BrokenPipeError, ConnectionResetError):
             self.closed = True
 
     def take(self, wait_s: float | None) -> list[Any]:
-        """All messages that have arrived, after waiting for something for at most so many seconds (None: for ever)."""
+        """All messages that have arrived. Waits at most `timeout_s` seconds for a first one; None: without limit."""
         messages: list[Any] = []
         while not self.closed and select.select([self._socket], [], [], wait_s)[0]:
             try:

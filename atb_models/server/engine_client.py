@@ -1,4 +1,4 @@
-"""The front's side of the engine process: starts it, sends it requests, and gives each request its pieces."""
+"""The front's side of the engine process: starts it, sends requests and gives each request its pieces."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from atb_models.server.messages import (
     Stepped,
 )
 
-EXIT_TIMEOUT_S = 10.0  # for an engine that was told to end; then it is killed
+EXIT_TIMEOUT_S = 10.0  # for the engine to end after it was told to; then it is killed
 
 
 class Ticket:
-    """A request that the engine has. `news` is set whenever something below changes.
+    """A request that was sent to the engine. `news` is set whenever one of the fields below changes.
 
-    pieces: what has come and was not taken yet. error: why it will not be answered. ended: nothing more will come.
+    pieces: received and not yet taken. error: why it will not be answered. ended: no more pieces will come.
     """
 
     def __init__(self, request_id: int, news: asyncio.Event) -> None:
@@ -62,11 +62,11 @@ class Ticket:
 
 
 class EngineClient:
-    """One engine process; `run` lives as long as it does.
+    """One engine process; `run` returns when it has ended.
 
-    facts: None until it is loaded. detail: how far its start is. load: its state after its last step. failure: why it
-    has ended, in words for clients; `cause` in words for the log, and `status` what the program should end with.
-    on_step: told of each load.
+    facts: None until the model is loaded. detail: progress of the start. load: the engine's state after its last step.
+    failure: why it has ended, for clients; `cause`: the same for the log; `status`: the program's exit status then.
+    on_step: called with each new load.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class EngineClient:
         self.on_step: Callable[[Load], None] = lambda load: None
 
     async def run(self, on_ready: Callable[[], None]) -> None:
-        """Start the process and hear what it says until it has ended; then `failure` and `status` say how."""
+        """Start the process and read its messages until it has ended; `failure` and `status` then say how."""
         reader = await self._start()
         while (report := await read_message(reader)) is not None:
             self._hear(report)
@@ -106,12 +106,12 @@ class EngineClient:
         return ticket
 
     def give_up(self, ticket: Ticket) -> None:
-        """Nobody wants the rest: the engine frees its blocks before its next step. Safe to repeat."""
+        """Give a request up: the engine frees its blocks before its next step. May be repeated."""
         if self._tickets.pop(ticket.request_id, None) is not None and self.failure is None:
             self._send(Abort(ticket.request_id))
 
     async def answers(self, wait_s: float) -> bool:
-        """Whether the engine says a word within so many seconds, which it does between two steps."""
+        """Whether the engine answers within `timeout_s` seconds. It answers between two steps."""
         if self.facts is None or self.failure is not None:
             return False
         self._asking.clear()
@@ -123,7 +123,7 @@ class EngineClient:
         return self.failure is None
 
     def stop(self, *, kill: bool = False) -> None:
-        """Have the process end; `run` returns once it has. One that still loads would not hear of it: it is killed."""
+        """Let the process end; `run` returns once it has. While it loads it reads no messages, so it is killed then."""
         if self._writer is not None:
             self._writer.close()
         if (kill or self.facts is None) and self._process is not None:
@@ -142,7 +142,7 @@ class EngineClient:
                 [sys.executable, "-m", f"{__package__}.engine_process", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is for the front to handle
+                start_new_session=True,  # the front alone handles Ctrl-C in the terminal
                 env=child_environment(),
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -175,14 +175,14 @@ class EngineClient:
 
     def _give(self, piece: Piece) -> None:
         ticket = self._tickets.get(piece.request_id)
-        if ticket is None:  # given up while the step ran
+        if ticket is None:  # given up during the step
             return
         if piece.finish_reason is not None:
             del self._tickets[piece.request_id]
         ticket.push(piece)
 
     def _fail(self, cause: str, status: int) -> None:
-        """The first cause stands."""
+        """Set the failure, unless there is one: the first is kept."""
         if self.failure is None:
             first = cause.partition("\n")[0]
             self.cause, self.status = cause, status
@@ -193,7 +193,7 @@ class EngineClient:
         self._tickets.clear()
 
     def _reap(self) -> int:
-        """The process's exit status; 128 + n where a signal ended it."""
+        """The process's exit status; 128 + n if signal n ended it."""
         assert self._process is not None
         try:
             status = self._process.wait(EXIT_TIMEOUT_S)
@@ -208,5 +208,5 @@ def _ended(status: int) -> str:
 
 
 def _is_public(text: str) -> bool:
-    """Clients see neither paths nor what only a programmer understands."""
+    """Whether clients may read a message: it has no paths and is no internal error."""
     return "/" not in text and not text.startswith("internal error")

@@ -1,7 +1,8 @@
-"""The engine process: `python -m atb_models.server.engine_process FD PID`, FD the channel to the front, which is PID.
+"""The engine process: `python -m atb_models.server.engine_process FD PID`.
 
-The first message is the keyword arguments of `LLM`. Then it takes what the front has sent, runs a step for all requests
-there are, sends what they gained, and so on. It waits only when there is nothing to do.
+FD: the socket to the front. PID: the front's process. The first message is the keyword arguments of `LLM`. Then, again
+and again, the engine reads what the front has sent, runs a step for all open requests and sends what they gained. It
+waits only when it has no request.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import sys
 from atb_models.ranks.lifetime import die_with_parent
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]))  # before the imports that take seconds
-    # A supervisor may send it to all processes. The front decides when this one and its ranks, which inherit this, end.
+    die_with_parent(int(sys.argv[2]))  # before the slow imports
+    # A supervisor may send SIGTERM to all processes. The front decides when this one ends, and its ranks inherit this.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 import logging
@@ -48,12 +49,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("atb_models.server.engine_process")  # __name__ is __main__
 
 LOAD = [field.name for field in fields(Load)]
-LOOK_EVERY_S = 1.0  # so often an idle engine looks whether its ranks are alive
-LOG_EVERY_S = 10.0  # so often the log says how far the weights are
+LOOK_EVERY_S = 1.0  # between two checks of an idle engine that its ranks are alive
+LOG_EVERY_S = 10.0  # between two lines of the log about the weights
 
 
 def main(fd: int) -> int:
-    """Load, serve until the front closes the channel; the exit status."""
+    """Load the model and serve until the front closes the channel. The exit status."""
     from atb_models import log
 
     end = socket.socket(fileno=fd)
@@ -87,7 +88,7 @@ def main(fd: int) -> int:
 
 
 class _Teller(logging.Handler):
-    """Sends what the engine logs while it starts to the front, for /health, and how far the weights are."""
+    """During the start: sends the engine's log lines and the progress of the weights to the front, for /health."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(logging.INFO)
@@ -95,7 +96,7 @@ class _Teller(logging.Handler):
         self._percent, self._logged_s = -1, perf_counter()
 
     def loaded(self, done: int, total: int) -> None:
-        """Bytes of the weights so far, and of all."""
+        """Called with the bytes of weights that are loaded, and of all weights."""
         percent = 100 * done // max(1, total)
         if percent == self._percent:
             return
@@ -124,7 +125,7 @@ def _facts(llm: LLM) -> Facts:
 
 
 class EngineLoop:
-    """Steps for all requests there are. `run` returns when the front has gone."""
+    """Runs steps for all open requests. `run` returns when the front has ended."""
 
     def __init__(self, llm: LLM, channel: Channel) -> None:
         self._llm, self._engine, self._channel = llm, llm.engine, channel
@@ -142,7 +143,7 @@ class EngineLoop:
                 self._rest()
 
     def tell(self, outputs: list[RequestOutput]) -> None:
-        """Send the front what a step has given, and the engine's state."""
+        """Send the front the results of a step and the engine's state."""
         pieces = []
         for output in outputs:
             pieces.append(self._live[output.index].piece(output))
@@ -151,7 +152,7 @@ class EngineLoop:
         self._channel.send(Stepped(pieces, self._load()))
 
     def _rest(self) -> None:
-        """Nothing to do for a while: are the ranks alive, and, once after work, is every block where it belongs?"""
+        """While idle: check that the ranks are alive and, once after work, that no block is lost."""
         self._llm.check()
         if not self._checked:
             self._engine.scheduler.check()
@@ -187,7 +188,7 @@ class EngineLoop:
 
 @dataclass
 class _Live:
-    """A request that has not ended: the engine's number of it, and how many of its tokens the front has."""
+    """An open request: its number in the engine, and how many of its tokens the front has received."""
 
     seq_id: int
     stream: bool
@@ -210,4 +211,4 @@ if __name__ == "__main__":
     status = main(int(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # nothing is left to do, and no thread of a library can hold it up
+    os._exit(status)  # at once: a thread of a library could delay a normal exit

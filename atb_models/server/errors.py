@@ -1,4 +1,4 @@
-"""What a client is told when a request is not answered; each kind has its HTTP status."""
+"""The errors that a client can get, each with its HTTP status."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ServiceError(Exception):
-    """Base. status: of HTTP. kind: the `type` of OpenAI's error object. retry_after: seconds, where that may help."""
+    """Base class. status: of HTTP. kind: `type` in OpenAI's error object. retry_after: seconds, if a retry may help."""
 
     status = 500
     kind = "internal_error"
@@ -16,7 +16,7 @@ class ServiceError(Exception):
 
 
 class BadRequest(ServiceError):
-    """The body says something that cannot be done."""
+    """The body asks for something that cannot be done."""
 
     status, kind = 400, "invalid_request_error"
 
@@ -26,7 +26,7 @@ class BadRequest(ServiceError):
 
 
 class Invalid(BadRequest):
-    """A field that is not known, or that has a value we do not take."""
+    """An unknown field, or a value that is not accepted."""
 
     status = 422
 
@@ -58,13 +58,13 @@ class TimedOut(ServiceError):
 
 
 class EngineGone(ServiceError):
-    """There is no engine: it loads, drains or has died."""
+    """No engine takes requests: it is loading, ending or dead."""
 
     status, kind = 503, "service_unavailable"
 
 
 def invalid(problems: Sequence[dict[str, Any]]) -> BadRequest:
-    """What pydantic says is wrong with a body, naming the field; all it tried, where a field has several forms."""
+    """The error for a body that pydantic refuses. It names the field, and every form if a field may have several."""
     first = problems[0]
     if first["type"] == "json_invalid":
         return BadRequest(f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
@@ -77,17 +77,17 @@ def invalid(problems: Sequence[dict[str, Any]]) -> BadRequest:
 
 
 def form_tag(name: str) -> str:
-    """The tag of a body that is one of several forms; messages leave it out. No field's name has a colon."""
+    """The tag of a body's form, if there are several; messages leave it out. No field name contains a colon."""
     return f"form:{name}"
 
 
 def _place(problem: dict[str, Any]) -> tuple[str | int, ...]:
-    """Beside fields and places in lists, pydantic names the form that it tried."""
+    """The path of fields and list indices. pydantic puts the forms that it tried between them; they are left out."""
     return tuple(p for p in problem["loc"][1:] if isinstance(p, int) or not FORM.fullmatch(p))
 
 
 def _depth(place: tuple[str | int, ...]) -> tuple[int, list[int]]:
-    """Of several forms the one is meant which fits up to the furthest place."""
+    """Sort key: of several forms, the client meant the one that fits up to the deepest place."""
     return len(place), [p for p in place if isinstance(p, int)]
 
 
@@ -98,8 +98,8 @@ def _why(problem: dict[str, Any]) -> str:
     return UNSUPPORTED if is_unsupported else str(problem["msg"])
 
 
-UNSUPPORTED = "is not supported"  # of a field that is taken at rest only
+UNSUPPORTED = "is not supported"  # of a field that is accepted only with the value that changes nothing
 
 
-# What stands among a problem's places and is none: the name of a type that pydantic tried, or the tag of a form.
+# Parts of a problem's path that are no places: the name of a type that pydantic tried, or the tag of a form.
 FORM = re.compile(r"str|int|float|bool|dict|list|constrained-\w+|\w+\[.*\]|function-.*|form:\w+")

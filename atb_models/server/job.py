@@ -1,4 +1,4 @@
-"""What one HTTP request asks of the engine: one or several of its requests, and their pieces as they come."""
+"""An HTTP request as the engine sees it: one or several engine requests, and the pieces of their answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atb_models.server.messages import Piece
 
 @dataclass
 class Answer:
-    """A request's answer so far; whole once `finish_reason` is set. Fields as in RequestOutput."""
+    """A request's answer so far; complete once `finish_reason` is set. Fields as in RequestOutput."""
 
     prompt_token_ids: list[int]
     text: str = ""
@@ -26,11 +26,11 @@ class Answer:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    first_token_s: float | None = None  # perf_counter of its first piece
+    first_token_s: float | None = None  # perf_counter at its first piece
     ended_s: float | None = None
 
     def add(self, pieces: list[Piece]) -> News:
-        """Take in what has come, as one."""
+        """Add several pieces; they are returned as one."""
         self.first_token_s = self.first_token_s or perf_counter()
         news = News(self)
         for piece in pieces:
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass
 class News:
-    """What an answer has gained. index: its place among the job's answers."""
+    """What is new in an answer. index: the answer's position among the job's."""
 
     answer: Answer
     text: str = ""
@@ -59,10 +59,10 @@ class News:
 
 
 class Job:
-    """Submits a request for each prompt; `with job:` ends what still runs when it is left.
+    """Submits a request for each prompt; leaving `with job:` ends those that still run.
 
-    answers: one for each prompt, in order. timeout_s: until all of them are whole. on_end(job, error): called once,
-    when the block is left; error: what it was left with.
+    answers: one for each prompt, in order. timeout_s: until all of them are complete. on_end(job, error): called once,
+    when the block is left; error: the exception that left it, or None.
     """
 
     def __init__(
@@ -89,17 +89,17 @@ class Job:
 
     @property
     def remaining_s(self) -> float:
-        """Until the answers must be whole."""
+        """Seconds until the answers must be complete."""
         return max(0.0, self._deadline - self._loop.time())
 
     async def accepted(self) -> None:
         """Wait until the engine has queued all. Raises Unservable, EngineGone or TimedOut."""
         while not all(ticket.accepted for ticket in self._tickets):
             await self._wait()
-        self._event.set()  # pieces may have come with the last word of acceptance, and nothing after them
+        self._event.set()  # pieces may have come together with the last acceptance, and be the last
 
     async def news(self) -> AsyncIterator[News]:
-        """What the answers gain, as it comes; several steps may come as one. Raises EngineGone or TimedOut."""
+        """What is new in the answers, as it arrives; several steps may arrive as one. Raises EngineGone or TimedOut."""
         open_tickets = dict(enumerate(self._tickets))
         while open_tickets:
             await self._wait()
@@ -112,7 +112,7 @@ class Job:
                     yield news
 
     async def whole(self) -> list[Answer]:
-        """All answers, once they are whole. Raises Unservable, EngineGone or TimedOut."""
+        """All answers, once they are complete. Raises Unservable, EngineGone or TimedOut."""
         async for _ in self.news():
             pass
         return self.answers
@@ -129,7 +129,7 @@ class Job:
         self._on_end(self, error)
 
     async def _wait(self) -> None:
-        """For something to happen since the last call; raises what a request ended with."""
+        """Wait until something has changed since the last call. Raises the error that a request ended with."""
         await self._event.wait()
         self._event.clear()
         if self._loop.time() >= self._deadline:

@@ -1,4 +1,4 @@
-"""What the front and the engine process say to each other."""
+"""The messages between the front and the engine process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atb_models.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Front: queue a request. stream: a `Piece` for each step that gives it a token, else one when it has ended."""
+    """From the front: queue a request. stream: send a `Piece` after each step with a token, else one at the end."""
 
     request_id: int
     prompt_token_ids: list[int]
@@ -21,26 +21,26 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Front: nobody waits for this request any more."""
+    """From the front: the client has given this request up."""
 
     request_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Front: are you, and your ranks, there? The answer is a `Stepped` without pieces."""
+    """From the front: are the engine and its ranks alive? The answer is a `Stepped` without pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Engine: how far its start is."""
+    """From the engine: progress of its start."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the front must know of the engine. pool_tokens: what the KV cache holds; size: ranks."""
+    """Facts of the engine that the front needs. size: number of ranks. pool_tokens: tokens that the KV cache holds."""
 
     dtype: str
     device: str
@@ -58,32 +58,32 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Engine: it is loaded and takes requests."""
+    """From the engine: the model is loaded; requests are accepted."""
 
     facts: Facts
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Engine: the request is queued."""
+    """From the engine: the request is queued."""
 
     request_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Engine: the request can never be served; why, with the numbers."""
+    """From the engine: the request can never be served; why, with the numbers."""
 
     request_id: int
     message: str
 
 
 class Piece(NamedTuple):
-    """Engine: what a request has gained since its last piece; the last one has a finish_reason.
+    """From the engine: what a request has gained since its last piece. The last piece has a finish_reason.
 
-    logprobs: of these token_ids, as in RequestOutput. prompt_logprobs: in the first piece of a request that asked for
-    them. metrics: RequestOutput's. A tuple, for a step has one for each request and a dataclass takes four times as
-    long through pickle.
+    logprobs: of these token_ids, as in RequestOutput. prompt_logprobs: in the first piece, if they were asked for.
+    metrics: as in RequestOutput. A tuple, because there is one for each request of a step and pickle takes four times
+    as long for a dataclass.
     """
 
     request_id: int
@@ -97,7 +97,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Engine: its state after a step; see Engine.counts."""
+    """From the engine: its state after a step; see Engine.counts."""
 
     running: int = 0
     waiting: int = 0
@@ -113,7 +113,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Engine: one step is done, or it was asked."""
+    """From the engine: the results of a step, or the answer to `Ask`."""
 
     pieces: list[Piece] = field(default_factory=list)
     load: Load = field(default_factory=Load)
@@ -121,7 +121,7 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Engine: it ends, with this exit status."""
+    """From the engine: it ends, with this exit status."""
 
     message: str
     status: int

@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus' form: MindIE Service's series under their names, and a few of our own.
+"""The metrics of the service in Prometheus' format: MindIE Service's series under their names, and some of our own.
 
 A request is one prompt: an HTTP request with several, or with n above 1, counts as that many.
 """
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from atb_models.server.engine_client import EngineClient
     from atb_models.server.job import Answer, Job
 
-WINDOW_S = 10.0  # of the throughputs
+WINDOW_S = 10.0  # over which throughputs are averaged
 SAMPLE_S = 0.5
-WEIGHT = 0.1  # of a new value in a mean "of late"
+WEIGHT = 0.1  # of a new value in an exponential mean
 
 TO_FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
@@ -40,12 +40,12 @@ ENDINGS = {
 
 
 class Metrics:
-    """Counts of one service. model_name: the label of every series. client: where the engine's load is read."""
+    """The counts of one service. model_name: label of every series. client: read for the engine's load."""
 
     def __init__(self, model_name: str, client: Callable[[], EngineClient]) -> None:
         disable_created_metrics()
         self.model_name, self._registry = model_name, CollectorRegistry()
-        self.mean_request_s, self.mean_first_token_s, self.mean_token_s = 1.0, 0.0, 0.0  # of late
+        self.mean_request_s, self.mean_first_token_s, self.mean_token_s = 1.0, 0.0, 0.0  # exponential means
         self._received = self._counter("request_received", "Requests given to the engine.")
         self._endings = {name: self._counter(name, text) for name, text in ENDINGS.items()}
         self._to_first = self._histogram(
@@ -70,33 +70,33 @@ class Metrics:
         self._last = Load()
 
     def text(self, tasks: int = 0) -> bytes:
-        """The reply of /metrics. tasks: of the front's event loop, that a leak of them would show."""
+        """The reply of /metrics. tasks: number of tasks of the front's event loop, which shows a leak of them."""
         self._tasks.set(tasks)
         return generate_latest(self._registry)
 
     def engine_started(self) -> None:
-        """The next loads are another engine's, whose counts begin at 0."""
+        """From now on loads come from a new engine, whose counts begin at 0."""
         self._last = Load()
         self._engine.restart()
 
     def stepped(self, load: Load) -> None:
-        """The engine's state after a step, or when it was asked."""
+        """Take in the engine's state after a step, or as an answer to `Ask`."""
         if load.steps == self._last.steps + 1:
             self._step.observe(load.host_s + load.run_s - self._last.host_s - self._last.run_s)
         self._last = load
         self._engine.sample(load)
 
     def received(self, count: int) -> None:
-        """So many prompts were submitted."""
+        """Count prompts that were submitted."""
         self._received.inc(count)
         self._counts["received"] += count
 
     def refused(self) -> None:
-        """A request met a full queue."""
+        """Count a request that met a full queue."""
         self._count("request_refused")
 
     def ended(self, job: Job, error: BaseException | None) -> None:
-        """A job has ended, with an error if not all its answers are whole."""
+        """Count a job that has ended; `error` is set if not all its answers are complete."""
         failed = isinstance(error, Exception) and not isinstance(error, ClientLeft)
         for answer in job.answers:
             if answer.finish_reason in ("stop", "length"):
@@ -137,7 +137,7 @@ class Metrics:
 
 
 class _EngineSeries(Collector):
-    """What the engine says of itself, read when somebody asks."""
+    """The series that come from the engine's state; they are made when /metrics is read."""
 
     def __init__(self, model_name: str, client: Callable[[], EngineClient], failed_share: Callable[[], float]) -> None:
         self._model_name, self._client, self._failed_share = model_name, client, failed_share
@@ -148,7 +148,7 @@ class _EngineSeries(Collector):
         self._samples: deque[tuple[float, Load]] = deque([(self._started, Load())])
 
     def sample(self, load: Load) -> None:
-        """The last one always stands, for nothing may come after it for long; those before are `SAMPLE_S` apart."""
+        """Keep a sample every `SAMPLE_S`, and always the last one, as the next may be long in coming."""
         now = monotonic()
         if len(self._samples) > 1 and now - self._samples[-2][0] < SAMPLE_S:
             self._samples.pop()
@@ -184,7 +184,7 @@ class _EngineSeries(Collector):
             yield self._gauge(name, text, value)
 
     def _rates(self, load: Load) -> tuple[float, float]:
-        """Tokens a second since the last sample before the window, which is all that the window has."""
+        """Tokens per second since the last sample before the window."""
         now = monotonic()
         self._forget(now)
         base = self._samples[0][1]

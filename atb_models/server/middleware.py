@@ -1,4 +1,4 @@
-"""What every request passes before an endpoint sees it: the key, and the limits of its body."""
+"""Checks of every request before an endpoint sees it: its key, and the size and time of its body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPEN_PATHS = ("/health", "/ready")
 
 
 class Unauthorized(ServiceError):
-    """No key, or one that is not ours."""
+    """The key is missing or wrong."""
 
     status, kind = 401, "authentication_error"
 
@@ -28,13 +28,13 @@ class TooLarge(ServiceError):
 
 
 class TooSlow(ServiceError):
-    """The body did not come in time."""
+    """The body did not arrive in time."""
 
     status, kind = 408, "timeout_error"
 
 
 class RequireKey:
-    """Refuses requests without one of the keys, but for `OPEN_PATHS` and the chat page, which asks for the key."""
+    """Refuses requests without one of the keys, except for `OPEN_PATHS` and the chat page, which asks for a key."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self._app, self._keys = app, [key.encode() for key in keys]
@@ -49,7 +49,7 @@ class RequireKey:
         await self._app(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
-        """Every key is compared, in constant time, so that the time tells nothing."""
+        """Compares with every key, in constant time, so that the time reveals nothing about the keys."""
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.partition(b" ")
         return any([hmac.compare_digest(key.strip(), ours) for ours in self._keys]) and kind.lower() == b"bearer"
@@ -60,7 +60,7 @@ def _is_open(scope: Scope) -> bool:
 
 
 class LimitBody:
-    """Reads a body before the endpoint does: at most so many bytes, in at most so many seconds."""
+    """Reads the body before the endpoint: at most `max_bytes`, within `timeout_s` seconds."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
@@ -72,7 +72,7 @@ class LimitBody:
         try:
             body = await asyncio.wait_for(self._read(scope, receive), self._timeout_s)
         except asyncio.TimeoutError:
-            await _refuse(TooSlow(f"the body did not come within {self._timeout_s:g} s"), scope, send)
+            await _refuse(TooSlow(f"the body did not arrive within {self._timeout_s:g} s"), scope, send)
         except TooLarge as error:
             await _refuse(error, scope, send, self._discard(receive))
         else:
@@ -80,7 +80,7 @@ class LimitBody:
                 await self._app(scope, _Replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None if the client left before its end."""
+        """The body; None if the client left before it was complete."""
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > self._max_bytes:
             raise TooLarge(f"the body has {int(length[:20])} bytes, at most {self._max_bytes} are taken")
@@ -96,7 +96,7 @@ class LimitBody:
                 return bytes(body)
 
     async def _discard(self, receive: Receive) -> None:
-        """What is left of the body: a client that sends before it reads would see a broken connection, no reply."""
+        """Read the rest of the body: a client that sends it all before it reads would get no reply otherwise."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(_to_the_end(receive), self._timeout_s)
 
@@ -107,7 +107,7 @@ async def _to_the_end(receive: Receive) -> None:
 
 
 class _Replay:
-    """Gives the body that was read, then whatever else comes."""
+    """Gives the endpoint the body that was read, then what follows it."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -121,7 +121,7 @@ class _Replay:
 
 
 async def _refuse(error: ServiceError, scope: Scope, send: Send, before_closing: Awaitable[None] | None = None) -> None:
-    """The body has not been read to its end, so the connection cannot be used again."""
+    """Refuse, and close the connection: its body has not been read to the end."""
     reply = error_reply(scope["path"], error)
     reply.headers["connection"] = "close"
     await send({"type": "http.response.start", "status": reply.status_code, "headers": reply.raw_headers})

@@ -1,4 +1,4 @@
-"""Replies in JSON, and the two forms of errors: OpenAI's under /v1/, TGI's and MindIE's elsewhere."""
+"""Replies in JSON, and the two forms of errors: OpenAI's under /v1/, that of TGI and MindIE elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atb_models.server.errors import BadRequest, ServiceError
 
 
 class Reply(Response):
-    """A JSON body with characters as they are."""
+    """A JSON body, its characters not escaped."""
 
     media_type = "application/json"
 
@@ -20,13 +20,13 @@ class Reply(Response):
 
 
 def as_json(content: Any) -> bytes:
-    """Half a surrogate pair, which a client may send as an escape, goes back as one. Raises ValueError for NaN."""
+    """JSON in UTF-8. Half a surrogate pair, which a client may have sent, is escaped. Raises ValueError for NaN."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8", "backslashreplace")
 
 
 def error_body(path: str, error: ServiceError) -> dict[str, Any]:
-    """The error as clients of this path know it."""
+    """The error in the form that clients of this path expect."""
     if path.startswith("/v1/") and path != "/v1/tokenizer":
         param = error.param if isinstance(error, BadRequest) else None
         return {"error": {"message": str(error), "type": error.kind, "param": param, "code": error.status}}

@@ -1,4 +1,4 @@
-"""`atb-models serve`: the front's life, from the arguments to the last answer."""
+"""`atb-models serve`: the front, from the arguments to the last answer."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from atb_models.wording import counted
 
 logger = logging.getLogger(__name__)
 
-LINGER_S = 1.0  # that clients may read why they got no answer
-RESTART_AFTER_S = (1.0, 5.0, 30.0)  # then every 30 s
-KEEP_ALIVE_S = 75  # more than proxies keep a connection, or they would use one that we are closing
-GRACE_S = 2  # that connections have to close
+LINGER_S = 1.0  # for clients to read why they got no answer
+RESTART_AFTER_S = (1.0, 5.0, 30.0)  # and every 30 s after that
+KEEP_ALIVE_S = 75  # longer than proxies do, or they would use a connection that is being closed
+GRACE_S = 2  # for connections to close
 DRAIN_LOOK_S = 0.05
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(argv: Sequence[str]) -> int:
-    """Check everything that can be checked, then serve until told to end. Under torchrun every rank runs this."""
+    """Check all that can be checked, then serve until told to end. Under torchrun every rank runs this."""
     log.setup()
     args = parse_args(argv)
     granted = access(args)
@@ -73,13 +73,13 @@ def serve(argv: Sequence[str]) -> int:
     with listener(args.host, args.port) as sock:
         if not granted.keys and not is_local(sock):
             logger.warning(
-                "anybody who reaches this machine can use this service: --host %s without --api_key", args.host
+                "everybody who can reach this machine can use the service: --host %s without --api_key", args.host
             )
         return asyncio.run(_front(arguments, tokenizer, settings, granted, args, sock))
 
 
 def _execute_steps(arguments: dict[str, Any]) -> None:
-    """A rank of torchrun other than 0; leaves by SystemExit when rank 0 closes."""
+    """On the ranks of torchrun other than 0: execute steps; ends by SystemExit when rank 0 closes."""
     from atb_models import LLM
     from atb_models.models.weights.loader import listeners
 
@@ -88,8 +88,10 @@ def _execute_steps(arguments: dict[str, Any]) -> None:
 
 
 def _stay(*_: int) -> None:
-    """Torchrun sends SIGTERM to all of its ranks. Once they have met rank 0 decides when they end, or its death does:
-    it may have requests to answer."""
+    """Ignore SIGTERM, which torchrun sends to all of its ranks.
+
+    Rank 0 may have requests to answer. The other ranks end when rank 0 tells them to, or when it dies.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
@@ -107,7 +109,7 @@ async def _front(
 
 @contextmanager
 def listener(host: str, port: int) -> Iterator[socket.socket]:
-    """The listening socket. Raises ConfigError when the address is not ours or the port is taken."""
+    """The listening socket. Raises ConfigError if the address is not this machine's or the port is in use."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -126,12 +128,12 @@ def listener(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def is_local(sock: socket.socket) -> bool:
-    """Whether only programs of this machine reach a listening socket; --host has many spellings of "all addresses"."""
+    """Whether only programs of this machine can reach a socket. --host has too many forms to tell."""
     return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
 class Front:
-    """The HTTP server and its engine: they start together, and neither outlives the other."""
+    """The HTTP server and its engine, which start and end together."""
 
     def __init__(self, service: Service, arguments: dict[str, Any], granted: Access, args: argparse.Namespace) -> None:
         self._service, self._arguments, self._args = service, arguments, args
@@ -153,7 +155,7 @@ class Front:
         self._status = 0
 
     async def run(self, sock: socket.socket) -> int:
-        """Until a signal or the engine's end; the exit status."""
+        """Serve until a signal or the engine's end. The exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         self._url = address(sock, tls=self._args.ssl_certfile is not None)
@@ -172,7 +174,7 @@ class Front:
         return self._status
 
     async def _keep_engine(self) -> None:
-        """Run the engine; with --restart run it again when it dies. Returns when it shall not."""
+        """Run the engine; with --restart, start it again when it dies. Returns when it is not started again."""
         for pause_s in itertools.chain(RESTART_AFTER_S, itertools.repeat(RESTART_AFTER_S[-1])):
             client = self._service.client
             await client.run(self._ready)
@@ -209,7 +211,7 @@ class Front:
             self._told_to_end.set()
 
     async def _drain(self) -> None:
-        """Let what runs come to its end, for a while, unless told to end again."""
+        """Let running requests finish, for --drain_timeout seconds or until a second signal."""
         running = self._service.client.open_requests
         if running:
             limit = self._args.drain_timeout
@@ -222,7 +224,7 @@ class Front:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own handling of signals."""
+    """uvicorn without its signal handlers."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What the endpoints have: the engine behind a queue with a bound, the tokenizer, and the state of both."""
+"""What the endpoints use: the engine behind a bounded queue, the tokenizer and the state of the service."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ MAX_RETRY_S = 60
 
 @dataclass(frozen=True)
 class Settings:
-    """model_name: what clients call the model. max_queue: requests waiting beyond those that run at once.
-    request_timeout_s: for an answer as a whole. log_prompts: with the answers, for debugging."""
+    """model_name: what clients call the model. max_queue: requests that may wait while others run.
+
+    request_timeout_s: until an answer must be complete. log_prompts: log prompts and answers, for debugging.
+    """
 
     model_name: str
     folder: Path
@@ -42,7 +44,7 @@ class Settings:
 
 
 class State(Enum):
-    """LOADING -> READY -> DRAINING, and DEAD from anywhere."""
+    """LOADING -> READY -> DRAINING; DEAD follows any of them."""
 
     LOADING = "loading"
     READY = "ready"
@@ -88,7 +90,7 @@ class Service:
 
     @property
     def facts(self) -> Facts:
-        """Raises EngineGone while there is no engine that takes requests."""
+        """Raises EngineGone while no engine takes requests."""
         if self.state is not State.READY or self.client.facts is None:
             raise EngineGone(self.detail)
         return self.client.facts
@@ -101,9 +103,9 @@ class Service:
         stream: bool,
         timeout_s: float = math.inf,
     ) -> Job:
-        """Submit these prompts; timeout_s: where the client will wait less than the service.
+        """Submit these prompts. timeout_s: given if the client waits for less than the service's own limit.
 
-        Raises EngineGone, Busy when the queue is full, BadRequest for more prompts than it could ever take.
+        Raises EngineGone, Busy if the queue is full, BadRequest for more prompts than the queue could ever take.
         """
         self.check_count(len(prompts))
         facts = self.facts
@@ -136,7 +138,7 @@ class Service:
         return await self._aside(size, lambda: [self._tokens().encode(text, add_special_tokens) for text in texts])
 
     async def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, up to where the assistant begins. Raises BadRequest."""
+        """Token ids of a conversation, up to the start of the assistant's turn. Raises BadRequest."""
         size = sum(len(str(message.get("content", ""))) for message in messages)
         return await self._aside(
             size, lambda: self._tokens().apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
@@ -158,7 +160,7 @@ class Service:
             raise BadRequest(str(error)) from None
 
     def _retry_s(self, facts: Facts) -> int:
-        """About when a place in the queue will be free: one of those running ends then, on average."""
+        """Seconds until one of the running requests ends, on average, and makes room in the queue."""
         return max(1, min(MAX_RETRY_S, math.ceil(self.metrics.mean_request_s / facts.max_batch_size)))
 
     def _ended(self, job: Job, error: BaseException | None) -> None:
@@ -172,7 +174,7 @@ class Service:
 
 
 def variants(params: SamplingParams, n: int) -> list[SamplingParams]:
-    """`n` parameters that differ in their seed, if there is one: the same seed would give the same answer."""
+    """The parameters `n` times. A seed is raised by 1 each time: the same seed would give the same answer."""
     if params.seed is None:
         return [params] * n
     return [replace(params, seed=params.seed + i) for i in range(n)]

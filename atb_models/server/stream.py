@@ -1,4 +1,4 @@
-"""Answering: as a whole or as server-sent events, and noticing that the client has left."""
+"""Sends answers, whole or as server-sent events, and notices when the client leaves."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from atb_models.server.errors import ServiceError
 from atb_models.server.job import Answer, Job
 from atb_models.server.replies import as_json
 
-UNREAD_S = 5.0  # that a client may still read after the time for its answer is over
+UNREAD_S = 5.0  # for a client to read after the time for its answer is over
 
 
 class ClientLeft(Exception):
-    """There is nobody to answer."""
+    """The client has closed its connection."""
 
 
 async def whole(request: Request, job: Job) -> list[Answer]:
-    """All answers of a job. Ends it when the client leaves, with ClientLeft."""
+    """All answers of a job. Raises ClientLeft, after ending the job, if the client leaves."""
     with job:
         return await _while_there(request.receive, job.whole())
 
@@ -39,7 +39,7 @@ async def streamed(
     failed: Callable[[ServiceError], bytes],
     media_type: str = "text/event-stream",
 ) -> EventStream:
-    """Answer with `events`, but not before the engine has queued the job: a refusal has a status of its own."""
+    """Answer with `events`, once the engine has queued the job: a refusal must have an HTTP status of its own."""
     with ExitStack() as stack:
         stack.enter_context(job)
         await job.accepted()
@@ -48,9 +48,9 @@ async def streamed(
 
 
 class EventStream(Response):
-    """Sends what `events` gives; ends the job when the client leaves.
+    """Sends `events`; ends the job if the client leaves.
 
-    What goes wrong after the first byte can only be said in the stream: `failed` makes the last event of it.
+    After the first byte an error can only be told in the stream: `failed` makes the last event of it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class EventStream(Response):
         self._job, self._events, self._failed = job, events, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientLeft, ServiceError):  # the client knows
+        with suppress(ClientLeft, ServiceError):  # the client has been told
             with self._job:
                 await _while_there(receive, self._send(send), self._job.remaining_s + UNREAD_S)
 
@@ -82,9 +82,9 @@ class EventStream(Response):
 
 
 async def _while_there(receive: Receive, work: Any, timeout_s: float | None = None) -> Any:
-    """The result of `work`, unless the client leaves first: then it is cancelled, with ClientLeft.
+    """The result of `work`. If the client leaves first, `work` is cancelled and ClientLeft is raised.
 
-    timeout_s: after which a client counts as one that has left, for it does not read.
+    timeout_s: a client that does not read for so long counts as one that has left.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
     try:

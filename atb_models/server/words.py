@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from atb_models.text.detokenizer import REPLACEMENT
 from atb_models.text.tokenizer import Tokenizer
 
-BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece writes a byte that is no character
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte that is no whole character
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A token. text: with U+FFFD for bytes that are no whole character. data: its bytes, None where nobody knows them.
-    special: such as EOS, no part of an answer's text."""
+    """A token. text: with U+FFFD for bytes that are no whole character. data: its bytes, None if they are not known.
+
+    special: such as EOS, which is no part of an answer's text.
+    """
 
     text: str
     data: bytes | None
@@ -22,19 +24,19 @@ class Word:
 
     @property
     def key(self) -> str:
-        """A text that differs between tokens with different bytes, in the form that OpenAI's completions have."""
+        """A text that is different for tokens with different bytes, in the form of OpenAI's completions."""
         if REPLACEMENT not in self.text or self.data is None:
             return self.text
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.data)
 
 
 class WordTable:
-    """Every token's `Word`, worked out when first asked for. Without a tokenizer its id stands for its text."""
+    """The `Word` of every token, computed at first use. Without a tokenizer the text is the token's id."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, Word] = {}
-        # Some tokenizers drop the blank of a text's first word, so a token is decoded after another one.
+        # Some tokenizers drop the blank before a text's first word, so each token is decoded after another one.
         self._before = [] if tokenizer is None else tokenizer.encode("a", False)[-1:]
 
     def __getitem__(self, token_id: int) -> Word:
@@ -54,7 +56,7 @@ class WordTable:
 
 
 def _bytes(piece: str | None) -> bytes | None:
-    """The bytes of a vocabulary's piece that is no text: one byte as <0xE4>, or GPT-2's letters for bytes."""
+    """The bytes of a vocabulary's piece that is no text: a byte written as <0xE4>, or GPT-2's letters for bytes."""
     if piece is None:
         return None
     if match := BYTE_PIECE.fullmatch(piece):
@@ -64,7 +66,7 @@ def _bytes(piece: str | None) -> bytes | None:
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters: printable bytes stand for themselves, the others for U+0100 and up in order."""
+    """GPT-2's letters for bytes: printable bytes stand for themselves, the others are U+0100 and up, in order."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

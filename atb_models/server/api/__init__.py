@@ -1,1 +1,1 @@
-"""The endpoints, a file for each kind of client. They hold `router`s and know the front's `Service` only."""
+"""The endpoints, a file for each protocol. Each file has a `router` and uses nothing but the front's `Service`."""

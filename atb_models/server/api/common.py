@@ -17,15 +17,17 @@ from atb_models.server.stream import event
 
 
 class Body(BaseModel):
-    """A request's body. What is not listed is refused by name; numbers are not read from strings, nor from infinity."""
+    """A request's body. Unknown fields are refused by name; numbers may not be strings or infinite."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _few(cls, data: Any) -> Any:
-        """Each wrong field takes its time to be told, in which nobody else is served; so does each item of a list,
-        which is what `fail_fast` is for."""
+        """Refuse bodies with very many fields: reporting each wrong one would hold up the other clients.
+
+        For the items of a list `fail_fast` does the same.
+        """
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
             raise PydanticCustomError("fields", "has {count} fields, far more than are known", {"count": len(data)})
         return data
@@ -37,7 +39,7 @@ Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 async def _service_of(request: Request) -> Service:
-    """Async, for FastAPI gives anything else a thread for each request."""
+    """Async, because FastAPI would start a thread for each request otherwise."""
     service: Service = request.app.state.service
     return service
 
@@ -47,13 +49,13 @@ Here = Annotated[Service, Depends(_service_of)]
 
 
 def check_model(service: Service, name: str | None) -> None:
-    """Raises NotFound for a model that this service does not have."""
+    """Raises NotFound for any model but this service's."""
     if name is not None and name != service.settings.model_name:
         raise NotFound(f"there is no model {name!r} here; this service has {service.settings.model_name!r}")
 
 
 def failure_event(path: str) -> Callable[[ServiceError], bytes]:
-    """Makes the last event of a stream that broke, in the form of this path's errors."""
+    """What makes the last event of a stream that fails, in the form of this path's errors."""
     return lambda error: event(error_body(path, error))
 
 
@@ -81,10 +83,10 @@ ERRORS = {
     400: "The request can never be served, or is no JSON",
     401: "No key, or a wrong one",
     404: "No such model",
-    408: "The body came too slowly",
+    408: "The body did not arrive in time",
     413: "The body is too large",
-    422: "A field is not known, or has a value that is not taken; the message names it",
-    429: "The queue is full; Retry-After says when to come back",
+    422: "A field is unknown or has a value that is not accepted; the message names it",
+    429: "The queue is full; Retry-After says when to try again",
     503: "The model is loading, the service is ending, or its engine has ended",
     504: "The answer took longer than the service, or the request, allows",
 }
@@ -93,15 +95,15 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def responses(reply: Any, *streams: str, error: Any = PlainError) -> Responses:
-    """What an endpoint answers, for the OpenAPI document.
+    """The responses of an endpoint, for the OpenAPI document.
 
-    reply: None where it only streams. streams: media types of answers as they grow.
+    reply: None if it only streams. streams: media types of its streamed answers.
     """
     good: dict[str, Any] = {"description": "The answer"}
     if reply is not None:
         good["model"] = reply
     if streams:
-        good["content"] = {kind: {"schema": {"description": "the answer as it grows"}} for kind in streams}
+        good["content"] = {kind: {"schema": {"description": "the answer, streamed"}} for kind in streams}
     return {200: good, **{status: {"description": text, "model": error} for status, text in ERRORS.items()}}
 
 

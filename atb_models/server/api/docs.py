@@ -1,4 +1,4 @@
-"""GET /docs: the endpoints as a page, made of the OpenAPI document; it needs no other host, nor a script."""
+"""GET /docs: the endpoints as a page, made from the OpenAPI document, without scripts or other hosts."""
 
 from __future__ import annotations
 
@@ -82,5 +82,5 @@ def _kind(schema: dict[str, Any]) -> str:
     return " ".join([str(schema.get("type", "anything")), *limits])
 
 
-HUGE = 2**31  # limits from here on say nothing to a reader
+HUGE = 2**31  # limits of this size are not shown
 LIMITS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}

@@ -14,12 +14,12 @@ from atb_models.server.service import Service, State
 router = APIRouter(tags=["health"])
 
 
-ANSWER_S = 10.0  # a step of a long prompt may take as long
+ANSWER_S = 10.0  # a step with a long prompt may take this long
 
 
 @router.get("/health")
 async def health(service: Here) -> Response:
-    """Asks the engine and its ranks: 200 when they answer, 503 while they load, end, are dead or do not answer."""
+    """Asks the engine and its ranks. 200: they answer. 503: they are loading, ending or dead, or do not answer."""
     if service.state is State.READY and not await service.client.answers(ANSWER_S) and service.state is State.READY:
         return Reply({"status": "silent", "detail": f"the engine has not answered for {ANSWER_S:g} s"}, 503)
     return _state(service)
@@ -28,7 +28,7 @@ async def health(service: Here) -> Response:
 @router.get("/ready")
 @router.get("/v2/health/ready")
 async def ready(service: Here) -> Response:
-    """200 when requests are taken."""
+    """200 while requests are accepted."""
     return _state(service)
 
 
@@ -39,6 +39,6 @@ def _state(service: Service) -> Response:
 
 @router.get("/v2/health/live")
 async def live(service: Here) -> Response:
-    """200 while the process has, or is starting, an engine."""
+    """200 while the process has an engine or is starting one."""
     alive = service.state is not State.DEAD
     return Reply({"status": service.state.value}, 200 if alive else 503)

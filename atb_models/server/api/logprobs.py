@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from atb_models.outputs import TokenLogprobs
 from atb_models.server.words import WordTable
 
-LEAST = -9999.0  # OpenAI's number for what cannot be
+LEAST = -9999.0  # OpenAI's number for a token that is impossible
 
 
 class TopLogprob(TypedDict):
@@ -30,7 +30,7 @@ class ChatLogprobs(TypedDict):
 def chat_logprobs(
     words: WordTable, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], tops: int | None
 ) -> ChatLogprobs | None:
-    """The tokens with their `tops` most probable rivals each; None where none were asked for. token ids [T]."""
+    """The tokens [T], each with its `tops` most probable alternatives; None if none were asked for."""
     if tops is None:
         return None
     content: list[TokenLogprob] = []
@@ -47,7 +47,7 @@ def _chat_token(words: WordTable, token_id: int, logprob: float) -> TopLogprob:
 
 
 def most_probable(known: TokenLogprobs, count: int) -> list[tuple[int, float]]:
-    """(token id, log-probability) of the `count` most probable, best first."""
+    """(token id, log-probability) of the `count` most probable tokens, the best first."""
     return sorted(known.items(), key=lambda item: -item[1])[:count]
 
 
@@ -56,7 +56,7 @@ def finite(logprob: float) -> float:
 
 
 class CompletionLogprobs(TypedDict):
-    """By token; the first token of an echoed prompt has nulls."""
+    """Lists with an item for each token; it is null for the first token of an echoed prompt."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -65,8 +65,10 @@ class CompletionLogprobs(TypedDict):
 
 
 class TextPlaces:
-    """Where each token of a growing text begins, in characters; one that goes on with a split character where that
-    character does."""
+    """The position of each token in a growing text, in characters.
+
+    A token that continues a split character has that character's position.
+    """
 
     def __init__(self, words: WordTable) -> None:
         self._words = words
@@ -74,7 +76,7 @@ class TextPlaces:
         self._split = codecs.getincrementaldecoder("utf-8")("replace")
 
     def next(self, token_id: int, text: str) -> int:
-        """text: what is known of the text so far. Special tokens are usually none of it."""
+        """text: the text so far, usually without special tokens."""
         place, word = self._place, self._words[token_id]
         if not word.special:
             data = word.text.encode() if word.data is None else word.data
@@ -92,7 +94,7 @@ def completion_logprobs(
     tops: int,
     text: str,
 ) -> CompletionLogprobs:
-    """token_ids [T]: those that `text` has gained; `tops` most probable ones each, and the token itself."""
+    """For the new tokens [T] of `text`: the `tops` most probable ones each, and the token itself."""
     result: CompletionLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token_id, known in zip(token_ids, logprobs, strict=True):
         result["tokens"].append(words[token_id].key)

@@ -1,4 +1,4 @@
-"""/metrics in Prometheus' form, and MindIE's short form of it in JSON."""
+"""/metrics in Prometheus' format, and MindIE's short form of it in JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def metrics(service: Here) -> Response:
 
 @router.get("/metrics-json")
 async def metrics_json(service: Here) -> Response:
-    """Means of late in milliseconds, and what there is now; texts, as MindIE has them."""
+    """Exponential means in milliseconds, and current counts; as strings, as MindIE has them."""
     _check_shown()
     return Reply({name: str(round(value, 3)) for name, value in _summary(service).items()})
 

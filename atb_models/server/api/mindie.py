@@ -27,7 +27,7 @@ LOWEST_PRIORITY = 5
 
 
 class MindieParameters(CommonParameters):
-    """timeout: seconds for the answer. priority: requests are served as they come, so only the lowest is taken."""
+    """timeout: seconds for the answer. priority: only 5, the lowest; requests are served in order of arrival."""
 
     priority: Annotated[int, Field(ge=LOWEST_PRIORITY, le=LOWEST_PRIORITY)] | None = None
     timeout: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -67,7 +67,7 @@ class Inferred(TypedDict):
 
 @router.post("/infer", responses=responses(Inferred, EVENTS))
 async def infer(request: Request, body: InferBody, service: Here) -> Response:
-    """Go on with a text, or with token ids."""
+    """Continue a text or token ids."""
     if (body.inputs is None) == (body.input_id is None):
         raise Invalid("must have either inputs or input_id, and not both", "inputs")
     ids = body.input_id if body.inputs is None else await service.encode(body.inputs)
@@ -76,7 +76,7 @@ async def infer(request: Request, body: InferBody, service: Here) -> Response:
 
 @router.post("/infer_token", responses=responses(Inferred, EVENTS))
 async def infer_token(request: Request, body: InferTokenBody, service: Here) -> Response:
-    """Go on with token ids."""
+    """Continue token ids."""
     return await _infer(request, body.input_id, body, service)
 
 
@@ -103,7 +103,7 @@ def _inferred(service: Service, answer: Answer, p: MindieParameters, params: Sam
 
 
 async def _events(job: Job, p: MindieParameters, params: SamplingParams, service: Service) -> AsyncIterator[bytes]:
-    """An event for each step: its tokens and how long they took, in ms; the last one has the whole text too."""
+    """An event for each step: its tokens and their time in ms. The last one also has the whole text."""
     before_s: float | None = None
     async for news in job.news():
         now_s = perf_counter()
@@ -125,7 +125,7 @@ class CountBody(Body):
 
 
 class Counted(TypedDict):
-    """tokens: their texts, a character of several tokens once; with do_decode false their ids."""
+    """tokens: their texts, with do_decode false their ids. A character of several tokens stands there once."""
 
     token_number: int
     tokens: list[str] | list[int]
@@ -133,7 +133,7 @@ class Counted(TypedDict):
 
 @router.post("/v1/tokenizer", responses=responses(Counted))
 async def count(body: CountBody, service: Here) -> Response:
-    """The tokens of a text, the one that a model begins with included."""
+    """The tokens of a text, with the model's begin-of-sequence token."""
     ids = await service.encode(body.inputs)
     tokens: list[Any] = ids if body.do_decode is False else _texts(service, ids)
     return Reply(Counted(token_number=len(ids), tokens=tokens))

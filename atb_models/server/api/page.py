@@ -1,4 +1,4 @@
-"""GET /: the chat page, one file that loads nothing else and talks to this service only."""
+"""GET /: the chat page, one file that loads no other and connects to this service only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def page() -> Response:
 
 @cache
 def _page() -> tuple[str, str]:
-    """The page, and what a browser may do with it: run this script, use these styles, ask this host, and no more."""
+    """The page and its Content-Security-Policy, which allows its script, its styles and this host, and nothing else."""
     text = FILE.read_text("utf-8")
     policy = {
         "default-src": "'none'",
@@ -47,6 +47,6 @@ def _page() -> tuple[str, str]:
 
 
 def _hash_of(tag: str, text: str) -> str:
-    """The source expression that allows the one inline element of this kind (Content Security Policy, level 2)."""
+    """The source expression that allows the only inline element with this tag (Content Security Policy, level 2)."""
     (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"

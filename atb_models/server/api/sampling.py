@@ -1,6 +1,7 @@
-"""The fields of a body that say how tokens are chosen, as OpenAI and vLLM name them, and fields we take at rest only.
+"""The fields of a body that say how tokens are chosen, as OpenAI and vLLM name them.
 
 A field that is missing or null has the value of the checkpoint's generation_config, else of `SamplingParams`: greedy.
+Fields of unsupported features are accepted only with the value that changes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from atb_models.server.api.common import Body, TokenId
 
 
 def _only(value: bool) -> Callable[[bool], bool]:
-    """A check that refuses the other value; Literal would take 0 and 1 too."""
+    """A check that refuses the other boolean; Literal would accept 0 and 1 too."""
 
     def check(given: bool) -> bool:
         if given is not value:
@@ -26,7 +27,7 @@ def _only(value: bool) -> Callable[[bool], bool]:
     return check
 
 
-# What some clients always send: accepted where it asks for nothing.
+# Fields that some clients always send: accepted only with the value that changes nothing.
 Off = Annotated[bool, AfterValidator(_only(False)), Field(json_schema_extra={"const": False})] | None
 On = Annotated[bool, AfterValidator(_only(True)), Field(json_schema_extra={"const": True})] | None
 One = Annotated[float, Field(ge=1, le=1)] | None
@@ -67,7 +68,7 @@ class Sampling(Body):
     spaces_between_special_tokens: On = None
 
     def params(self, **others: Any) -> SamplingParams:
-        """With the fields that each kind of body has its own way for, such as max_tokens."""
+        """The parameters; `more`: fields that differ between kinds of bodies, such as max_tokens."""
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,

@@ -33,7 +33,7 @@ router = APIRouter(tags=["TGI"])
 
 
 class TgiParameters(CommonParameters):
-    """truncate: only the last so many tokens of the prompt are used. top_n_tokens: as `top_tokens` in the details."""
+    """truncate: number of the prompt's last tokens to use. top_n_tokens: alternatives, as `top_tokens` in details."""
 
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     truncate: Count | None = None
@@ -76,7 +76,7 @@ class Generated(TypedDict):
 async def generate(
     request: Request, body: StreamBody, service: Service, *, stream: bool, as_list: bool = False
 ) -> Response:
-    """Answer TGI's body; `as_list` puts the whole answer into a list, which is what TGI does at POST /."""
+    """Answer TGI's body. as_list: in a list, as TGI does at POST /."""
     p = body.parameters
     ids = await service.encode(body.inputs)
     ids = ids if p.truncate is None else ids[-p.truncate :]
@@ -114,7 +114,7 @@ def _tops(service: Service, known: dict[int, float], count: int) -> list[Token]:
 
 
 async def _events(job: Job, body: StreamBody, params: SamplingParams, service: Service) -> AsyncIterator[bytes]:
-    """An event for each token. Where several came at once their text is the last one's, so that no character is cut."""
+    """An event for each token. If several arrive at once, the last one has their text, so no character is split."""
     index = 0
     async for news in job.news():
         data = b""
@@ -150,12 +150,12 @@ def _event(
 
 @router.post("/generate_stream", responses=responses(None, EVENTS))
 async def generate_stream(request: Request, body: StreamBody, service: Here) -> Response:
-    """An event for each token, the last one with the whole text."""
+    """An event for each token; the last one has the whole text."""
     return await generate(request, body, service, stream=True)
 
 
 class Info(TypedDict):
-    """max_total_tokens: of prompt and answer together."""
+    """max_total_tokens: tokens of prompt and answer together."""
 
     model_id: str
     model_sha: None
@@ -173,7 +173,7 @@ class Info(TypedDict):
 
 @router.get("/info", responses=responses(Info))
 async def info(service: Here) -> Response:
-    """What is served here."""
+    """The model and the limits of this service."""
     facts = service.facts
     return Reply(
         Info(

@@ -1,4 +1,4 @@
-"""What TGI's bodies and MindIE's, which follow them, share: parameters, and why an answer ended."""
+"""What the bodies of TGI and MindIE share: parameters, and the reason why an answer ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EndReason = Literal["length", "eos_token", "stop_sequence"]
 
 
 class CommonParameters(Body):
-    """A stop string is not part of the answer's text."""
+    """Parameters of both. A stop string is not part of the answer's text."""
 
     max_new_tokens: Count | None = None
     temperature: Temperature | None = None
@@ -49,7 +49,7 @@ class CommonParameters(Body):
 
     @property
     def _temperature(self) -> float | None:
-        """As TGI decides: a temperature or a filter means to sample, whatever do_sample says, which alone means 1."""
+        """As in TGI: a temperature or a filter asks for sampling, even without do_sample. do_sample alone: 1."""
         if self.temperature is not None:
             return self.temperature
         if self.do_sample or (self.top_k or 0) > 0 or (self.top_p is not None and self.top_p < 1):
@@ -58,7 +58,7 @@ class CommonParameters(Body):
 
 
 class Token(TypedDict):
-    """text: of the token alone, or in a stream what it has added to the answer. special: no part of the answer."""
+    """text: of the token alone; in a stream, what it adds to the answer. special: no part of the answer."""
 
     id: int
     text: str
@@ -67,7 +67,7 @@ class Token(TypedDict):
 
 
 class PrefillToken(TypedDict):
-    """A token of the prompt; nothing predicts the first one."""
+    """A token of the prompt; the first one has no log-probability."""
 
     id: int
     text: str
@@ -91,7 +91,7 @@ def prefill(service: Service, answer: Answer) -> list[PrefillToken]:
 
 
 def end_reason(service: Service, answer: Answer, params: SamplingParams) -> EndReason:
-    """A stop string that is in the tokens, but not in the text, has ended the answer."""
+    """Why the answer ended. By a stop string, if the text ends before one that the tokens contain."""
     if answer.finish_reason != "stop":
         return "length"
     if params.stop_strings:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, as vLLM has it: POST /tokenize and /detokenize."""
+"""Text to token ids and back, as in vLLM: POST /tokenize and /detokenize."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ router = APIRouter(tags=["vLLM"])
 
 
 class TokenizeBody(Body):
-    """Either prompt, a text, or messages, a conversation. add_special_tokens: of a prompt, true if not given.
-    add_generation_prompt: of a conversation, likewise."""
+    """Either prompt, a text, or messages, a conversation.
+
+    add_special_tokens: for a prompt only. add_generation_prompt: for a conversation only. Both are true if not given.
+    """
 
     model: str | None = None
     prompt: str | None = None
@@ -68,7 +70,7 @@ class Text(TypedDict):
 
 @router.post("/detokenize", responses=responses(Text))
 async def detokenize(body: DetokenizeBody, service: Here) -> Response:
-    """The text of token ids, special ones included."""
+    """The text of token ids, special tokens included."""
     check_model(service, body.model)
     vocabulary = service.facts.vocab_size
     if (highest := max(body.tokens, default=0)) >= vocabulary:

@@ -1,4 +1,4 @@
-"""MindIE's endpoints in Triton's manner, under /v2."""
+"""MindIE's endpoints in the form of Triton's, under /v2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v2", tags=["MindIE"])
 
 
 class TritonBody(Body):
-    """id: comes back with the answer."""
+    """id: returned with the answer."""
 
     id: Annotated[str, Field(pattern="^[0-9A-Za-z_-]{1,256}$")] | None = None
     text_input: str
@@ -52,7 +52,7 @@ class TritonReply(TypedDict):
 
 @router.post("/models/{model:path}/generate", responses=responses(TritonReply))
 async def generate(request: Request, model: str, body: TritonBody, service: Here) -> Response:
-    """Go on with a text."""
+    """Continue a text."""
     job, params = await _job(model, body, service, stream=False)
     (answer,) = await whole(request, job)
     return Reply(_reply(service, answer, answer.text, body, params))
@@ -60,7 +60,7 @@ async def generate(request: Request, model: str, body: TritonBody, service: Here
 
 @router.post("/models/{model:path}/generate_stream", responses=responses(None, EVENTS))
 async def generate_stream(request: Request, model: str, body: TritonBody, service: Here) -> Response:
-    """Go on with a text; an event for each step, with what it has added."""
+    """Continue a text. An event for each step, with the text that it adds."""
     job, params = await _job(model, body, service, stream=True)
     return await streamed(job, _events(job, body, params, service), failure_event(request.url.path))
 
@@ -106,7 +106,7 @@ class Server(TypedDict):
 
 @router.get("", responses=responses(Server))
 async def server(service: Here) -> Response:
-    """What program this is."""
+    """Name and version of this program."""
     return Reply(Server(name="atb_models", version=__version__, extensions=[]))
 
 
@@ -117,13 +117,13 @@ class Ready(TypedDict):
 
 @router.get("/models/{model:path}/ready", responses=responses(Ready))
 async def ready(model: str, service: Here) -> Response:
-    """200 when requests for the model are taken."""
+    """200 while requests for the model are accepted."""
     check_model(service, model)
     return Reply(Ready(name=model, ready=service.facts is not None))
 
 
 class Slots(TypedDict):
-    """Slots are requests that run at once; available_tokens_length: what the free part of the KV cache holds."""
+    """A slot is a request that runs. available_tokens_length: tokens that fit into the free part of the KV cache."""
 
     total_slots: int
     free_slots: int
@@ -132,7 +132,7 @@ class Slots(TypedDict):
 
 @router.get("/models/{model:path}/getSlotCount", responses=responses(Slots))
 async def slots(model: str, service: Here) -> Response:
-    """How much is free."""
+    """How many slots and tokens are free."""
     check_model(service, model)
     facts, load = service.facts, service.client.load
     free_blocks = load.free_blocks if load.steps else facts.total_blocks
@@ -155,6 +155,6 @@ class TritonModel(TypedDict):
 
 @router.get("/models/{model:path}", responses=responses(TritonModel))
 async def about(model: str, service: Here) -> Response:
-    """The model, if it is this service's. Last of the paths, for a model's name may have strokes in it."""
+    """The model, if it is this service's. The last path of this file, because a model's name may contain slashes."""
     check_model(service, model)
     return Reply(TritonModel(name=model, versions=["1"], platform="atb_models", inputs=[], outputs=[]))

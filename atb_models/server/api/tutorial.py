@@ -1,6 +1,6 @@
-"""POST / and POST /generate, where the body tells whose form it has: `inputs` is TGI's.
+"""POST / and POST /generate, which take two forms of a body: the one with `inputs` is TGI's.
 
-At POST / the other form, with `prompt`, is that of the small FastAPI services which the models' tutorials show.
+The one with `prompt` is, at POST /, that of the small FastAPI services in the models' tutorials.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ router = APIRouter()
 
 
 class TutorialBody(Body):
-    """max_length: new tokens at most; without it generation_config's number, else as many as fit."""
+    """max_length: most new tokens; without it generation_config's number, else as many as fit."""
 
     prompt: str
     max_length: Count | None = None
@@ -36,7 +36,7 @@ class TutorialBody(Body):
 
 
 class TutorialReply(TypedDict):
-    """time: of the answer, local, as 2024-01-31 12:34:56."""
+    """time: local time of the answer, such as 2024-01-31 12:34:56."""
 
     response: str
     status: int
@@ -44,7 +44,7 @@ class TutorialReply(TypedDict):
 
 
 def _form(body: Any) -> str | None:
-    """Which form a body has; None for neither or both."""
+    """The form of a body; None for neither or both."""
     forms = [name for name in ("prompt", "inputs") if isinstance(body, dict) and name in body]
     return form_tag(forms[0]) if len(forms) == 1 else None
 
@@ -59,7 +59,7 @@ GenerateBody = Annotated[Annotated[VllmBody, _PROMPT] | Annotated[TgiBody, _INPU
 
 @router.post("/", tags=["tutorial", "TGI"], responses=responses(TutorialReply | list[Generated], EVENTS))
 async def root(request: Request, body: RootBody, service: Here) -> Response:
-    """`prompt`: a user's turn of a chat, answered as the tutorials do. `inputs`: TGI's, with `stream` as events."""
+    """With `prompt`: a user's turn of a chat, answered as in the tutorials. With `inputs`: TGI's form."""
     if isinstance(body, TgiBody):
         return await tgi.generate(request, body, service, stream=bool(body.stream), as_list=True)
     return await _answer(request, body, service)
@@ -67,7 +67,7 @@ async def root(request: Request, body: RootBody, service: Here) -> Response:
 
 @router.post("/generate", tags=["TGI", "vLLM"], responses=responses(Generated | Texts, EVENTS, vllm.STREAM))
 async def generate(request: Request, body: GenerateBody, service: Here) -> Response:
-    """`inputs`: TGI's form. `prompt`: vLLM's."""
+    """With `inputs`: TGI's form. With `prompt`: vLLM's."""
     if isinstance(body, TgiBody):
         return await tgi.generate(request, body, service, stream=bool(body.stream))
     return await vllm.generate(request, body, service)

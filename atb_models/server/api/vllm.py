@@ -16,12 +16,12 @@ from atb_models.server.replies import Reply, as_json, error_body
 from atb_models.server.service import Service, variants
 from atb_models.server.stream import streamed, whole
 
-MAX_TOKENS = 16  # vLLM's, where the client names no number
+MAX_TOKENS = 16  # vLLM's default
 STREAM = "text/plain"
 
 
 class VllmBody(Sampling):
-    """vLLM's flat form."""
+    """vLLM's form: the parameters stand beside the prompt."""
 
     prompt: str
     model: str | None = None
@@ -34,13 +34,13 @@ class VllmBody(Sampling):
 
 
 class Texts(TypedDict):
-    """Each with the prompt before it."""
+    """The texts, each with the prompt before it."""
 
     text: list[str]
 
 
 async def generate(request: Request, body: VllmBody, service: Service) -> Response:
-    """With `stream`: JSON with the texts so far again and again, each ended by a NUL byte."""
+    """With `stream`: after each step JSON with the texts so far, ended by a NUL byte."""
     check_model(service, body.model)
     count = body.n or 1
     if body.best_of not in (None, count):

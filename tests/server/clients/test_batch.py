@@ -208,7 +208,7 @@ def test_a_write_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: 
             return real(file, data[:-10])
 
         monkeypatch.setattr(os, "write", short)
-        with pytest.raises(AtbError, match="No space left on device; what is in it is whole"):
+        with pytest.raises(AtbError, match="No space left on device; the answers in it are complete"):
             answers.add("b", 200, "x" * 100)
     assert read(target) == {"a": {"status_code": 200, "request_id": read_id(target), "body": {"text": "\ud83d"}}}
     with Answers(target) as again, pytest.raises(ConfigError, match="being written by another"):

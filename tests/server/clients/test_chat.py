@@ -241,7 +241,7 @@ def test_other_servers(odd: str) -> None:
         1, f"atb-models: error: {odd} has ended the stream before the answer was complete\n",
     )  # fmt: skip
     done = piped("number\n", "--url", odd)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "an event that is no object: 3" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "an event that is no JSON object: 3" in done.stderr
     assert Odd.seen[0] == ("/prefix/v1/chat/completions", "Bearer first")
 
 
@@ -250,9 +250,9 @@ def test_other_servers(odd: str) -> None:
     [
         (["--url", "127.0.0.1:6006"], "--url '127.0.0.1:6006' must be as"),
         (["--url", "http://127.0.0.1:99999"], "must be as"),
-        (["--url", "http://127.0.0.1:6006", "--model_path", "/x"], "--model_path is of a model that is loaded here"),
-        (["--url", "http://127.0.0.1:6006", "--tp", "4"], "--tp is of a model"),
-        (["--model", "x"], "--model is of a server and needs --url"),
+        (["--url", "http://127.0.0.1:6006", "--model_path", "/x"], "--model_path belongs to a model that is loaded"),
+        (["--url", "http://127.0.0.1:6006", "--tp", "4"], "--tp belongs to a model"),
+        (["--model", "x"], "--model belongs to a server and needs --url"),
         (["--load_tokenizer", "False"], "--load_tokenizer False"),
         (["--temperature", "-1"], "--temperature must be"),
         (["--min_p", "1.5"], "--min_p must be a number in [0, 1], not 1.5"),
@@ -286,4 +286,4 @@ def test_a_silent_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         assert cli.main(["chat", "--url", url, "--timeout", "0.2"]) == 1
-    assert f"{url} has been silent for 0.2 s" in capsys.readouterr().err
+    assert f"{url} has sent nothing for 0.2 s" in capsys.readouterr().err

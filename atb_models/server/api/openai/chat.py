@@ -25,14 +25,14 @@ PATH = "/v1/chat/completions"
 
 
 class TextPart(Body):
-    """A part of a message; only text is understood."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class Message(Body):
-    """A turn. The fields beside role and content are those with which a reply's message comes back."""
+    """A turn. The fields beside role and content are those of a reply's message, which clients send back."""
 
     role: str
     content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
@@ -44,7 +44,7 @@ class Message(Body):
     tool_calls: Nothing = None
 
     def plain(self) -> dict[str, str]:
-        """As the chat template takes it."""
+        """The message in the chat template's form."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": self.role, "content": text, **({} if self.name is None else {"name": self.name})}
 
@@ -57,7 +57,7 @@ class TextFormat(Body):
 
 
 class ChatBody(OpenAIBody):
-    """As OpenAI and vLLM have it. Without a number of tokens: generation_config's, else as many as fit."""
+    """As in OpenAI and vLLM. Without a number of tokens: generation_config's, else as many as fit."""
 
     messages: Messages
     max_tokens: Count | None = None
@@ -119,7 +119,7 @@ class ChatReply(TypedDict):
 
 @router.post(PATH, responses=responses(ChatReply, EVENTS, error=OpenAIError))
 async def chat(request: Request, body: ChatBody, service: Here) -> Response:
-    """Go on with a conversation. With `stream`: chunks as events, the last one [DONE]."""
+    """Answer a conversation. With `stream`: chunks as events, then [DONE]."""
     check_model(service, body.model)
     count = body.count
     params = body.params(max_tokens=body.limit, logprobs=body.tops)
@@ -144,7 +144,7 @@ async def chat(request: Request, body: ChatBody, service: Here) -> Response:
 
 
 async def _chunks(job: Job, body: ChatBody, service: Service) -> AsyncIterator[bytes]:
-    """For each choice its role, its text as it comes, and why it ended; then the sums if wanted."""
+    """For each choice its role, its text as it arrives, and why it ended; then the usage, if wanted."""
     base = head("chat.completion.chunk", "chatcmpl", service.settings.model_name)
     if body.wants_usage:
         base["usage"] = None

@@ -21,14 +21,16 @@ from atb_models.server.stream import event, streamed, whole
 
 router = APIRouter(tags=["OpenAI"])
 PATH = "/v1/completions"
-MAX_TOKENS = 16  # OpenAI's, where the client names no number
+MAX_TOKENS = 16  # OpenAI's default
 
 Texts = Annotated[list[str], Field(min_length=1, max_length=1024, fail_fast=True)]
 
 
 class CompletionBody(OpenAIBody):
-    """As OpenAI and vLLM have it. prompt: a text, texts, token ids, or lists of token ids. max_tokens: 16 without it;
-    0 with `echo` only, which gives the prompt back, and its log-probabilities with `logprobs`."""
+    """As in OpenAI and vLLM. prompt: a text, a list of texts, token ids, or a list of token ids.
+
+    max_tokens: 16 if not given; 0 only with `echo`, which returns the prompt, with `logprobs` its log-probabilities.
+    """
 
     prompt: str | Ids | Texts | Annotated[list[Ids], Field(min_length=1, max_length=1024, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -72,7 +74,7 @@ class CompletionReply(TypedDict):
 
 @router.post(PATH, responses=responses(CompletionReply, EVENTS, error=OpenAIError))
 async def complete(request: Request, body: CompletionBody, service: Here) -> Response:
-    """Go on with texts: `n` choices for the first prompt, then for the second, and so on."""
+    """Continue texts: `n` choices for the first prompt, then `n` for the second, and so on."""
     check_model(service, body.model)
     count, limit = body.count, body.limit
     params = body.params(
@@ -118,7 +120,7 @@ async def _encoded(body: CompletionBody, service: Service) -> list[list[int]]:
 
 
 def _all(answer: Answer) -> News:
-    """A whole answer, as if it had come at once."""
+    """A complete answer as one piece of news."""
     return News(answer, answer.text, answer.token_ids, answer.logprobs)
 
 
@@ -127,7 +129,7 @@ def _echo(prompt: str | list[int], service: Service) -> str:
 
 
 class _Writer:
-    """The text of one choice, the prompt before it with `echo`, and the log-probabilities of both."""
+    """The text of one choice and its log-probabilities; with `echo`, those of the prompt before it."""
 
     def __init__(self, body: CompletionBody, service: Service, answer: Answer, prompt: str) -> None:
         self._body, self._words, self._answer, self._prompt = body, service.words, answer, prompt
@@ -139,7 +141,7 @@ class _Writer:
         return "length" if self._body.limit == 0 else self._answer.finish_reason
 
     def gain(self, news: News) -> dict[str, Any]:
-        """`text` and `logprobs` of what has come; what an engine adds to a prompt that is only echoed is dropped."""
+        """`text` and `logprobs` of the news. With max_tokens 0, the token that the engine adds is dropped."""
         answer, text, token_ids, logprobs = self._answer, news.text, news.token_ids, [*news.logprobs]
         if self._body.limit == 0:
             text, token_ids, logprobs = "", [], []

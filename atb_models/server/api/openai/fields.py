@@ -1,4 +1,4 @@
-"""The fields of OpenAI's bodies that chats and completions share, and the sums at the end of their replies."""
+"""The fields that OpenAI's chats and completions share, and the usage and timings at the end of their replies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StreamOptions(Body):
 
 
 class OpenAIBody(Sampling):
-    """`user`, `safety_identifier` and `prompt_cache_key` label a request and change nothing in its answer."""
+    """`user`, `safety_identifier` and `prompt_cache_key` are labels; they do not change the answer."""
 
     model: str | None = None
     n: Choices | None = None
@@ -40,7 +40,7 @@ class OpenAIBody(Sampling):
 
     @property
     def count(self) -> int:
-        """Answers for each prompt. Raises BadRequest for fields that do not go together."""
+        """The number of answers for each prompt. Raises BadRequest for fields that contradict each other."""
         count = self.n or 1
         if self.best_of not in (None, count):
             raise BadRequest(f"best_of is {self.best_of} and n {count}; only equal ones are supported", "best_of")
@@ -65,8 +65,10 @@ class Usage(TypedDict):
 
 
 class Timings(TypedDict):
-    """Seconds since the request came; queue_s: until its first step, first_token_s, total_s. tokens_per_s: of all
-    choices together after the first token, null where there is but one."""
+    """Seconds since the request arrived: until its first step, its first token and its end.
+
+    tokens_per_s: of all choices together, after the first token; null if there is only one token.
+    """
 
     queue_s: float
     first_token_s: float
@@ -75,12 +77,12 @@ class Timings(TypedDict):
 
 
 def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
-    """The fields with which a reply, and each chunk of a stream, begins."""
+    """The first fields of a reply and of each chunk of a stream."""
     return {"id": f"{prefix}-{uuid4().hex}", "object": kind, "created": int(time()), "model": model}
 
 
 def sums(answers: Sequence[Answer], count: int) -> dict[str, Any]:
-    """`usage` and `timings` of whole answers, `count` for each prompt, which counts once."""
+    """`usage` and `timings` of complete answers. A prompt counts once; it has `count` answers."""
     firsts = answers[::count]
     prompt, completion = sum(len(a.prompt_token_ids) for a in firsts), sum(len(a.token_ids) for a in answers)
     cached = sum(int(a.metrics.get("cached_tokens", 0)) for a in firsts)

@@ -1,4 +1,4 @@
-"""OpenAI's list of models, which here is one."""
+"""OpenAI's list of models, which has one entry here."""
 
 from __future__ import annotations
 
