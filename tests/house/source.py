@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 CODE_FOLDERS = ("atb_models", "tests", "benchmarks", "tools", "examples")
@@ -35,6 +36,7 @@ def public_classes(path: Path) -> list[str]:
     return [node.name for node in body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
 
 
+@cache
 def imports(root: Path) -> dict[str, set[str]]:
     """Module -> the modules of the project that its file imports anywhere: in functions and under TYPE_CHECKING too.
 
