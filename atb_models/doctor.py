@@ -1,4 +1,4 @@
-"""What `atb-models doctor` prints: whether an Ascend NPU can be used here, step by step, and what to do if not."""
+"""`atb-models doctor`: checks step by step whether an Ascend NPU can be used here, and says what to do if not."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from atb_models import __version__
 from atb_models.errors import ConfigError
 
 OK, ODD, BAD, SKIPPED = "ok", "?", "FAIL", "-"
-# Variables that the vendor's set_env.sh exports; the files that say the versions, CANN's in the folder of a machine
-# (x86_64-linux), nnal's above that of an ABI (latest/atb/cxx_abi_1).
+# Variables that the vendor's set_env.sh exports, and the files with the versions: CANN's is in a folder named for the
+# machine (x86_64-linux), nnal's is above the folder of an ABI (latest/atb/cxx_abi_1).
 CANN_HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 INSTALL_INFO = "ascend_toolkit_install.info"
 NNAL_HOME, NNAL_INFO = "ATB_HOME_PATH", "../../version.info"
-TOLERANCE = 2e-3  # of float16 numbers around 1
+TOLERANCE = 2e-3  # for float16 numbers near 1
 
 
 class Unusual(Exception):
-    """Not as it is on a machine with an NPU, yet later steps decide."""
+    """Something is not as on a machine with an NPU; whether that matters, later steps show."""
 
 
 def print_checks(out: TextIO) -> bool:
-    """Write the check-list to `out`, to be pasted into a bug report; whether an NPU can be used.
+    """Write the results to `out`, as for a bug report. Returns whether an NPU can be used.
 
-    After the first step that fails the others are not tried, for each needs those before it.
+    The checks end at the first that fails, because each needs those before it.
     """
     print(f"atb-models {__version__} doctor: can the ranks compute on an Ascend NPU here?", file=out)
     failed = False
@@ -37,7 +37,7 @@ def print_checks(out: TextIO) -> bool:
         state, said = (SKIPPED, "not tried") if failed else _outcome(check)
         failed = failed or state == BAD
         print(f"{state:4}  {name:10}  {said}", file=out, flush=True)
-    print("no: mend the line that says FAIL" if failed else "yes", file=out)
+    print("no: first fix what the line with FAIL reports" if failed else "yes", file=out)
     return not failed
 
 
@@ -66,7 +66,7 @@ def _packages() -> str:
 
 
 def driver(dev: Path = Path("/dev"), info: Path = Path("/usr/local/Ascend/driver/version.info")) -> str:
-    """The driver's version and device files; raises Unusual where there are none."""
+    """The driver's version and device files. Raises Unusual if there are none."""
     devices = sorted((path.name for path in dev.glob("davinci[0-9]*")), key=lambda name: int(name[len("davinci") :]))
     version = re.search(r"(?im)^version=(\S+)", info.read_text()) if info.is_file() else None
     said = f"version {version[1] if version else 'unknown'}, {dev}: {', '.join(devices) or 'no davinci devices'}"
@@ -76,7 +76,7 @@ def driver(dev: Path = Path("/dev"), info: Path = Path("/usr/local/Ascend/driver
 
 
 def cann(environ: Mapping[str, str] | None = None) -> str:
-    """CANN's version and place as its set_env.sh tells them; raises Unusual where it tells nothing."""
+    """CANN's version and folder, as its set_env.sh exports them. Raises Unusual if that was not sourced."""
     environ = os.environ if environ is None else environ
     homes = [environ[name] for name in CANN_HOMES if environ.get(name)]
     if not homes:
@@ -87,10 +87,10 @@ def cann(environ: Mapping[str, str] | None = None) -> str:
 
 
 def nnal(environ: Mapping[str, str] | None = None) -> str:
-    """nnal's version and place, as `cann` does it; nothing here calls its operators (ATB)."""
+    """nnal's version and folder, likewise. Nothing here uses its operators (ATB)."""
     home = (os.environ if environ is None else environ).get(NNAL_HOME)
     if not home:
-        return f"not set up ({NNAL_HOME} is not set), nor needed"
+        return f"not set up ({NNAL_HOME} is not set), and not needed"
     info = Path(home) / NNAL_INFO
     version = re.search(r"(?m)^\s*Ascend-cann-atb Version *: *(\S+)", info.read_text()) if info.is_file() else None
     return f"version {version[1] if version else 'unknown'}, {home}"
@@ -112,14 +112,14 @@ def _device() -> str:
 
 
 def _operator() -> str:
-    """One of torch_npu's operators against the same on the CPU."""
+    """Compares an operator of torch_npu with the same on the CPU."""
     torch: Any = import_module("torch")
     x = torch.linspace(-1, 1, 256, dtype=torch.float16).view(2, 128)
     weight = torch.ones(128, dtype=torch.float16)
     ours = import_module("torch_npu").npu_rms_norm(x.to("npu:0"), weight.to("npu:0"), 1e-6)[0].cpu()
     error = (ours.float() - torch.nn.functional.rms_norm(x.float(), (128,), None, 1e-6)).abs().max().item()
     if not error <= TOLERANCE:
-        raise ConfigError(f"npu_rms_norm is off by {error:.1e}: the device or CANN does not compute as it should")
+        raise ConfigError(f"npu_rms_norm is off by {error:.1e}: the device or CANN computes wrongly")
     return f"npu_rms_norm agrees with the CPU (off by {error:.0e})"
 
 

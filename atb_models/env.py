@@ -28,13 +28,13 @@ TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 # Keys of the service: `serve` takes them, its clients send the first.
 API_KEY = "ATB_API_KEY"
 
-# Names that look meant for us: one that is set but not in the table is reported.
+# Prefixes of our own names: a variable with one of them that is set, but not in the table, is reported.
 PREFIXES = ("ATB_", "MINDIE_", "HCCL_", "LCCL_", "MIES_", "MODELTEST_")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a value is read: `parse` raises ValueError for what is not `allowed`."""
+    """How a value is read. parse: raises ValueError for a value that is not `allowed`."""
 
     allowed: str
     parse: Callable[[str], Any]
@@ -45,7 +45,7 @@ def _switch(text: str) -> bool:
 
 
 def _digits(text: str) -> int:
-    """`int` without its signs, underscores and other scripts' digits."""
+    """Like `int`, but without signs, underscores and the digits of other scripts."""
     if not re.fullmatch("[0-9]+", text.strip()):
         raise ValueError
     return int(text)
@@ -76,7 +76,7 @@ def _devices(text: str) -> tuple[int, ...]:
 
 
 def component_value(text: str) -> str:
-    """`text`, or our part of MindIE's per-component form: "llm:DEBUG;INFO" -> "DEBUG"."""
+    """`text`, or our part of MindIE's form with components: "llm:DEBUG;INFO" -> "DEBUG"."""
     plain = ""
     for item in text.split(";"):
         name, colon, value = item.strip().rpartition(":")
@@ -89,12 +89,12 @@ def component_value(text: str) -> str:
 def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # ~ of a user there is not
+    except RuntimeError:  # ~ of an unknown user
         raise ValueError from None
 
 
 def _log_path(text: str) -> Path:
-    """A path, or our part of the per-component form; a colon within a path does not make it one."""
+    """A path, or our part of the form with components. A path may contain colons."""
     pairs = re.findall(r"(?:^|;)\s*(?:(\w+):)?([^;]*)", text)
     if not any(name for name, _ in pairs):
         return _path(text)
@@ -134,7 +134,7 @@ PID = _whole(1, 1 << 22)  # Linux numbers no process higher
 
 @dataclass(frozen=True)
 class Variable:
-    """One row: `default` is written as one would export it, None where there is none."""
+    """A row of the table. default: as one would export it; None if there is no default."""
 
     name: str
     default: str | None

@@ -19,8 +19,8 @@ PACKAGES = ("torch", "torch_npu", "transformers", "tokenizers", "safetensors", "
 
 
 def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Write the report to `out`; returns what is wrong with the values, one line each."""
-    environ = dict(os.environ if environ is None else environ)  # torch_npu and what it takes set more
+    """Write the report to `out`. Returns a line for each value that is not allowed."""
+    environ = dict(os.environ if environ is None else environ)  # a copy: importing torch_npu sets further variables
     python = f"python {platform.python_version()} ({sys.executable})"
     print(f"atb-models {__version__}, {python}, {platform.platform()}", file=out)
     print(", ".join(f"{name} {_version(name)}" for name in PACKAGES), file=out)
@@ -54,7 +54,7 @@ def _devices() -> str:
 
 
 def problems(environ: Mapping[str, str] | None = None) -> list[str]:
-    """The complaint about every variable of the table whose value is not allowed."""
+    """An error message for each variable of the table whose value is not allowed."""
     found = []
     for name in env.TABLE:
         try:
@@ -65,7 +65,7 @@ def problems(environ: Mapping[str, str] | None = None) -> list[str]:
 
 
 def _without_password(name: str, value: str) -> str:
-    """As http://***@proxy:3128: the report is there to be shown to others."""
+    """The value without passwords, such as http://***@proxy:3128: users show the report to others."""
     if name == env.API_KEY and value:
         return "***"
     return re.sub(r"//[^/@\s]*@", "//***@", value)

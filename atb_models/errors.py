@@ -1,10 +1,10 @@
-"""What can go wrong through no fault of the code: each error names the numbers involved and the remedy."""
+"""Errors that are no fault of the code. Each message names the numbers involved and the remedy."""
 
 from __future__ import annotations
 
 
 class AtbError(Exception):
-    """Base of every error a user can cause or meet; `exit_status` is what the command line ends with."""
+    """Base of all errors that a user can cause or meet. exit_status: of a command that ends with it."""
 
     exit_status = 1
 
@@ -20,7 +20,7 @@ class CheckpointError(AtbError):
 
 
 class CapacityError(AtbError):
-    """The model, or one request, does not fit into the memory there is."""
+    """The model, or one request, does not fit into the memory."""
 
 
 class RankError(AtbError):

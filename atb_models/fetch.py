@@ -1,4 +1,4 @@
-"""From what the user typed as --model_path to a folder with a checkpoint; fetching one, if asked to."""
+"""Finds the checkpoint folder that the user named as --model_path, or downloads one if asked to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def repository_name(text: str) -> str | None:
-    """The hub's name of a model for what the user typed: org/name as it is, a known model by its last part."""
+    """The hub's name of a model: org/name unchanged, or that of a known model by its last part."""
     last = text.rstrip("/").rsplit("/", 1)[-1]
     known = [name for name in KNOWN_MODELS if name.rsplit("/", 1)[1].lower() == last.lower()]
     if known:
@@ -34,10 +34,10 @@ def repository_name(text: str) -> str | None:
 
 
 def model_folder(path: Path | str) -> Path:
-    """The folder that holds config.json for a folder the user named.
+    """The folder with config.json for a folder that the user named.
 
-    The folder of a Hugging Face cache entry (models--org--name) stands for the snapshot that its refs/main names, or
-    its only one. Raises ConfigError with the commands that would fetch the model when there is no such folder.
+    For a folder of the Hugging Face cache (models--org--name): the snapshot that its refs/main names, or its only one.
+    Raises ConfigError, with the commands that fetch the model, if there is no such folder.
     """
     folder = Path(path).expanduser()
     if folder.is_file():
@@ -55,11 +55,11 @@ def model_folder(path: Path | str) -> Path:
 
 
 def download(name: str, *, hub: str | None = None, folder: Path | str | None = None) -> Path:
-    """Fetch a model from ModelScope or Hugging Face -> its folder. An interrupted download continues when repeated.
+    """Download a model from ModelScope or Hugging Face -> its folder. Repeating it continues an interrupted download.
 
-    `name` is org/name or a known model's last part; `hub` "modelscope" or "huggingface", None = the first whose
-    package is installed; `folder` None = the hub's own cache. Raises ConfigError for a name or hub that cannot be
-    meant or a package that is not installed, CheckpointError naming the cause when fetching fails.
+    name: org/name, or a known model's last part. hub: "modelscope" or "huggingface"; None: the first whose package is
+    installed. folder: None: the hub's own cache. Raises ConfigError for an unknown name or hub or a package that is not
+    installed, CheckpointError with the cause if the download fails.
     """
     repository = repository_name(name)
     if repository is None:
@@ -72,7 +72,7 @@ def download(name: str, *, hub: str | None = None, folder: Path | str | None = N
         found = fetch(repository, **({} if folder is None else {"local_dir": str(folder)}))
     except KeyboardInterrupt:
         raise
-    except Exception as error:  # each hub and its HTTP library have their own
+    except Exception as error:  # each hub and its HTTP library has exceptions of its own
         cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise CheckpointError(
             f"{repository} could not be downloaded with {HUBS[chosen]}: {cause}. Check the network, proxy or mirror "
@@ -98,7 +98,7 @@ def _holds_config(folder: Path) -> bool:
 
 
 def _snapshot(snapshots: Path) -> Path:
-    """The snapshot that refs/main names, or the only one."""
+    """The snapshot that refs/main names, else the only one."""
     main = snapshots.parent / "refs" / "main"
     if main.is_file():
         named = snapshots / main.read_text().strip()
@@ -113,7 +113,7 @@ def _snapshot(snapshots: Path) -> Path:
 
 
 def _how_to_fetch(typed: str, folder: Path) -> str:
-    """Why the path is refused and the commands that would fetch the model."""
+    """The error for a path: why it is refused, and the commands that fetch the model."""
     repository = repository_name(typed)
     why = f"model_path {typed} is no folder (looked for {folder.absolute()})"
     names = KNOWN_MODELS if repository is None else (repository,)
@@ -121,12 +121,12 @@ def _how_to_fetch(typed: str, folder: Path) -> str:
 
 
 def needs_weights(name: str) -> str:
-    """What a script says that was started without the weights of the model that it is for."""
+    """The error of a script that needs a model's weights and was started without them."""
     return _commands(f"no model path, but this script needs the weights of {name}", (name,), None)
 
 
 def _commands(why: str, names: Sequence[str], folder: Path | None) -> str:
-    """Why there is no model and the commands that would fetch the named ones, to `folder` or one named after each."""
+    """`why` there is no model, and the commands that fetch the named ones, to `folder` or a folder of the same name."""
     lines = [f"{why}. To fetch the weights, either of"]
     for name in names:
         target = folder or Path(name.rsplit("/", 1)[1])

@@ -1,4 +1,4 @@
-"""Result files: whole or not there, readable by the owner and the group only."""
+"""Result files: complete or absent, readable by the owner and the group only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ EXPERT_COUNTS_FOLDER = Path("expert_hotpot")
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """Gives a temporary name, whose file takes `target`'s place when the block has ended well; makes the folder.
+    """A context manager that gives a temporary path; that file replaces `target` if the block ends without an error.
 
-    A link is followed. What cannot be replaced - a device, a pipe, the file that stdout or stderr goes to - gets the
-    contents at its end. Raises AtbError naming the file when it cannot be written; nothing half-written is left.
+    The folder is made if needed; a link is followed. To a device, a pipe or the file of stdout or stderr, which cannot
+    be replaced, the contents are appended. Raises AtbError, which names the file, if it cannot be written; then no
+    incomplete file is left.
     """
     target = Path(os.path.abspath(target.expanduser()))
     temporary = None
@@ -38,7 +39,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(FILE_MODE)
         temporary.replace(real)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise AtbError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         if temporary is not None:
@@ -47,7 +48,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def check_file(target: Path, name: str) -> None:
-    """Raises ConfigError where `written_whole` could not write `target`, which the variable `name` decides."""
+    """Raises ConfigError if `written_whole` cannot write `target`. name: the variable or flag that chose it."""
     target = Path(os.path.abspath(target.expanduser()))
     if os.path.isdir(target):
         raise ConfigError(f"{name}: {target} is a folder; name a file")
@@ -59,7 +60,7 @@ def check_file(target: Path, name: str) -> None:
 
 
 def check_folder(folder: Path, name: str) -> None:
-    """Raises ConfigError where files could not be made in `folder` or it could not be made; `name` as above."""
+    """Raises ConfigError if `folder` cannot be made or written to. name: the variable or flag that chose it."""
     folder = Path(os.path.abspath(folder.expanduser()))
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not os.path.isdir(existing):
@@ -69,7 +70,7 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def _is_stream(target: Path) -> bool:
-    """Whether contents can only be added to `target`. Raises IsADirectoryError for a folder."""
+    """Whether contents can only be appended to `target`. Raises IsADirectoryError for a folder."""
     try:
         status = target.stat()
     except FileNotFoundError:
@@ -82,5 +83,5 @@ def _is_stream(target: Path) -> bool:
 def _is_open_as(number: int, status: os.stat_result) -> bool:
     try:
         return os.path.samestat(os.fstat(number), status)
-    except OSError:  # it is closed
+    except OSError:  # the stream is closed
         return False

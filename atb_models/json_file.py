@@ -12,12 +12,12 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or a link, which may point nowhere: that is damage, and not the same as no file."""
+    """Whether there is a file or a link, also a broken one: that is damage, not an absent file."""
     return path.exists() or path.is_symlink()
 
 
 def check_present(path: Path, why: str = "") -> None:
-    """Raise CheckpointError unless `path` is a file; a dangling link or a git-lfs pointer is called what it is."""
+    """Raise CheckpointError unless `path` is a file. The error tells a broken link and a git-lfs pointer apart."""
     because = f" ({why})" if why else ""
     if path.is_symlink() and not path.exists():
         raise CheckpointError(
@@ -32,7 +32,7 @@ def check_present(path: Path, why: str = "") -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; CheckpointError when it is missing, unreadable or no object."""
+    """The JSON object in `path`. Raises CheckpointError if it is missing, unreadable or no object."""
     check_present(path)
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))

@@ -1,4 +1,4 @@
-"""What bounds a step: the scheduler keeps to it, the plan prices its largest."""
+"""The limits of a step: the scheduler keeps them, and the plan prices the largest step that they allow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PREFILL_TOKENS = 2048  # prompt tokens of a step: enough to use the processor, f
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a step: sequences, prompt tokens, length of a sequence; tokens of a KV block.
+    """The limits of a step: sequences, prompt tokens, tokens of a sequence; and tokens of a KV block.
 
-    max_prompt_logits: prompt tokens whose logits are wanted. More would be faster, and each takes 8 bytes an id.
-    graph_capture: decode steps run as captured graphs, which keep memory for themselves.
+    max_prompt_logits: prompt tokens of a step whose logits are computed. Each takes 8 bytes per token id.
+    graph_capture: decode steps run as captured graphs, which need memory of their own.
     """
 
     max_batch_size: int
@@ -26,14 +26,15 @@ class Limits:
 
     @property
     def full_batch_blocks(self) -> int:
-        """KV blocks that hold all sequences at their full length."""
+        """KV blocks for all sequences at their full length."""
         return self.max_batch_size * -(-self.max_seq_len // self.block_size)
 
 
 def graph_sizes(most: int, block_size: int) -> list[int]:
     """Batch sizes for which a decode step is captured: 1, 2, 4, 8 ... up to `most`.
 
-    The rows that fill a step up have their slots in one KV block, so sizes are no further apart than its tokens.
+    A step is filled up to the next size with rows whose slots are in one KV block, so two sizes differ by at most the
+    tokens of a block.
     """
     sizes = [1]
     while sizes[-1] < most:

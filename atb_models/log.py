@@ -47,12 +47,12 @@ class _Formatter(logging.Formatter):
 
 
 def _other_rank() -> bool:
-    """Not by env.get, which raises for a bad value: every line of the log asks this."""
+    """Whether this is a rank other than 0. Not by env.get: that raises for a bad value, in every line of the log."""
     return os.environ.get("RANK", "0") != "0"
 
 
 def _rank_zero_or_error(record: logging.LogRecord) -> bool:
-    """What one rank says the others would repeat; only their errors are their own."""
+    """Whether to write a record: all of rank 0, which the others would repeat, and errors of any rank."""
     return record.levelno >= logging.ERROR or not _other_rank()
 
 

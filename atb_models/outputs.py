@@ -1,4 +1,4 @@
-"""What a request gives back."""
+"""The result of a request."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
-# Log-probabilities at one place by token id: the token that stands there first, then the most probable ones, then the
+# Token id -> log-probability at one position: first the token at that position, then the most probable ones, then the
 # ids that were asked for.
 TokenLogprobs = dict[int, float]
 
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A request's answer so far, or its whole answer once `finish_reason` is set.
+    """A request's answer so far; it is complete once `finish_reason` is set.
 
     index: its place among the prompts of the call. token_ids: the new tokens, an EOS or stop token included.
     text: these as text, without the EOS or stop token and cut before a stop string ("" without tokenizer files).

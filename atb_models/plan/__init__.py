@@ -1,1 +1,1 @@
-"""What a model needs and how fast it can be, worked out from its configuration alone."""
+"""What a model needs and how fast it can be, computed from its configuration alone."""

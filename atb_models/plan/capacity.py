@@ -1,4 +1,4 @@
-"""What to say of a model that does not fit: the breakdown, and what would make it fit, with numbers."""
+"""Whether a model fits, and the message if it does not: the breakdown, and what would make it fit, with numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Deployment:
     limits: Limits
 
     def memory(self) -> RankMemory:
-        """What each of its ranks needs, worked out once."""
+        """The memory of a rank; computed once."""
         return self._memory
 
     @cached_property
@@ -41,7 +41,7 @@ class Deployment:
         return rank_memory(self.model, self.dtype, self.size, self.limits)
 
     def memory_within(self, usable: int, blocks: int | None = None) -> RankMemory:
-        """The same where a rank has `usable` bytes (and so many KV blocks): no sequence is longer than their KV."""
+        """The memory with `usable` bytes a rank (and `blocks` KV blocks), which limit the length of a sequence."""
         memory = self.memory()
         fitting = max(0, usable - memory.weights) // memory.kv_block
         longest = max(1, fitting if blocks is None else min(fitting, blocks)) * memory.block_size
@@ -50,8 +50,10 @@ class Deployment:
         return replace(self, limits=replace(self.limits, max_seq_len=longest)).memory()
 
     def start(self, usable: int, wanted: int | None = None) -> tuple[RankMemory, int]:
-        """Memory and KV blocks of an engine whose ranks have `usable` bytes each: the `wanted` blocks, or those of a
-        full batch, or as many as fit of these. No blocks: it cannot start."""
+        """Memory and KV blocks of an engine whose ranks have `usable` bytes each.
+
+        Blocks: the `wanted` ones, else those of a full batch, else as many as fit. 0: the engine cannot start.
+        """
         memory = self.memory_within(usable, wanted)
         fitting = memory.kv_blocks(usable)
         blocks = wanted or min(self.limits.full_batch_blocks, fitting)
@@ -60,10 +62,10 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Shortage:
-    """A rank that needs `memory` may use `usable` bytes (less than none, perhaps): too few for `blocks` KV blocks.
+    """A rank needs `memory` and may use `usable` bytes (perhaps a negative number): too few for `blocks` KV blocks.
 
-    usable_by: what each of another number of ranks might use, None where there cannot be so many. where: whose memory
-    that is. overrides: fields of config.json that are replaced already.
+    usable_by: number of ranks -> bytes that each could use, None if there cannot be so many. where: which memory
+    that is. overrides: fields of config.json that are already replaced.
     """
 
     deployment: Deployment
@@ -75,7 +77,7 @@ class Shortage:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def message(self) -> str:
-        """Several lines: total, weights, activations, left, needed for one request, three remedies."""
+        """Several lines: what is available, weights, activations, rest, memory of one request, remedies."""
         deployment, memory, limits = self.deployment, self.memory, self.deployment.limits
         left = max(0, self.usable - memory.needed(0))
         longest = -(-limits.max_seq_len // limits.block_size) * memory.kv_block
@@ -97,7 +99,7 @@ class Shortage:
         return "\n".join([*lines, *(f"  {number}. {remedy}" for number, remedy in enumerate(remedies, 1))])
 
     def remedies(self) -> Iterator[str]:
-        """Changes that have been worked out and fit, the mildest first; the last three are always there."""
+        """Changes with which the model fits, by calculation; the mildest first. The last three are always given."""
         yield from self._fewer_blocks()
         yield from self._half_precision()
         yield from self._smaller_steps()
@@ -106,7 +108,7 @@ class Shortage:
         yield from self._more_memory()
 
     def _more_memory(self) -> Iterator[str]:
-        """For this run, for its smallest form, and for a full batch."""
+        """The memory that this run needs, its smallest form, and a full batch."""
         whom = f"for each of {self.deployment.size} ranks" if self.deployment.size > 1 else "for the process"
         needed, limits = self.memory.needed(self.blocks), self.deployment.limits
         yield f"{gib(needed)} of memory {whom}, {gib(needed - self.usable)} more than now"
@@ -118,7 +120,7 @@ class Shortage:
         yield f"{gib(enough)} {whom} hold {counted(limits.max_batch_size, 'sequence')} of {limits.max_seq_len} tokens"
 
     def _try(self, remedy: str, deployment: Deployment) -> list[str]:
-        """`remedy` with what a rank needs then, if that fits."""
+        """`remedy` with the memory that a rank then needs, if that fits."""
         usable = self.usable if deployment.size == self.deployment.size else self.usable_by(deployment.size)
         if usable is None:
             return []
@@ -139,7 +141,7 @@ class Shortage:
         return []
 
     def _smaller_steps(self) -> list[str]:
-        """Half the prompt tokens of a step again and again, first with the batch as it is, then with one sequence."""
+        """Fewer prompt tokens of a step, halved repeatedly: first with the same batch, then with one sequence."""
         now = self.deployment.limits
         for batch in dict.fromkeys((now.max_batch_size, 1)):
             tokens = now.max_prefill_tokens
@@ -158,7 +160,7 @@ class Shortage:
         return [f"--kv_blocks {fitting}: a rank needs {gib(self.memory.needed(fitting))}"]
 
     def _fewer_layers(self) -> list[str]:
-        """The most layers that fit: not the model any more, but a trial of it."""
+        """The most layers that fit. That is a trial, not the model any more."""
         model, best = self.deployment.model, list[str]()
         low, high = 0, model.num_hidden_layers - 1
         while low < high:

@@ -1,4 +1,4 @@
-"""The table of chips: what a device holds, reads and computes, each figure with its source; a user's file adds more."""
+"""The table of chips: memory, bandwidth, FLOP/s and links, each figure with its source. A user's file adds more."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ import torch
 from atb_models.errors import ConfigError
 
 TABLE = Path(__file__).with_name("chips.json")
-ALL_CHIPS = "all"  # what --chip takes for every chip
-THIS_CPU = "this CPU"  # is measured, see this_cpu.py
+ALL_CHIPS = "all"  # value of --chip for all chips
+THIS_CPU = "this CPU"  # measured, see this_cpu.py
 TEXTS = ("name", "device")
 PEAKS = {torch.float16: "fp16_tflops", torch.bfloat16: "bf16_tflops", torch.float32: "fp32_tflops"}
 FIGURES = ("memory_gb", "bandwidth_gb_s", *PEAKS.values(), "link_gb_s", "latency_us")
-MOST_DIGITS = 24  # of a number that a message repeats
-LEAST, MOST = 1e-6, 1e9  # of a figure: beyond them is a slip, and times that nobody can read
+MOST_DIGITS = 24  # of a number in a message
+LEAST, MOST = 1e-6, 1e9  # range of a figure: anything else is taken for a typing error
 FORM = '[{"name": "...", "device": "...", "memory_gb": {"value": 64, "source": "..."}, ...}]'
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One device as a rank uses it. GB: 10^9 bytes, but of `memory_gb`, which vendors mean as 2^30."""
+    """A device of one rank. GB: 10^9 bytes, but in `memory_gb` 2^30, as vendors mean it."""
 
     name: str
-    device: str  # what one device is: a card, a chip of a card
+    device: str  # what counts as one device: a card, or a chip of a card
     memory_gb: float
     bandwidth_gb_s: float  # of its memory
     fp16_tflops: float | None  # of dense matrix products; None: unknown, or not supported
     bf16_tflops: float | None
     fp32_tflops: float | None
-    link_gb_s: float  # that a device sends to the others
+    link_gb_s: float  # from a device to the others
     latency_us: float  # of a collective, however small
     sources: Mapping[str, str] = field(compare=False)  # by figure
-    shared: bool = False  # the ranks of a run share one device: each has its part of every figure
+    shared: bool = False  # whether the ranks of a run share it: each then has its part of every figure
 
     def peak(self, dtype: torch.dtype) -> float:
-        """FLOP/s in this dtype; where the table has no figure, the fastest that it has, which bounds it."""
+        """FLOP/s in this dtype. Without a figure in the table: its fastest figure, as an upper bound."""
         known: float | None = getattr(self, PEAKS[dtype])
         return 1e12 * (known or max(value for name in PEAKS.values() if (value := getattr(self, name))))
 
 
 def load_chips(file: str | None = None) -> dict[str, Chip]:
-    """The table by name, extended by a user's JSON `file`, where the same name replaces.
+    """Name -> chip of the table, extended by a user's JSON `file`, whose entries replace those of the same name.
 
     Raises ConfigError, which names the file, the chip and the field.
     """
@@ -59,7 +59,7 @@ def load_chips(file: str | None = None) -> dict[str, Chip]:
 
 
 def find_chip(name: str, chips: Mapping[str, Chip]) -> Chip:
-    """The chip of that name, capitals or not. Raises ConfigError, which lists the names."""
+    """The chip of that name, in any case. Raises ConfigError, which lists the names."""
     for chip in chips.values():
         if chip.name.casefold() == name.casefold():
             return chip
@@ -68,7 +68,7 @@ def find_chip(name: str, chips: Mapping[str, Chip]) -> Chip:
 
 
 def chip_named_in(device: str, chips: Mapping[str, Chip]) -> Chip | None:
-    """The chip whose name stands, as whole words, in a device's name: "NVIDIA H200" is the H200, "GH200" is not."""
+    """The chip whose name is contained, as whole words, in a device's name: H200 in "NVIDIA H200", not in "GH200"."""
     found = [chip for chip in chips.values() if re.search(rf"(?<!\w){re.escape(chip.name)}(?!\w)", device, re.I)]
     return found[0] if found and not re.search(rf"{re.escape(found[0].name)} (Ti|Super)\b", device, re.I) else None
 
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Chip]:
         entries = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"chips file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # of the encoding, the form, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: encoding, syntax, or a number with thousands of digits
         raise ConfigError(f"chips file {path} is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"chips file {path} must hold a list of chips, as {FORM}")
@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Chip]:
 
 
 def _chip(entry: Any, where: str) -> Chip:
-    """`where` names the file and the place in it, for messages; from then on the chip has a name."""
+    """A chip from an entry of the file. where: the file and the place in it; later messages have the chip's name."""
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} must be an object with name, device and figures, as {FORM}, not {entry!r}")
     values: dict[str, Any] = {name: _text(entry.get(name), where, name) for name in TEXTS}
@@ -120,7 +120,7 @@ def _text(value: Any, where: str, name: str) -> str:
 
 
 def _figure(entry: dict[str, Any], where: str, name: str) -> tuple[float | None, str]:
-    """Value and source. Only a peak may be null, only a latency may be 0."""
+    """A figure's value and source. Only a peak may be null, and only a latency may be 0."""
     figure = entry.get(name)
     form = '{"value": number, "source": text}'
     if figure is None:

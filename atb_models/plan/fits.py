@@ -1,4 +1,4 @@
-"""What fits where: the memory of 1, 2, 4 and 8 cards of common sizes beside what the model needs on each."""
+"""Which cards a model fits on: the memory of 1, 2, 4 and 8 cards of common sizes, and what the model needs on each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RULE = "2 x 1.2 bytes a parameter, split evenly"
 
 @dataclass(frozen=True)
 class Fit:
-    """The model on so many cards, a rank each. `refusal`: why that many ranks cannot share it."""
+    """The model on a number of cards, a rank each. refusal: why that many ranks cannot share it."""
 
     cards: int
     memory: RankMemory | None
@@ -27,32 +27,32 @@ class Fit:
     rule_bytes: float  # of a card, by the rule of thumb
 
     def missing(self, card_gib: int) -> int:
-        """Bytes that such a card lacks for the model and one KV block; 0: it fits."""
+        """Bytes that a card of this size lacks for the model and one KV block; 0: it fits."""
         assert self.memory is not None, self.refusal
         return max(0, self.memory.needed(1) - usable(card_gib))
 
     def kv_tokens(self, card_gib: int) -> int:
-        """Tokens of KV that fit beside the model, in whole blocks."""
+        """Tokens of KV cache that fit beside the model, in whole blocks."""
         assert self.memory is not None, self.refusal
         return self.memory.kv_blocks(usable(card_gib)) * self.memory.block_size
 
 
 def kept_free(card_gib: float) -> float:
-    """GiB of a card that an engine leaves."""
+    """GiB of a card that an engine does not use."""
     return card_gib - usable(card_gib) / GIB
 
 
 def usable(card_gib: float) -> int:
-    """Bytes of a card that an engine takes: its share less the reserve that the environment asks for.
+    """Bytes of a card that an engine uses: NPU_MEMORY_FRACTION of it minus RESERVED_MEMORY_GB.
 
-    Negative where the reserve alone is more.
+    Negative if the reserve is more than that.
     """
     share, reserved = float(env.get("NPU_MEMORY_FRACTION")), int(env.get("RESERVED_MEMORY_GB"))
     return int(card_gib * share * GIB) - reserved * GIB
 
 
 def fits(deployment: Deployment, memory: RankMemory, parameters: int) -> list[Fit]:
-    """A row for each number of cards; `memory` is that of the deployment, whose own number may be among them."""
+    """A row for each number of cards. memory: that of the deployment, for its own number of ranks."""
     known = {deployment.size: memory}
     return [_fit(deployment, cards, known.get(cards), RULE_BYTES * parameters / cards) for cards in CARDS]
 

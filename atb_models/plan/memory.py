@@ -20,17 +20,17 @@ from atb_models.ops.kv_cache import block_bytes
 SAMPLING_BYTES = 72
 # Bytes for each logit, and of its log-probability; the CPU's topk takes no copy of its row.
 LOGIT_BYTES, SCORING_BYTES = 4, 4
-# What stays with the allocator after steps of different sizes, beyond the peak of the largest: no more than that peak
-# again, and not more than this; 61 MiB were seen.
+# What the allocator keeps after steps of different sizes, beyond the peak of the largest: at most that peak once more,
+# and at most this; 61 MiB were measured.
 MOST_SLACK = 128 << 20
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. The largest shard: ranks differ by nothing but padding."""
+    """Bytes of one rank, of the largest shard; ranks differ only by padding."""
 
     weights: int  # as the bound backend stores them
-    activations: int  # at the peak of the largest step, with workspaces, the allocator's slack, and what graphs keep
+    activations: int  # peak of the largest step, with workspaces, the allocator's slack and the memory of graphs
     kv_per_token: int
     block_size: int
     packing: int = 0  # beside the weights while they are loaded: the matrix that is being packed
@@ -40,7 +40,7 @@ class RankMemory:
         return self.kv_per_token * self.block_size
 
     def kv_blocks(self, usable: int) -> int:
-        """Whole KV blocks that fit into `usable` bytes beside the weights and activations; 0 where not one does."""
+        """Whole KV blocks that fit into `usable` bytes beside the weights and activations; 0 if none does."""
         if usable < self.weights + self.packing:
             return 0
         return max(0, usable - self.weights - self.activations) // self.kv_block
@@ -51,7 +51,7 @@ class RankMemory:
 
 
 def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> RankMemory:
-    """What one of `size` ranks needs; raises ConfigError when they cannot share the model.
+    """What one of `size` ranks needs. Raises ConfigError if they cannot share the model.
 
     The operations' workspaces are those of the backend that is bound.
     """
@@ -94,17 +94,19 @@ def peak_activations(model: Decoder, limits: Limits) -> int:
 
 
 def after_the_model(sampled: int, scored: int, vocab_size: int) -> int:
-    """Bytes at most while a step's logits are reduced: `sampled` rows of sequences, `scored` rows of prompt tokens.
+    """Peak bytes while a step's logits are used: `sampled` rows of sequences, `scored` rows of prompt tokens.
 
-    First the prompts' are, then, with these still there, the others are sampled.
+    The rows of prompt tokens come first; they are still there while the other rows are sampled.
     """
     scoring = (sampled + scored) * LOGIT_BYTES + scored * SCORING_BYTES
     return vocab_size * max(scoring, scored * LOGIT_BYTES + sampled * SAMPLING_BYTES)
 
 
 def graph_bytes(model: Decoder, limits: Limits) -> int:
-    """What captured decode steps keep, but for their spare KV block: one memory for all of them, as the largest needs
-    it, and the logits of each."""
+    """Bytes of captured decode steps, without their spare KV block.
+
+    All share the memory that the largest needs; each has its own logits.
+    """
     batch = limits.max_batch_size
     logits = sum(graph_sizes(batch, limits.block_size)) * model.config.vocab_size * LOGIT_BYTES
     return _peak_of_step(model, limits, [1] * batch, [limits.max_seq_len] * batch, batch) + logits
@@ -118,13 +120,13 @@ def _peak_of_step(model: Decoder, limits: Limits, query_lens: list[int], kv_lens
 
 
 def one_of_each_layer(config: ModelConfig) -> ModelConfig:
-    """The same model with one dense and one mixture-of-experts layer, or the one kind that it has."""
+    """The same model with one layer of each kind: dense and mixture of experts, if it has both."""
     kinds = tuple(sorted(set(config.moe_layers)))
     return replace(config, num_hidden_layers=len(kinds), moe_layers=kinds)
 
 
 def largest_step(limits: Limits) -> tuple[list[int], list[int]]:
-    """Query and KV lengths of a step with a full prompt budget and, for the other places, sequences that generate."""
+    """Query and KV lengths of a step with all prompt tokens allowed; the rest of its batch generates."""
     longest, budget = limits.max_seq_len, limits.max_prefill_tokens
     chunks: list[int] = []
     while budget and len(chunks) < limits.max_batch_size:

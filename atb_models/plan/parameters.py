@@ -1,4 +1,4 @@
-"""How many numbers a model learned, counted from the tensors that its checkpoint must hold."""
+"""The number of parameters of a model, counted from the tensors that its checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROUTED_EXPERTS = ".mlp.experts."
 
 
 class Parameters(NamedTuple):
-    """Embedding and head included. `active`: those that take part in a token, `num_experts_per_tok` experts a layer."""
+    """With embedding and head. active: those used for a token, with `num_experts_per_tok` experts a layer."""
 
     total: int
     active: int
 
 
 def count_parameters(config: ModelConfig) -> Parameters:
-    """Of the whole model, without the padding of shards."""
+    """The parameters of the whole model, without the padding of shards."""
     kinds = one_of_each_layer(config)
     layers = {f"layers.{i}.": config.moe_layers.count(kind) for i, kind in enumerate(kinds.moe_layers)}
     filled = fillings(meta_model(kinds, torch.float16))

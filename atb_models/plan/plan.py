@@ -18,9 +18,9 @@ from atb_models.wording import GIB
 
 @dataclass(frozen=True)
 class Plan:
-    """`here`: bytes that each rank may use on this machine, None where it has fewer devices than ranks.
+    """A plan. here: bytes that each rank may use on this machine; None if it has fewer devices than ranks.
 
-    kv_blocks: as many as a start is asked for, None: those of a full batch.
+    kv_blocks: the number that was asked for; None: those of a full batch.
     """
 
     folder: str
@@ -36,18 +36,18 @@ class Plan:
 
     @property
     def left_out(self) -> list[tuple[int, int]]:
-        """The pairs that the model has no positions for."""
+        """The pairs that are longer than the model's positions."""
         within = pairs_within(self.deployment.model.max_position_embeddings)
         return [pair for pair in PAIRS if pair not in within]
 
     @property
     def kv_tokens_here(self) -> int | None:
-        """Tokens of KV that a start on this machine takes; 0: it cannot start."""
+        """Tokens of KV cache of an engine on this machine; 0: it cannot start."""
         return None if self._start is None else self._start[1] * self.memory.block_size
 
     @property
     def missing_here(self) -> int:
-        """Bytes that a rank lacks on this machine; 0 where a start finds what it needs."""
+        """Bytes that a rank lacks on this machine; 0 if an engine can start."""
         if self.here is None or self._start is None:
             return 0
         return max(0, self._start[0].needed(self.kv_blocks or 1) - self.here)
@@ -57,7 +57,7 @@ class Plan:
         return None if self.here is None else self.deployment.start(self.here, self.kv_blocks)
 
     def holds(self, chip: Chip, cell: Cell) -> bool:
-        """Whether the ranks' chips have room for the whole batch of a cell at its full length."""
+        """Whether the memory of the ranks' chips holds the whole batch of a cell at its full length."""
         if chip.name == THIS_CPU and self.here is not None:
             room = self.here
         else:
@@ -74,7 +74,7 @@ def make_plan(
     chips: Mapping[str, Chip],
     kv_blocks: int | None = None,
 ) -> Plan:
-    """Raises ConfigError when the ranks cannot share the model."""
+    """Make a plan. Raises ConfigError if the ranks cannot share the model."""
     parameters, memory = count_parameters(deployment.model), deployment.memory()
     budget = deployment.limits.max_prefill_tokens
     return Plan(
@@ -92,7 +92,7 @@ def make_plan(
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """As JSON values: bytes, seconds, and the figures of chips in the units of their names."""
+    """A plan as JSON values: bytes, seconds, and the figures of chips in the units of their names."""
     deployment, model, memory = plan.deployment, plan.deployment.model, plan.memory
     rank = {name: getattr(memory, name) for name in ("weights", "activations", "kv_per_token")}
     return {

@@ -15,13 +15,13 @@ from atb_models.plan.times import BATCHES, Cell, pairs_within
 from atb_models.wording import counted, gib
 
 WIDTH = 100
-MOST_NAME = 24  # of a chip in the table of all
-MOST_MS = 1e5  # beyond are seconds
+MOST_NAME = 24  # characters of a chip's name in the table of all chips
+MOST_MS = 1e5  # longer times are shown in seconds
 SUMMARY_BATCHES = (BATCHES[0], BATCHES[-1])
 
 
 def to_text(plan: Plan, in_full: Sequence[str]) -> str:
-    """All sections; `in_full`: the chips whose times are listed one by one, with the sources of their figures."""
+    """All sections. in_full: the chips whose times are listed in full, with the sources of their figures."""
     sections = [_model(plan), _memory(plan), _cards(plan), _summary(plan)]
     sections += [_chip_in_full(plan, plan.chips[name]) for name in in_full]
     if not in_full:
@@ -60,7 +60,7 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 
 def _here(plan: Plan) -> str:
-    """What a start would say of the memory it finds."""
+    """Whether an engine can start with the memory of this machine."""
     tokens, size, asked = plan.kv_tokens_here, plan.deployment.size, plan.kv_blocks
     if plan.here is None or tokens is None:
         return f"has fewer devices than {counted(size, 'rank')} {'needs' if size == 1 else 'need'}"
@@ -135,12 +135,12 @@ def _summary_table(plan: Plan) -> Iterator[str]:
 
 
 def _assumed(chip: Chip) -> list[str]:
-    """The figures, of those that are there, that nobody vouches for."""
+    """The figures that have a value and no source."""
     return [name for name in FIGURES if chip.sources[name].startswith("none") and getattr(chip, name) is not None]
 
 
 def _listed(figures: list[str]) -> str:
-    """By the shorter of what is among them and what is not."""
+    """A short description of a subset: by what is in it, or by what is not, whichever is shorter."""
     others = [name for name in FIGURES if name not in figures]
     return ", ".join(figures) if len(figures) <= len(others) else "all but " + ", ".join(others)
 
@@ -157,7 +157,7 @@ def _chip_in_full(plan: Plan, chip: Chip) -> Iterator[str]:
             f"{_rate(cell.tokens_per_second):>10}{_mark(plan, chip, cell)}"
         )
     if cells and getattr(chip, PEAKS[plan.deployment.dtype]) is None:
-        yield f"  no figure for {plan.dtype}: priced at the chip's fastest, which bounds it"
+        yield f"  no figure for {plan.dtype}: priced at the chip's fastest rate, an upper bound"
     yield "figures and their sources"
     for name in FIGURES:
         value = getattr(chip, name)
@@ -170,7 +170,7 @@ def _row(times: Times) -> str:
 
 
 def _unit(cells: Iterable[Cell]) -> str:
-    """That of the times of these cells, of which a step is the shorter."""
+    """The unit for the times of these cells."""
     return "ms (s: seconds)" if any(cell.first_token.total * 1e3 >= MOST_MS for cell in cells) else "ms"
 
 
@@ -179,7 +179,7 @@ def _mark(plan: Plan, chip: Chip, cell: Cell) -> str:
 
 
 def _ms(seconds: float) -> str:
-    """Milliseconds with about three digits; of more than a hundred seconds the seconds."""
+    """Milliseconds with about three digits; seconds beyond a hundred seconds."""
     value = seconds * 1e3
     if value >= MOST_MS:
         return f"{seconds:.0f}s"

@@ -1,4 +1,4 @@
-"""The least time that work takes on a chip: the roofline (Williams, Waterman and Patterson 2009)."""
+"""The least time that an operation takes on a chip: the roofline (Williams, Waterman and Patterson 2009)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atb_models.plan.chips import Chip
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds. `total` is less than the sum of the three: an operation computes while it reads."""
+    """Seconds. `total` is less than the sum of the others, because an operation computes while it reads."""
 
     compute: float = 0.0
     memory: float = 0.0
@@ -33,14 +33,14 @@ class Times:
 
 
 def roofline_seconds(cost: Cost, dtype: torch.dtype, chip: Chip, ranks: int) -> float:
-    """The least time of one call on one of `ranks` ranks; `dtype`: that of its arithmetic, see work_dtype."""
+    """The least time of one call on one of `ranks` ranks. dtype: that of its arithmetic, see work_dtype."""
     return operation_times(cost, dtype, chip, ranks).total
 
 
 def operation_times(cost: Cost, dtype: torch.dtype, chip: Chip, ranks: int) -> Times:
-    """Computation takes the longer of arithmetic and memory traffic, a collective its latency and what is sent.
+    """A computation takes the longer of arithmetic and memory traffic, a collective its latency plus its sending.
 
-    A collective's own sums and copies go on while it sends, and are not counted.
+    The sums and copies of a collective overlap with its sending and are not counted.
     """
     part = ranks if chip.shared else 1
     if cost.sent:
@@ -52,6 +52,6 @@ def operation_times(cost: Cost, dtype: torch.dtype, chip: Chip, ranks: int) -> T
 
 
 def work_dtype(inputs: Iterable[torch.dtype]) -> torch.dtype:
-    """The dtype that an operation on inputs of these dtypes computes in: the widest floating one, else float32."""
+    """The dtype in which an operation on inputs of these dtypes computes: the widest floating one, else float32."""
     floating = [dtype for dtype in inputs if dtype.is_floating_point]
     return max(floating, key=lambda dtype: dtype.itemsize, default=torch.float32)

@@ -1,4 +1,4 @@
-"""This machine's processor as a chip: its memory's bandwidth and its peaks, measured in about two seconds."""
+"""This machine's processor as a chip: memory bandwidth and peak FLOP/s, measured in about two seconds."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch import Tensor
 from atb_models.plan.chips import PEAKS, THIS_CPU, Chip
 
 NAME = THIS_CPU
-# Read in one piece: far beyond most last-level caches, and still cheap to have.
+# Bytes of the block: far more than most last-level caches, and still quick to read.
 BLOCK_BYTES, LEAST_BLOCK_BYTES = 192 << 20, 64 << 20
-BLOCK_STEP = 8 << 20  # pieces of it are whole rows of a matrix
-MATRIX_BYTES = 64 << 20  # those of the largest product, and their result
+BLOCK_STEP = 8 << 20  # its pieces are whole rows of a matrix
+MATRIX_BYTES = 64 << 20  # the operands of the largest product, and its result
 PIECES = 8
-WIDTH = 4096  # of the block as a matrix
-# Products of [n, n] and [n, n], the small ones first.
+WIDTH = 4096  # columns of the block as a matrix
+# n of the products [n, n] x [n, n], in rising order.
 WIDTHS = (512, 1024, 2048)
 BANDWIDTH_SECONDS, PEAK_SECONDS = 0.3, 0.2
-# So many threads get as many times the memory traffic of one; more of them may get in each other's way.
+# This many threads get this many times the memory traffic of one; more may hinder each other.
 MEMORY_THREADS = 2
-SLOW_SECONDS = 0.1  # a product that would take longer is not tried
+SLOW_SECONDS = 0.1  # products that would take longer are not tried
 
 
 def measure_cpu(cores: int, room: int = BLOCK_BYTES + MATRIX_BYTES) -> Chip:
-    """The best that so many of this processor's cores did just now, as a chip that all ranks share.
+    """The best that `cores` cores of this processor did just now, as a chip that all ranks share.
 
-    Raises MemoryError where `room`, the bytes that may be taken for it, is too little, and where it is not there.
+    Raises MemoryError if `room`, the bytes that may be used for this, is too little or not available.
 
-    The figures are to bound what an engine reaches here, so each is the best of several runs and ways. One thread
-    counts as well as all of them together, who on a busy machine wait for the slowest.
+    The figures must be upper bounds of what an engine reaches here, so each is the best of several runs and methods.
+    One thread alone, times the number of threads, counts too: on a busy machine all together wait for the slowest.
     """
     threads = torch.get_num_threads()
     block_bytes = min(BLOCK_BYTES, (room - MATRIX_BYTES) // BLOCK_STEP * BLOCK_STEP)
@@ -46,7 +46,7 @@ def measure_cpu(cores: int, room: int = BLOCK_BYTES + MATRIX_BYTES) -> Chip:
         torch.set_num_threads(cores)
         bandwidth = max(_bandwidth(block_bytes), min(cores, MEMORY_THREADS) * alone)
         peaks = {dtype: max(_peak(dtype), cores * single[dtype]) for dtype in PEAKS}
-    except RuntimeError as error:  # torch has no other for an allocation that fails
+    except RuntimeError as error:  # what torch raises for a failed allocation
         raise MemoryError(str(error)) from error
     finally:
         torch.set_num_threads(threads)
@@ -76,9 +76,9 @@ def measure_cpu(cores: int, room: int = BLOCK_BYTES + MATRIX_BYTES) -> Chip:
 
 
 def _bandwidth(block_bytes: int) -> float:
-    """Bytes a second, of a whole block and of pieces of it that are no longer in a cache when their turn comes.
+    """Bytes per second, with the whole block and with its pieces, which have left the caches when they are read again.
 
-    A piece is over so soon that on a busy machine some run of it is not interrupted.
+    A piece takes so little time that some of its runs are not interrupted even on a busy machine.
     """
     block, best = torch.zeros(block_bytes // 4), 0.0
     end = perf_counter() + BANDWIDTH_SECONDS
@@ -94,7 +94,7 @@ def _copy(piece: Tensor) -> None:
 
 
 def _multiply(piece: Tensor) -> None:
-    """A row in 16 bits with the piece as a weight, as a decode does."""
+    """A 16-bit row times the piece as a weight, as in a decode step."""
     torch.mm(torch.zeros(1, WIDTH, dtype=torch.float16), piece.view(torch.float16).view(-1, WIDTH).t())
 
 
@@ -114,7 +114,7 @@ def _peak(dtype: torch.dtype) -> float:
 
 
 def _best(work: Callable[[], object], seconds: float) -> float:
-    """The shortest run within about `seconds`, of two at least: the first prepares what the others use."""
+    """The shortest run within about `seconds`, of at least two: the first prepares what the others use."""
     best, end = min(_seconds(work), _seconds(work)), perf_counter() + seconds
     while perf_counter() < end:
         best = min(best, _seconds(work))

@@ -27,7 +27,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Step(NamedTuple):
-    """New and cached tokens of each sequence, the new ones among the cached; how many sequences want logits."""
+    """New tokens of each sequence, cached ones with these included, and the number of sequences that need logits."""
 
     query_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
@@ -35,12 +35,12 @@ class Step(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """New tokens, sequences, logits."""
+        """Numbers of new tokens, sequences and logits."""
         return sum(self.query_lens), len(self.query_lens), self.logits
 
 
 class Work(NamedTuple):
-    """Calls of an operation that cost the same."""
+    """Calls of an operation with equal costs."""
 
     cost: Cost
     dtype: torch.dtype
@@ -49,7 +49,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """The times of a batch. `first_token`: the steps of all its prompts; `per_token`: a step amid its answers."""
+    """The times of a batch. first_token: all steps of its prompts. per_token: a step in the middle of its answers."""
 
     prompt: int
     answer: int
@@ -59,14 +59,14 @@ class Cell:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens of the whole batch while it decodes."""
+        """New tokens per second of the whole batch while it decodes."""
         return self.batch / self.per_token.total
 
 
 def roofline_cells(
     config: ModelConfig, dtype: torch.dtype, ranks: int, max_prefill_tokens: int, chips: Iterable[Chip]
 ) -> dict[str, list[Cell]]:
-    """By chip, the cells of all pairs that the model has positions for; raises ConfigError as StepCosts does."""
+    """Chip -> the cells of all pairs that fit into the model's positions. Raises ConfigError as StepCosts does."""
     costs = StepCosts(config, dtype, ranks)
     prices = [(_Prices(costs, chip, ranks), chip.name) for chip in chips]
     cells = {name: list[Cell]() for _, name in prices}
@@ -81,14 +81,14 @@ def roofline_cells(
 
 
 def pairs_within(positions: int) -> list[tuple[int, int]]:
-    """The pairs that fit into so many positions."""
+    """The pairs that fit into `positions`."""
     return [pair for pair in PAIRS if sum(pair) <= positions]
 
 
 def prefill_steps(prompt: int, batch: int, budget: int) -> Counter[Step]:
-    """The steps that read `batch` prompts, first come first served, `budget` tokens each; and how often each comes.
+    """The steps that read `batch` prompts in order, `budget` tokens each, and how often each step occurs.
 
-    Where full steps end together with a prompt they begin anew, so only those up to there are listed one by one.
+    When a full step ends together with a prompt, the steps repeat from there; only those before it are computed.
     """
     repeats, others = divmod(batch, budget // math.gcd(prompt, budget))
     steps = Counter(
@@ -115,12 +115,12 @@ def _steps_of(prompts: int, prompt: int, budget: int) -> Counter[Step]:
 
 
 def price(works: Iterable[Work], chip: Chip, ranks: int) -> Times:
-    """The operations one after another, with nothing between them."""
+    """The time of the operations one after another, without gaps."""
     return sum((operation_times(work.cost, work.dtype, chip, ranks) * work.calls for work in works), Times())
 
 
 class _Prices:
-    """The times of steps on a chip; what steps share is priced once."""
+    """The times of steps on a chip; what steps have in common is priced once."""
 
     def __init__(self, costs: StepCosts, chip: Chip, ranks: int) -> None:
         self._costs, self._chip, self._ranks = costs, chip, ranks
@@ -137,10 +137,10 @@ class _Prices:
 
 
 class StepCosts:
-    """What steps cost on one of `ranks` ranks. Steps of as many tokens and sequences share a trace."""
+    """The costs of steps on one of `ranks` ranks. Steps with equal numbers of tokens and sequences share a trace."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: int) -> None:
-        """Raises ConfigError when the ranks cannot share the model."""
+        """Raises ConfigError if the ranks cannot share the model."""
         kinds = one_of_each_layer(config)
         self._model = meta_model(kinds, dtype, ranks)
         self._caches = meta_caches(self._model, 1, BLOCK_SIZE)
@@ -153,11 +153,11 @@ class StepCosts:
         return self.steady(step) + self.attention(step)
 
     def steady(self, step: Step) -> list[Work]:
-        """The operations that cost the same in all steps of the same `shape`."""
+        """The operations with equal costs in all steps of this `shape`."""
         return [self._work(node, node.cost) for node in self._trace(step) if node.op != ops.paged_attention.name]
 
     def attention(self, step: Step) -> list[Work]:
-        """Those that depend on lengths."""
+        """The operations whose costs depend on lengths."""
         if step not in self._attention:
             nodes = [node for node in self._trace(step) if node.op == ops.paged_attention.name]
             given = meta_step(step.query_lens, step.kv_lens, BLOCK_SIZE)
@@ -168,7 +168,7 @@ class StepCosts:
         return Work(cost, work_dtype(value.dtype for value in node.inputs), self._calls(node))
 
     def _trace(self, step: Step) -> tuple[Node, ...]:
-        """Whatever their lengths; without the operations on no logits at all."""
+        """A trace of any lengths; without logits, the operations on them are left out."""
         key = tokens, batch, logits = step.shape
         if key not in self._traces:
             lengths = [tokens - batch + 1] + [1] * (batch - 1)
@@ -179,13 +179,13 @@ class StepCosts:
         return self._traces[key]
 
     def _attention_cost(self, node: Node, step: StepInput) -> Cost:
-        """At the lengths of `step` instead of those that were traced."""
+        """The cost with the lengths of `step` instead of the traced ones."""
         q_TND = torch.empty(node.outputs[0].shape, dtype=node.outputs[0].dtype, device=META)
         cache = self._caches[int(node.module.split(".")[1])]
         return ops.paged_attention.cost(q_TND, q_TND, cache, step, node.options["scale"])
 
     def _calls(self, node: Node) -> int:
-        """How often the whole model does it: the add and norm that end a layer are the following norm's."""
+        """Calls in the whole model. The add and norm at the end of a layer belong to the norm that follows it."""
         top, _, rest = node.module.partition(".")
         if top == "norm":
             return self._layers[-1]

@@ -1,4 +1,4 @@
-"""Where a run's time goes: the operations recorded on real tensors, beside their roofline."""
+"""Where the time of a run goes: its operations, timed on real tensors, beside their roofline."""
 
 from atb_models.profiler.profile import Profile
 from atb_models.profiler.record import Recorder

@@ -1,4 +1,4 @@
-"""A profile as chrome://tracing and Perfetto read it: the Trace Event Format of the Chromium project."""
+"""A profile in the Trace Event Format of the Chromium project, for chrome://tracing and Perfetto."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Event = dict[str, Any]
 
 
 def trace_events(profile: Profile, rank: int) -> Iterator[Event]:
-    """The events of the traced steps: the rank is a process, its steps, modules and operations are three threads.
+    """The events of the traced steps. The rank is a process; its steps, modules and operations are three threads.
 
     Times are microseconds since the recording began. A module lasts from its first operation to its last.
     """
@@ -35,7 +35,7 @@ def trace_events(profile: Profile, rank: int) -> Iterator[Event]:
 
 
 def _modules(rank: int, calls: Sequence[Call], depth: int) -> Iterator[Event]:
-    """Calls that follow one another within the same first `depth` parts of their paths, and so on within them."""
+    """An event for each run of calls whose paths share their first `depth` parts; within it those of `depth` + 1."""
     for path, group in groupby(calls, lambda call: _prefix(call.module, depth)):
         own = list(group)
         if path:
@@ -44,7 +44,7 @@ def _modules(rank: int, calls: Sequence[Call], depth: int) -> Iterator[Event]:
 
 
 def _prefix(module: str, depth: int) -> str:
-    """The first `depth` parts of a path, nothing of a shorter one."""
+    """The first `depth` parts of a path; empty for a shorter path."""
     parts = module.split(".")
     return ".".join(parts[:depth]) if len(parts) >= depth else ""
 

@@ -1,4 +1,4 @@
-"""What a recording has found: time and work of each operation, each step, and what lies between them."""
+"""The results of a recording: time and work of each operation and step, and the time between them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Call(NamedTuple):
     start: int
     end: int
     cost: Cost
-    roofline_s: float | None  # None: no chip to compare with
-    shapes: tuple[tuple[int, ...], ...]  # of the tensors among its arguments
+    roofline_s: float | None  # None without a chip to compare with
+    shapes: tuple[tuple[int, ...], ...]  # of the tensor arguments
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StepRecord:
     kind: str  # prefill: chunks of prompts; decode: one token a sequence; mixed: both
     tokens: int
     sequences: int
-    longest_kv: int  # tokens of the longest sequence, the step's own included
+    longest_kv: int  # tokens of the longest sequence, with those of this step
     start: int
     end: int
     operations_ns: int
@@ -40,16 +40,16 @@ class StepRecord:
 
 @dataclass
 class Total:
-    """Of several calls."""
+    """The sums of several calls."""
 
     calls: int = 0
     ns: int = 0
     cost: Cost = field(default_factory=Cost)
-    traffic: float = 0  # bytes that bound the calls: sent by collectives, moved by all others
+    traffic: float = 0  # bytes that bound the calls: those sent by collectives, those moved by other operations
     roofline_s: float | None = None
 
     def count(self, call: Call) -> None:
-        """Take in one more call."""
+        """Add a call."""
         self._add(1, call.end - call.start, call.cost, call.cost.sent or call.cost.moved, call.roofline_s)
 
     def _add(self, calls: int, ns: int, cost: Cost, traffic: float, roofline_s: float | None) -> None:
@@ -62,7 +62,7 @@ class Total:
 
     @classmethod
     def of(cls, totals: Iterable[Total]) -> Total:
-        """All of them together."""
+        """The sum of these."""
         whole = cls()
         for total in totals:
             whole._add(total.calls, total.ns, total.cost, total.traffic, total.roofline_s)
@@ -74,12 +74,12 @@ class Total:
 
     @property
     def lost_s(self) -> float | None:
-        """Time beyond the roofline's; below 0 where the operation was faster than the chip is said to be."""
+        """Time beyond the roofline's; negative if the operation was faster than the chip's figures allow."""
         return None if self.roofline_s is None else self.seconds - self.roofline_s
 
 
 class CallKey(NamedTuple):
-    """What calls are summed by."""
+    """Calls with the same key are summed."""
 
     kind: str  # of the step
     op: str
@@ -89,9 +89,9 @@ class CallKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """A recorded run of one rank; wall = operations + between operations + outside the model + recorder.
+    """A recorded run of one rank. Wall time = operations + between operations + outside the model + recorder.
 
-    totals: of all calls. calls: of the first steps only, as many as a trace can show; a step is there whole or not.
+    totals: of all calls. calls: those of the first `traced_steps` steps, as many as a trace can show.
     """
 
     wall_ns: int
@@ -110,17 +110,17 @@ class Profile:
 
     @property
     def model_s(self) -> float:
-        """In the model's forward, the recorder's work included."""
+        """Seconds in the model's forward, with the recorder's work."""
         return NS * sum(step.end - step.start for step in self.steps)
 
     @property
     def between_s(self) -> float:
-        """In the model's forward, between its operations."""
+        """Seconds in the model's forward between its operations."""
         return self.model_s - self.operations_s - self.recorder_s
 
     @property
     def outside_s(self) -> float:
-        """Scheduling, messages to the ranks, sampling, text and its output."""
+        """Seconds of scheduling, messages to the ranks, sampling, detokenizing and output."""
         return self.wall_s - self.model_s
 
     @property

@@ -1,4 +1,4 @@
-"""Recording real steps: the clock around each operation, its cost beside it."""
+"""Records real steps: the time and the cost of each operation."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from atb_models.profiler.profile import Call, CallKey, Profile, StepRecord, Tota
 
 Price = Callable[[Cost, torch.dtype], float]  # seconds of an operation at the roofline
 
-# Calls that are kept one by one; a trace of more is too large for its viewers.
+# Most calls that are kept one by one; trace viewers cannot show more.
 TRACED_CALLS = 50_000
 
 
 class Recorder:
-    """While it is open, every operation in the steps of `runner` is timed; afterwards `profile` holds what was found.
+    """A context manager: within it every operation in the steps of `runner` is timed; `profile` has the results.
 
-    On a device that works asynchronously each operation is waited for, before and after. Costs are worked out between
-    the measured intervals. Steps that end with an error are left out.
+    On an asynchronous device each operation is waited for, before and after. Costs are computed between the measured
+    intervals. Steps that end with an error are left out.
     """
 
     def __init__(self, runner: ModelRunner, price: Price | None = None, traced_calls: int = TRACED_CALLS) -> None:
@@ -49,7 +49,7 @@ class Recorder:
         self._new: list[Call] = []  # calls of the running step
         self._kind = ""  # of the running step
         self._began = self._step_began = self._own_ns = self._wall_ns = 0
-        self._inside = False  # an operation: what its body calls is part of it
+        self._inside = False  # within an operation: operations that its body calls are part of it
 
     def __enter__(self) -> Recorder:
         with ExitStack() as stack:
@@ -73,7 +73,7 @@ class Recorder:
 
     @property
     def profile(self) -> Profile:
-        """Of the steps so far; its wall time ends where the recording was closed."""
+        """The results of the steps so far; the wall time ends when the recording is closed."""
         return Profile(self._wall_ns, tuple(self._steps), dict(self._totals), tuple(self._calls), self._traced_steps)
 
     def _run(self, rows: Sequence[Row]) -> Tensor:
@@ -129,7 +129,7 @@ class Recorder:
 
 
 class _TimedPaths(ModulePaths):
-    """Knows how long its hooks took: `ns` since it was last set."""
+    """Measures its own hooks: `ns` is their time since it was last set to 0."""
 
     ns = 0
 
@@ -149,7 +149,7 @@ class _TimedPaths(ModulePaths):
 
 
 def kind_of(chunks: Sequence[bool]) -> str:
-    """Kind of a step by its rows, of which each is a chunk of known tokens or generates."""
+    """The kind of a step. chunks: for each row, whether it is a chunk of a prompt; the other rows generate."""
     if all(chunks):
         return "prefill"
     return "mixed" if any(chunks) else "decode"

@@ -1,4 +1,4 @@
-"""A profile as JSON values, and what has to be known of the run to read it."""
+"""A profile as JSON values, and the facts of the run that are needed to read it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ class ProfiledRun:
     device: str
     rank: int
     ranks: int
-    waits: bool  # each operation was waited for, which the device does not do by itself
-    chip: Chip | None  # whose roofline the times are compared with
-    no_chip: str | None = None  # why there is none
+    waits: bool  # each operation was waited for, on an asynchronous device
+    chip: Chip | None  # the times are compared with its roofline
+    no_chip: str | None = None  # why there is no chip
 
     def price(self) -> Callable[[Cost, torch.dtype], float] | None:
-        """The roofline's seconds of an operation, where there is a chip."""
+        """A function: the seconds of an operation at the roofline. None without a chip."""
         return None if self.chip is None else partial(roofline_seconds, chip=self.chip, ranks=self.ranks)
 
     def figures(self) -> Iterator[tuple[str, float, str, str]]:
-        """Label, value, unit and source of the chip's figures that take part in a roofline of this run."""
+        """Label, value, unit and source of those chip figures that this run's roofline uses."""
         chip = self.chip
         if chip is None:
             return
         yield "memory", chip.bandwidth_gb_s, "GB/s", chip.sources["bandwidth_gb_s"]
         for dtype in dict.fromkeys((torch_dtype(self.dtype), torch.float32)):
             known = getattr(chip, PEAKS[dtype]) is not None
-            source = chip.sources[PEAKS[dtype]] if known else "no figure: priced at the chip's fastest, which bounds it"
+            unknown = "no figure: priced at the chip's fastest rate, an upper bound"
+            source = chip.sources[PEAKS[dtype]] if known else unknown
             yield PEAKS[dtype].removesuffix("_tflops"), chip.peak(dtype) / 1e9, "GFLOP/s", source
         if self.ranks > 1:
             yield "to other ranks", chip.link_gb_s, "GB/s", chip.sources["link_gb_s"]
@@ -52,7 +53,7 @@ class ProfiledRun:
 
 
 def to_json(profile: Profile, run: ProfiledRun) -> dict[str, Any]:
-    """Everything but the single calls; times in seconds. `calls`: sums by step kind, operation, module and backend."""
+    """All but the single calls; times in seconds. calls: sums by kind of step, operation, module and backend."""
     chip = run.chip
     described = dataclasses.asdict(dataclasses.replace(run, chip=None))
     return described | {

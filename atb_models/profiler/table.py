@@ -1,4 +1,4 @@
-"""A profile summed by operation or by module, what lost the most time first."""
+"""A profile summed by operation or by module; what lost the most time comes first."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from atb_models.profiler.profile import CallKey, Profile, Total
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line of a table. Rates are per second of the calls' own time; None: there is nothing to divide by."""
+    """One line of a table. Rates are per second of the calls' own time; None if that is 0."""
 
     name: str
-    backend: str  # who served the calls
+    backend: str  # that ran the calls
     total: Total
 
     @property
@@ -23,12 +23,12 @@ class TableRow:
 
     @property
     def bytes_per_s(self) -> float | None:
-        """Memory traffic; of a collective, what the rank sends."""
+        """Memory traffic; for a collective, what the rank sends."""
         return self._rate(self.total.traffic)
 
     @property
     def roofline_share(self) -> float | None:
-        """The roofline's time / the time; above 1 where it was faster than the chip is said to be."""
+        """The roofline's time / the time; above 1 if the calls were faster than the chip's figures allow."""
         return None if self.total.roofline_s is None else self._rate(self.total.roofline_s)
 
     def _rate(self, amount: float) -> float | None:
@@ -41,7 +41,7 @@ def by_operation(profile: Profile) -> list[TableRow]:
 
 
 def by_module(profile: Profile) -> list[TableRow]:
-    """A row for each module, the same ones of all layers together."""
+    """A row for each module; equal modules of all layers share a row."""
     return _rows(profile, lambda place: folded(place.module))
 
 
@@ -51,7 +51,7 @@ def folded(module: str) -> str:
 
 
 def rest(rows: list[TableRow]) -> TableRow:
-    """All of them in one, for the end of a shortened table."""
+    """The sum of these rows, for the end of a shortened table."""
     backends = _joined(row.backend for row in rows)
     return TableRow(f"the rest ({len(rows)})", backends, Total.of(row.total for row in rows))
 
@@ -68,7 +68,7 @@ def _rows(profile: Profile, name: Callable[[CallKey], str]) -> list[TableRow]:
 
 
 def _worst_first(row: TableRow) -> tuple[float, float]:
-    """By time lost, or by time where there is no roofline."""
+    """Sort key: by time lost, or by time without a roofline."""
     lost = row.total.lost_s
     return -(row.total.seconds if lost is None else lost), -row.total.seconds
 

@@ -13,11 +13,11 @@ from atb_models.wording import counted
 MODULES = 15  # rows of the modules' table
 COLUMNS = ("calls", "time ms", "wall %", "GFLOP/s", "GB/s", "roofline %", "lost ms")
 NOTHING = "-"
-LEAST = 0.0001  # of a rate: what is less is not written out
+LEAST = 0.0001  # of a rate; a smaller one is shown as less than this
 
 
 def lines(profile: Profile, run: ProfiledRun) -> Iterator[str]:
-    """The header, a table of the operations, a table of the modules, and what needs to be said of the figures."""
+    """The header, a table of the operations, a table of the modules, and notes on the figures."""
     yield f"profile of rank {run.rank} of {run.ranks}: {run.model}, {run.dtype} on {run.device}"
     yield from _chip(run)
     yield from _steps(profile)
@@ -59,7 +59,7 @@ def _split(profile: Profile) -> Iterator[str]:
 
 
 def _table(name: str, rows: list[TableRow], profile: Profile) -> Iterator[str]:
-    """The rows below their heading, above their sum."""
+    """A heading, the rows, and their sum."""
     whole = TableRow("all", "", Total.of(row.total for row in rows))
     cells = [(row.name, *_figures(row, profile.wall_s), row.backend) for row in (*rows, whole)]
     table = [(name, *COLUMNS, "backend"), *cells]
@@ -85,14 +85,14 @@ def _figures(row: TableRow, wall_s: float) -> tuple[str, ...]:
 def _notes(profile: Profile, run: ProfiledRun, rows: Iterable[TableRow]) -> Iterator[str]:
     """What the columns mean in this run."""
     if run.waits:
-        yield "time ms: each operation was waited for, before and after; without a profile they overlap"
+        yield "time ms: each operation was waited for, before and after; without a profile operations overlap"
     yield "GFLOP/s, GB/s: what an operation must at least compute and move, divided by its time"
     if run.ranks > 1:
         yield "AllReduce, AllGather: GB/s is what the rank sends; the time includes the wait for the slowest rank"
     if run.chip is not None:
-        yield "roofline %: the least time on the chip above, divided by the time; lost ms: what is beyond it"
+        yield "roofline %: the least time on the chip above, divided by the time; lost ms: time beyond that least time"
         if any((row.roofline_share or 0) > 1 for row in rows):
-            yield "  above 100 %: the data lay in a cache, or the chip is faster than its figures say"
+            yield "  above 100 %: the data was in a cache, or the chip is faster than its figures say"
     if profile.traced_steps < len(profile.steps):
         yield f"the trace holds the first {profile.traced_steps} of {len(profile.steps)} steps, the tables all"
 
@@ -106,7 +106,7 @@ def _scaled(value: float | None, factor: float) -> str:
 
 
 def _three_digits(value: float) -> str:
-    """With at least three significant digits, never with an exponent; 0 is none, what hardly differs is <0.0001."""
+    """At least three significant digits, never an exponent. A smaller value than LEAST is shown as <0.0001."""
     if 0 < value < LEAST:
         return f"<{LEAST}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value else "0"

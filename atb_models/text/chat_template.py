@@ -1,4 +1,4 @@
-"""From a conversation to the text a model was trained on: Jinja templates, run in a sandbox."""
+"""From a conversation to a prompt in the model's form: Jinja templates, rendered in a sandbox."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled template. `tokens` are the special tokens it may name, such as bos_token.
+    """A compiled template. tokens: the special tokens that it may name, such as bos_token.
 
-    `is_fallback`: the family's documented plain format, for a checkpoint without a template; its first use is logged.
+    is_fallback: the family's documented plain format, for a checkpoint without a template; its first use is logged.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, Any], origin: str, *, is_fallback: bool = False) -> None:
@@ -50,7 +50,7 @@ class ChatTemplate:
         self._roles = {*ROLES, *_compared_words(source)}
 
     def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation; RequestError when a message is malformed or the template refuses it."""
+        """The text of a conversation. Raises RequestError for a malformed message, or if the template refuses it."""
         from jinja2 import TemplateError
 
         self._check(conversation)
@@ -65,7 +65,7 @@ class ChatTemplate:
             raise RequestError(f"{self._origin} cannot render this conversation: {error}") from error
 
     def _check(self, conversation: Sequence[Message]) -> None:
-        """Roles and keys beyond the usual ones are fine only where the template names them."""
+        """Raises RequestError. Roles and keys beyond the usual ones are accepted only if the template names them."""
         if not isinstance(conversation, (list, tuple)) or not conversation:
             raise RequestError("a conversation must be a list of messages, at least one, each with role and content")
         for i, message in enumerate(conversation):
@@ -85,7 +85,7 @@ class ChatTemplate:
 
 
 def _compared_words(source: str) -> set[str]:
-    """The words that a template compares something with: == "tool", in ["user", "function"]."""
+    """The words in a template's comparisons, such as == "tool" and in ["user", "function"]."""
     compared = re.findall(r"""[=!]=\s*['"](\w+)['"]|['"](\w+)['"]\s*[=!]=""", source)
     lists = re.findall(r"\bin\s*[\[(]([^\])]*)[\])]", source)
     return {word for pair in compared for word in pair if word} | set(re.findall(r"\w+", " ".join(lists)))
@@ -94,14 +94,14 @@ def _compared_words(source: str) -> set[str]:
 def find_template(
     folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, Any], given: str | None
 ) -> ChatTemplate | None:
-    """The template to use: the user's (a file or a literal), the checkpoint's, or its family's plain format."""
+    """The template to use: the user's (a file or its text), else the checkpoint's, else its family's plain format."""
     if given is not None:
         return ChatTemplate(_given_template(given), tokens, "the given chat template")
     file, config = folder / "chat_template.jinja", folder / "config.json"
     if file.is_file():
         return ChatTemplate(file.read_text(encoding="utf-8"), tokens, str(file))
     source: Any = settings.get("chat_template")
-    if isinstance(source, list):  # several, by name
+    if isinstance(source, list):  # several templates with names
         source = next((item.get("template") for item in source if item.get("name") == "default"), None)
     if source is not None:
         return ChatTemplate(str(source), tokens, f"the chat template of {folder / 'tokenizer_config.json'}")
@@ -112,7 +112,7 @@ def find_template(
 
 
 def _given_template(value: str) -> str:
-    """The source of a template given as a file's path or as itself."""
+    """The text of a template that is given as the path of a file or as text."""
     if os.path.isfile(value):
         try:
             return Path(value).read_text(encoding="utf-8")

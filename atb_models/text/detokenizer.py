@@ -1,4 +1,4 @@
-"""Text of a growing list of tokens, without ever showing half a character, and the search for stop strings in it."""
+"""The text of a growing list of tokens, in whole characters, and the search for stop strings in it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 Decode = Callable[[list[int]], str]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# UTF-8 characters have at most 4 bytes and tokens at least one: what is still broken after 4 tokens stays broken.
+# A UTF-8 character has at most 4 bytes and a token at least one: what is incomplete after 4 tokens stays so.
 MAX_CHARACTER_TOKENS = 4
-# Tokens kept as the left context of new ones; a tokenizer's text depends on a neighbour or two (spaces, split bytes).
+# Tokens that are kept as context before new ones: a token's text depends on one or two before it (spaces, split bytes).
 CONTEXT_TOKENS = 6
 
 
 class Detokenizer:
-    """Decodes one sequence token by token through a short window, at one or two calls of `decode` per token.
+    """Decodes one sequence token by token in a short window, with one or two calls of `decode` per token.
 
-    `text` is everything decoded so far, cut before the first stop string to be completed. `take` gives it out piecewise
-    and holds back an end that may still become a stop string.
+    `text` is all text so far, cut before the first complete stop string. `take` returns its new part, but not an end
+    that may still become a stop string.
     """
 
     __slots__ = (
@@ -29,14 +29,14 @@ class Detokenizer:
         self._decode = decode
         self._stop, self._longest = stop, max(map(len, stop), default=0)
         self._window: list[int] = []
-        self._num_shown = 0  # characters of the decoded window that are in `text`
-        self._mark = 0  # tokens of the window before the last place where it may be cut; 0: none yet
-        self._num_broken = 0  # tokens since the text last ended in a whole character
+        self._num_shown = 0  # characters of the decoded window that `text` has already
+        self._mark = 0  # tokens of the window before the last place where it can be cut; 0: none yet
+        self._num_broken = 0  # tokens since the text last ended with a whole character
         self._taken = 0
         self._closed = False
 
     def push(self, token_id: int) -> bool:
-        """Add a token; True if it completes a stop string, then nothing more may be pushed."""
+        """Add a token. True if it completes a stop string; then no more may be added."""
         self._window.append(token_id)
         decoded = self._decode(self._window)
         self._num_broken = self._num_broken + 1 if decoded.endswith(REPLACEMENT) else 0
@@ -47,27 +47,27 @@ class Detokenizer:
         return False
 
     def finish(self) -> bool:
-        """Add what was held back as it is, half a character included; True if that completes a stop string."""
+        """Add what was held back, also half a character. True if that completes a stop string."""
         found = not self._closed and bool(self._window) and self._show(self._decode(self._window))
         self._closed = True
         return found
 
     def take(self) -> str:
-        """The text that was not taken yet and can no longer change."""
+        """The text that was not taken yet and that later tokens cannot change."""
         end = len(self.text) - (0 if self._closed else self._num_undecided())
         piece = self.text[self._taken : end]
         self._taken += len(piece)
         return piece
 
     def _whole(self, decoded: str) -> str:
-        """The decoded window without the half character at its end."""
+        """The decoded window without an incomplete character at its end."""
         if not self._num_broken:
             return decoded
-        # A split character shows as one replacement or, with a byte-fallback decoder, as one for each byte around it.
+        # An incomplete character decodes to one U+FFFD or, with byte fallback, to one for each of its bytes.
         return decoded.rstrip(REPLACEMENT) if self._num_broken < MAX_CHARACTER_TOKENS else decoded[:-1]
 
     def _show(self, decoded: str) -> bool:
-        """Append the window's text beyond what is shown; True if a stop string is complete, which is cut off."""
+        """Append the new part of the window's text. True if it completes a stop string, which is cut off."""
         new = decoded[self._num_shown :]
         if not new:
             return False
@@ -78,24 +78,24 @@ class Detokenizer:
         ends = [(place + length, place) for place, length in places if place >= 0]
         if not ends:
             return False
-        self.text = self.text[: min(ends)[1]]  # the first to be complete; of two that end together the longer
+        self.text = self.text[: min(ends)[1]]  # the first that is complete; of two that end together, the longer one
         self._closed = True
         return True
 
     def _shorten(self) -> None:
-        """Cut the window at the mark once enough context follows it, and move the mark to the window's end."""
+        """Cut the window at the mark if enough context follows it; move the mark to the window's end."""
         num_tokens = len(self._window)
         if num_tokens - self._mark < CONTEXT_TOKENS:
             return
         if self._mark:
             tail = self._window[self._mark :]
             shown = self._whole(self._decode(tail))
-            if shown:  # invisible tokens alone are no context: the first visible one would lose its space
+            if shown:  # without visible tokens as context the first visible one would lose its space
                 self._window, self._num_shown = tail, len(shown)
         self._mark = len(self._window)
 
     def _num_undecided(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Length of the longest end of the text that is the beginning of a stop string."""
         for length in range(min(self._longest - 1, len(self.text)), 0, -1):
             end = self.text[-length:]
             if any(stop.startswith(end) for stop in self._stop):

@@ -1,4 +1,4 @@
-"""Text to token ids and back, and chat. The one file that imports transformers, and only where nothing less will do."""
+"""Text and conversations to token ids, and back. The only file that imports transformers, and only if needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Encoding(Protocol):
 
 
 class TokenizerBackend(Protocol):
-    """What tokenizes: `JsonBackend`, or a class of transformers behind `_TransformersBackend`."""
+    """The tokenizer itself: `JsonBackend`, or a class of transformers in `_TransformersBackend`."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding: ...
 
@@ -48,7 +48,7 @@ class TokenizerBackend(Protocol):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. `tokens`: its special tokens by name; `template`: None where nobody documents one."""
+    """A checkpoint's tokenizer. tokens: its special tokens by name. template: None if none is documented."""
 
     def __init__(self, backend: TokenizerBackend, tokens: dict[str, Any], template: ChatTemplate | None) -> None:
         self._backend = backend
@@ -57,35 +57,36 @@ class Tokenizer:
         self.eos_token_id = self._id(tokens.get("eos_token"))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a text; with special tokens, bos stands before it where the tokenizer puts one."""
+        """The token ids of a text. add_special_tokens: with bos before them, if the tokenizer adds one."""
         if not isinstance(text, str):
             raise RequestError(f"a prompt must be text, not {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise RequestError(f"the prompt has half a surrogate pair at character {error.start}, no text") from error
+            where = f"half of a surrogate pair at character {error.start}"
+            raise RequestError(f"the prompt is no valid Unicode text: {where}") from error
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; incomplete characters become U+FFFD, ids without a token nothing.
+        """The text of token ids. Incomplete characters become U+FFFD; ids without a token are left out.
 
-        Blanks before marks stay, whatever clean_up_tokenization_spaces says: taking them away later would change text
-        that was streamed already.
+        clean_up_tokenization_spaces is ignored: removing blanks before punctuation would change text that was already
+        streamed.
         """
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The piece of the vocabulary behind a token id, in the vocabulary's own spelling; None for an unknown id."""
+        """The vocabulary's entry for a token id, in its own spelling; None for an unknown id."""
         return self._backend.id_to_token(token_id)
 
     def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, special tokens included; RequestError when it is malformed."""
+        """The text of a conversation, with special tokens. Raises RequestError if it is malformed."""
         if self._template is None:
             raise RequestError("this checkpoint has no chat template; give one with --chat_template")
         return self._template.render(conversation, add_generation_prompt=add_generation_prompt)
 
     def apply_chat_template(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """The token ids of a conversation; the template writes bos itself, so no second one is added."""
+        """The token ids of a conversation. The template writes bos, so no second one is added."""
         return self.encode(self.render_chat(conversation, add_generation_prompt), add_special_tokens=False)
 
     def _id(self, token: str | None) -> int | None:
@@ -95,11 +96,11 @@ class Tokenizer:
 def load_tokenizer(
     path: Path | str, chat_template: str | None = None, trust_remote_code: bool = False
 ) -> Tokenizer | None:
-    """The tokenizer in a checkpoint folder, None when the folder has no tokenizer files.
+    """The tokenizer in a checkpoint folder; None if the folder has no tokenizer files.
 
-    `chat_template` is a file or a literal Jinja template. `trust_remote_code` lets a tokenizer that brings its own
-    code run it; nothing else is ever run. Nothing is fetched from a network. Raises CheckpointError for a file that
-    is missing or damaged, ConfigError for a template, or code that may not be run.
+    chat_template: a file or the text of a Jinja template. trust_remote_code: allows a tokenizer to run its own code; no
+    other code is ever run. Nothing is fetched from a network. Raises CheckpointError for a missing or damaged file,
+    ConfigError for a bad template or for code that is needed and not allowed.
     """
     folder = Path(path)
     settings = read_settings(folder)
@@ -118,7 +119,7 @@ def load_tokenizer(
 
 
 def _own_code(settings: dict[str, Any]) -> str | None:
-    """The tokenizer's own class as file.Class, where it brings one: the fast one before the slow one."""
+    """The tokenizer's own class as file.Class, the fast one if there are two; None without one."""
     auto_map = settings.get("auto_map")
     classes = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
     if isinstance(classes, str):
@@ -127,7 +128,7 @@ def _own_code(settings: dict[str, Any]) -> str | None:
 
 
 def _is_plain(folder: Path, settings: dict[str, Any], code: str | None, trust_remote_code: bool) -> bool:
-    """Whether the tokenizers library does without a class; ConfigError where only code that may not run would tell."""
+    """Whether the tokenizers library needs no class. Raises ConfigError if only code that is not allowed could tell."""
     if code and trust_remote_code:
         module = code.split("--")[-1].rsplit(".", 1)[0]
         logger.warning("trust_remote_code: running the tokenizer's own code, %s", folder / f"{module}.py")
@@ -172,7 +173,7 @@ class _TransformersBackend:
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(
                     str(folder), local_files_only=True, trust_remote_code=trust_remote_code
                 )
-            except Exception as error:  # whatever the class, or its own code, raises
+            except Exception as error:  # a class, or its own code, may raise anything
                 hint = ""
                 if "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower():
                     hint = "; it needs: pip install sentencepiece protobuf"
@@ -194,12 +195,12 @@ class _TransformersBackend:
 
     def id_to_token(self, token_id: int) -> str | None:
         token: Any = self._tokenizer.convert_ids_to_tokens(token_id)
-        return token if isinstance(token, str) else None  # Qwen's own class has bytes
+        return token if isinstance(token, str) else None  # Qwen's own class returns bytes
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Importing transformers says what a tokenizer does not need, such as that models are not available."""
+    """Keeps transformers from logging at import what does not concern tokenizers, such as missing frameworks."""
     library = logging.getLogger("transformers")
     level = library.level
     library.setLevel(logging.ERROR)

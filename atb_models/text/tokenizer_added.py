@@ -16,22 +16,22 @@ LONG_TEXT = 4096  # characters; tokenizing a longer text takes long enough to ho
 class JsonBackend:
     """A tokenizer of the tokenizers library whose added tokens decode to their own text.
 
-    The library's byte-level decoder takes letters such as ü for encoded bytes even where they are an added token's own:
-    of thirteen letters that DeepSeek's vocabulary adds nothing but U+FFFD was left.
+    The library's byte-level decoder takes letters such as ü for encoded bytes, also those of an added token: thirteen
+    letters that DeepSeek's vocabulary adds would decode to U+FFFD.
     """
 
     def __init__(self, tokenizer: JsonTokenizer) -> None:
         from tokenizers import decoders
 
         self._tokenizer = tokenizer
-        self._texts: dict[int, str] = {}  # of the tokens that the library would decode to something else
+        self._texts: dict[int, str] = {}  # text of the tokens that the library would decode wrongly
         if isinstance(tokenizer.decoder, decoders.ByteLevel):
             added = tokenizer.get_added_tokens_decoder().items()
             plain = {index: token.content for index, token in added if not token.special}
             self._texts = {index: text for index, text in plain.items() if tokenizer.decode([index]) != text}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
-        if len(text) > LONG_TEXT:  # a batch of one lets other threads run meanwhile, which `encode` does not
+        if len(text) > LONG_TEXT:  # unlike `encode`, a batch of one lets other threads run meanwhile
             return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 

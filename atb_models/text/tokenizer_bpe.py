@@ -1,4 +1,4 @@
-"""Qwen's tokenizer from vocab.json and merges.txt, for a checkpoint that comes without tokenizer.json."""
+"""Qwen's tokenizer from vocab.json and merges.txt, for a checkpoint without tokenizer.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QWEN_WORDS = (
 
 
 def qwen_tokenizer(folder: Path) -> JsonTokenizer:
-    """Byte-level BPE over NFC text cut into words as Qwen2Tokenizer does; CheckpointError for a damaged file."""
+    """Byte-level BPE over NFC text, cut into words as by Qwen2Tokenizer. Raises CheckpointError for a damaged file."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as JsonTokenizer
 

@@ -1,4 +1,4 @@
-"""tokenizer.json and its companions, loaded with the tokenizers library alone: transformers takes seconds to import."""
+"""tokenizer.json and its settings, loaded with the tokenizers library alone: transformers takes seconds to import."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MORE_SPECIAL = "additional_special_tokens"
 # Classes of transformers that add nothing to tokenizer.json; the newer ones do not exist in 4.36.
 PLAIN_CLASSES = frozenset(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")) | QWEN_CLASSES
 LLAMA_CLASSES = frozenset(("LlamaTokenizer", "LlamaTokenizerFast"))
-# Special tokens that a class has where the settings name none.
+# Special tokens of a class, if the settings name none.
 CLASS_TOKENS = dict.fromkeys(LLAMA_CLASSES, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 CLASS_TOKENS |= dict.fromkeys(QWEN_CLASSES, dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"))
 
-# The class of a checkpoint that names none.
+# The class for a checkpoint that names none, by model type.
 CLASS_OF_MODEL = {"qwen2_moe": "Qwen2Tokenizer"}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special_tokens_map.json over it unless it lists the added tokens itself."""
+    """tokenizer_config.json; unless it lists the added tokens, special_tokens_map.json replaces its fields."""
     settings: dict[str, Any] = {}
     if is_there(folder / "tokenizer_config.json"):
         settings = read_json(folder / "tokenizer_config.json")
@@ -43,7 +43,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
-    """The special tokens as text, as chat templates name them: those that are set."""
+    """Name -> text of the special tokens that are set, for chat templates."""
     named: dict[str, Any] = {name: _content(settings[name]) for name in SPECIAL if settings.get(name) is not None}
     if settings.get(MORE_SPECIAL):
         named[MORE_SPECIAL] = [_content(token) for token in settings[MORE_SPECIAL]]
@@ -51,7 +51,7 @@ def special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_qwen_without_json(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the tokenizer must be put together from Qwen's own two files."""
+    """Whether the tokenizer must be built from Qwen's own two files."""
     return (
         settings.get("tokenizer_class") in QWEN_CLASSES
         and not is_there(folder / "tokenizer.json")
@@ -60,7 +60,7 @@ def is_qwen_without_json(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def load_json_tokenizer(folder: Path, settings: dict[str, Any]) -> JsonTokenizer:
-    """The tokenizer of tokenizer.json with what the settings add to it, as transformers would set it up."""
+    """The tokenizer of tokenizer.json with the additions of the settings, as transformers would load it."""
     is_qwen = is_qwen_without_json(folder, settings)
     tokenizer = qwen_tokenizer(folder) if is_qwen else _from_file(folder / "tokenizer.json")
     tokenizer.no_truncation()
@@ -72,7 +72,7 @@ def load_json_tokenizer(folder: Path, settings: dict[str, Any]) -> JsonTokenizer
 
 
 def _from_file(path: Path) -> JsonTokenizer:
-    """Newer tokenizers write each merge as a list of two; the older ones read only "a b"."""
+    """Newer versions of tokenizers write each merge as a list of two; older ones read only "a b"."""
     from tokenizers import Tokenizer as JsonTokenizer
 
     check_present(path)
@@ -85,7 +85,8 @@ def _from_file(path: Path) -> JsonTokenizer:
         if not isinstance(model, dict) or not merges or not isinstance(merges[0], list):
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         if any(" " in piece for merge in merges for piece in merge):
-            raise CheckpointError(f"{path} merges pieces with blanks, which this tokenizers cannot read") from error
+            reason = "merges pieces with blanks, which this version of tokenizers cannot read"
+            raise CheckpointError(f"{path} {reason}") from error
     model["merges"] = [" ".join(merge) for merge in merges]
     model.pop("ignore_merges", None)
     try:
@@ -95,7 +96,7 @@ def _from_file(path: Path) -> JsonTokenizer:
 
 
 def _add_tokens(tokenizer: JsonTokenizer, settings: dict[str, Any]) -> None:
-    """Add the tokens that the settings list, which may change their flags, then special ones still missing."""
+    """Add the tokens that the settings list, with their flags, then the special tokens that are still missing."""
     from tokenizers import AddedToken
 
     listed = settings.get("added_tokens_decoder") or {}
@@ -116,7 +117,7 @@ def _add_tokens(tokenizer: JsonTokenizer, settings: dict[str, Any]) -> None:
 
 
 def _add_llama_template(tokenizer: JsonTokenizer, settings: dict[str, Any], folder: Path) -> None:
-    """Llama's classes put bos before a text and eos after it by their own settings, whatever tokenizer.json says."""
+    """Llama's classes add bos before a text and eos after it by their own settings, not by tokenizer.json."""
     from tokenizers.processors import TemplateProcessing
 
     pieces: list[str] = ["$A"]

@@ -19,7 +19,7 @@ def test_the_first_failure_ends_the_list(monkeypatch: pytest.MonkeyPatch, capsys
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["ok", "FAIL"] + ["-"] * (len(doctor.CHECKS) - 2)
     assert "torch_npu is not installed; pip install 'atb-models[npu]'" in lines[2]
-    assert lines[-1] == "no: mend the line that says FAIL"
+    assert lines[-1] == "no: first fix what the line with FAIL reports"
 
 
 def test_what_is_unusual_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_cann_in_a_folder_that_is_a_link(tmp_path: Path) -> None:
 
 
 def test_nnal(tmp_path: Path) -> None:
-    assert doctor.nnal({}) == "not set up (ATB_HOME_PATH is not set), nor needed"
+    assert doctor.nnal({}) == "not set up (ATB_HOME_PATH is not set), and not needed"
     home = tmp_path / "latest" / "atb" / "cxx_abi_1"
     home.mkdir(parents=True)
     assert doctor.nnal({"ATB_HOME_PATH": str(home)}) == f"version unknown, {home}"

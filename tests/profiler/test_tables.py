@@ -130,7 +130,7 @@ def test_small_figures_keep_three_digits(value: float, text: str) -> None:
 def test_a_peak_that_the_table_has_not_is_shown_as_it_is_priced(chip: Chip) -> None:
     run = replace(RUN, chip=replace(chip, fp16_tflops=None, bf16_tflops=50, fp32_tflops=2.5))
     text = [line.split() for line in lines(profile(), run)]
-    assert ["fp16", "50000", "GFLOP/s", *"no figure: priced at the chip's fastest, which bounds it".split()] in text
+    assert ["fp16", "50000", "GFLOP/s", *"no figure: priced at the chip's fastest rate, an upper bound".split()] in text
     assert ["fp32", "2500", "GFLOP/s", *chip.sources["fp32_tflops"].split()] in text
     price = run.price()
     assert price is not None and price(Cost(50e12), torch.float16) == pytest.approx(1)

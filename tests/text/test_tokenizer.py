@@ -214,7 +214,7 @@ def test_unknown_ids_decode_to_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a\ud800", 7, None, ["a"]])
 def test_what_is_no_text_is_refused(tmp_path: Path, text: Any) -> None:
-    with pytest.raises(RequestError, match="half a surrogate pair at character 1|must be text, not"):
+    with pytest.raises(RequestError, match="Unicode text: half of a surrogate pair at character 1|must be text, not"):
         load(write(tmp_path, PLAIN)).encode(text)
 
 
