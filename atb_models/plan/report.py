@@ -112,7 +112,7 @@ def _summary_table(plan: Plan) -> Iterator[str]:
     pairs = pairs_within(plan.deployment.model.max_position_embeddings)
     names = {name: name if len(name) <= MOST_NAME else name[: MOST_NAME - 3] + "..." for name in plan.chips}
     width = max(map(len, names.values()))
-    yield f"  first: until all prompts of the batch are read, {budget} a step; next: a step amid the answers"
+    yield f"  first: until all prompts are read, {budget} a step; next: one step in the middle of the answers"
     yield f"  {'prompt, answer':{width + 6}}" + "".join(f"{f'{prompt}, {answer}':>17}" for prompt, answer in pairs)
     yield f"  {'chip':{width}} batch" + f"{'first':>9}{'next':>8}" * len(pairs)
     for name, chip in plan.chips.items():
@@ -122,7 +122,7 @@ def _summary_table(plan: Plan) -> Iterator[str]:
                 f"{_ms(cell.first_token.total):>9}{_ms(cell.per_token.total) + _mark(plan, chip, cell):>8}"
                 for cell in cells
             )
-    yield "  *: the batch does not fit into the memory of so many of these chips at its full length"
+    yield "  *: this number of chips cannot hold the whole batch at its full length"
     names_of: dict[str, list[str]] = {}
     for name, chip in plan.chips.items():
         if found := _assumed(chip):
