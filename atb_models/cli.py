@@ -11,8 +11,8 @@ from pathlib import Path
 
 from atb_models import __version__
 from atb_models.command.exit_status import print_error, run_guarded
+from atb_models.command.parser import Parser
 from atb_models.errors import ConfigError
-from atb_models.launcher.args import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

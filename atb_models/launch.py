@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from atb_models import env, log
 from atb_models.command.exit_status import run_guarded
 from atb_models.command.interrupt import interrupt_ends_at_once
-from atb_models.launcher.args import AUTO, parse_args
+from atb_models.command.values import AUTO
+from atb_models.launcher.args import parse_args
 from atb_models.launcher.devices import choose_devices, existing_devices, export_devices
 from atb_models.launcher.job import Job, prepare
 from atb_models.launcher.look import look

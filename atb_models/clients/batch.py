@@ -15,12 +15,14 @@ from tqdm import tqdm
 from atb_models import log
 from atb_models.clients.backends import BatchBackend, Remote, local
 from atb_models.clients.batch_file import URLS, Answers, Request, read_requests
-from atb_models.clients.flags import MODEL, SERVER, check_apart, model_of, parsed, server_flags, server_of
+from atb_models.clients.flags import MODEL, SERVER, check_apart, model_of, server_flags, server_of
 from atb_models.clients.http import ServerRefusal
 from atb_models.clients.local import engine_arguments
 from atb_models.command.exit_status import print_error
+from atb_models.command.model_flags import cache_flags, model_flags
+from atb_models.command.parser import Parser
+from atb_models.command.values import positive
 from atb_models.errors import AtbError, ConfigError
-from atb_models.launcher.args import Parser, cache_flags, model_flags, positive
 from atb_models.wording import counted
 
 MAX_BATCH_SIZE = 64
@@ -29,7 +31,7 @@ MAX_BATCH_SIZE = 64
 def main(words: list[str]) -> int:
     """Answer the requests that have no answer yet. The exit status: 0 if every request has one with status 200."""
     parser = build_parser()
-    args = parsed(parser, words)
+    args = parser.parse(words)
     check_apart(args, parser)
     source, target = Path(args.input), Path(args.output)
     if target.exists() and source.exists() and target.samefile(source):

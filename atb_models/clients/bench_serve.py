@@ -13,13 +13,14 @@ from typing import Any
 from tqdm import tqdm
 
 from atb_models.clients.bench_report import LatencyTargets, summary, table
-from atb_models.clients.flags import model_of, parsed, server_flags, server_of
+from atb_models.clients.flags import model_of, server_flags, server_of
 from atb_models.clients.http import RemoteServer
 from atb_models.clients.jsonl import read_objects
 from atb_models.clients.load import Body, Outcome, arrivals, ask_once, closed_loop, open_loop, random_bodies
+from atb_models.command.parser import Parser
+from atb_models.command.values import json_object, positive, positive_number
 from atb_models.errors import AtbError, ConfigError
 from atb_models.files import check_file, written_whole
-from atb_models.launcher.args import Parser, json_object, positive, positive_number
 
 DEFAULT_URL = "http://127.0.0.1:6006"
 NUM_REQUESTS, INPUT_LEN, OUTPUT_LEN = 100, 128, 32
@@ -42,7 +43,7 @@ def main(words: list[str]) -> int:
 def parse_args(words: list[str]) -> argparse.Namespace:
     """Raises ConfigError, which names the flag."""
     parser = build_parser()
-    args = parsed(parser, words)
+    args = parser.parse(words)
     if (args.rate is None) == (args.concurrency is None):
         parser.error("give either --rate or --concurrency")
     if args.dataset is not None and (args.input_len or args.output_len):

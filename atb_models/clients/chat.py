@@ -16,15 +16,16 @@ from atb_models.clients.flags import (
     SERVER,
     check_apart,
     model_of,
-    parsed,
     server_flags,
     server_of,
 )
 from atb_models.clients.talkers import ChatTurn, LocalTalker, Message, RemoteTalker, Talker
 from atb_models.command.exit_status import print_error
+from atb_models.command.model_flags import cache_flags, model_flags
+from atb_models.command.parser import Parser
 from atb_models.command.sampling import client_sampling, client_sampling_flags
+from atb_models.command.values import positive
 from atb_models.errors import AtbError, ConfigError
-from atb_models.launcher.args import Parser, cache_flags, model_flags, positive
 
 PROMPT = "> "
 HELP = """\
@@ -39,7 +40,7 @@ Ctrl-C stops an answer. A line that begins with a blank is never a command."""
 def main(words: list[str]) -> int:
     """Chat until the input ends. The exit status."""
     parser = build_parser()
-    args = parsed(parser, words)
+    args = parser.parse(words)
     check_apart(args, parser)
     if not args.load_tokenizer:
         parser.error("--load_tokenizer False leaves no way to read text")

@@ -6,8 +6,9 @@ import argparse
 
 from atb_models import env
 from atb_models.clients.http import RemoteServer
+from atb_models.command.parser import Parser
+from atb_models.command.values import positive_number
 from atb_models.errors import ConfigError
-from atb_models.launcher.args import Parser, positive_number, unknown_flag
 
 SERVER, MODEL = "server", "model, without --url"
 
@@ -27,14 +28,6 @@ def server_of(args: argparse.Namespace) -> RemoteServer:
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError("a key must be printable ASCII, for it is sent in a header")
     return RemoteServer(args.url, key or None, args.timeout)
-
-
-def parsed(parser: Parser, words: list[str]) -> argparse.Namespace:
-    """Raises ConfigError for a flag that is not known, naming it."""
-    args, extra = parser.parse_known_args(words)
-    if extra:
-        parser.error(unknown_flag(extra[0], parser))
-    return args
 
 
 def check_apart(args: argparse.Namespace, parser: Parser) -> None:

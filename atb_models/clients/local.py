@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from atb_models.command.engine_args import llm_arguments
 from atb_models.command.interrupt import interrupt_ends_at_once
-from atb_models.launcher.args import AUTO
+from atb_models.command.values import AUTO
 from atb_models.launcher.job import find_checkpoint
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from atb_models import env
+from atb_models.command.values import AUTO
 from atb_models.errors import ConfigError
-from atb_models.launcher.args import AUTO
 
 
 def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
-import math
-import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from atb_models import env
+from atb_models.command.model_flags import Group, cache_flags, model_flags
+from atb_models.command.parser import DefaultsFormatter, Parser
 from atb_models.command.sampling import sampling_flags
-from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
+from atb_models.command.values import AUTO, positive
 from atb_models.errors import ConfigError
 
 DEFAULT_QUESTION = "What's deep learning?"
 DEFAULT_MAX_INPUT_LENGTH = 1024
-MAX_BLOCK_SIZE = 576
-AUTO = -1
 FORMATS = ("text", "json", "dot")
 
 # Flags of the original that are refused whatever their value, with the reason.
@@ -44,20 +39,11 @@ FIXED = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are ConfigErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        message = re.sub("ignored explicit argument (.*)", r"takes no value, not \1", message)
-        raise ConfigError(f"{message} (--help lists the flags)")
-
-
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check run_pa's arguments. Raises ConfigError, which names the flag."""
     parser = build_parser()
     args, extra = parser.parse_known_intermixed_args(list(argv))
-    if extra:
-        parser.error(unknown_flag(extra[0], parser))
+    parser.refuse(extra, word_hint=": the model path was given already")
     if "" in (args.weight_path, args.model_path):
         parser.error("the model path is empty; leave it out for the embedded checkpoint")
     if args.weight_path and args.model_path and args.weight_path != args.model_path:
@@ -111,7 +97,7 @@ def build_parser() -> Parser:
         prog="run_pa.py",
         description="Paged-attention inference of a mixture-of-experts model. Answers on stdout, log on stderr.",
         allow_abbrev=False,
-        formatter_class=_Help,
+        formatter_class=DefaultsFormatter,
     )
     parser.add_argument("weight_path", nargs="?", default=None, help="the same as --model_path")
     model_flags(parser.add_argument_group("model"))
@@ -121,30 +107,6 @@ def build_parser() -> Parser:
     _look_flags(parser.add_argument_group("looking at the model instead of running it, or while it runs"))
     _refused_flags(parser.add_argument_group("flags of MindIE's run_pa that are refused, with the reason"))
     return parser
-
-
-Group = argparse._ArgumentGroup
-
-
-def model_flags(group: Group) -> None:
-    add = group.add_argument
-    add("--model_path", help="folder of the checkpoint; none: the embedded demo checkpoint")
-    add("--download", action="store_true", help="fetch a --model_path that is a repository name (needs the extra hub)")
-    add("--trust_remote_code", "-trust_remote_code", action="store_true",
-        help="let a tokenizer run its checkpoint's code; model code is never run")  # fmt: skip
-    add("--load_tokenizer", type=_true_or_false, default=True, metavar="{True,False}",
-        help="False: token ids in, token ids out")  # fmt: skip
-    add("--chat_template", help="Jinja template, or a file that holds one")
-    add("--dtype", choices=DTYPES, default=EngineConfig.dtype, help="auto: the checkpoint's")
-    add("--device", choices=DEVICES, help="none: the first that is there, in this order")
-    add("--tp", type=_tp, default=AUTO, help="tensor-parallel ranks; -1: as many as there are devices listed")
-    add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
-        help="dummy: random weights, for measuring")  # fmt: skip
-    add("--graph_capture", action="store_const", const=True,
-        help="replay decode steps as captured graphs, or refuse (default: on npu, where it can be)")  # fmt: skip
-    add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")
-    add("--deterministic", action="store_true", help="the same bits in every run, on npu and cuda at the price of time")
-    add("--config_overrides", type=json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
 
 
 def _input_flags(group: Group) -> None:
@@ -168,16 +130,6 @@ def _size_flags(group: Group) -> None:
     add("--max_prefill_batch_size", type=positive,
         help="full prompts of a step: the automatic --max_prefill_tokens is n times input plus output")  # fmt: skip
     cache_flags(group)
-
-
-def cache_flags(group: Group) -> None:
-    """What bounds a step and the KV cache, whoever brings the requests."""
-    add = group.add_argument
-    add("--max_position_embeddings", type=positive, help="in place of config.json's")
-    add("--max_prefill_tokens", type=_positive_or_auto, default=AUTO, help="prompt tokens of a step; -1: automatic")
-    add("--block_size", type=_block_size, default=EngineConfig.block_size, help="tokens of a KV cache block")
-    add("--kv_blocks", type=positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
-    add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
 
 
 def _look_flags(group: Group) -> None:
@@ -214,52 +166,6 @@ class _Only(argparse.Action):
         setattr(namespace, self.dest, int(str(text)))
 
 
-class _Help(argparse.HelpFormatter):
-    """Shows the defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False, argparse.SUPPRESS) or "(default" in (action.help or "")
-        return action.help if silent else f"{action.help} (default: %(default)s)"
-
-
-def _number(text: str, low: int, allowed: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if value < low:
-        raise argparse.ArgumentTypeError(f"must be {allowed}, not {text!r}")
-    return value
-
-
-def positive(text: str) -> int:
-    return _number(text, 1, "a whole number of 1 or more")
-
-
-def positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return value
-
-
-def _positive_or_auto(text: str) -> int:
-    return AUTO if text == str(AUTO) else _number(text, 1, "-1 (automatic) or a whole number of 1 or more")
-
-
-_tp = _positive_or_auto
-
-
-def _block_size(text: str) -> int:
-    value = _number(text, 1, f"a whole number from 1 to {MAX_BLOCK_SIZE}")
-    if value > MAX_BLOCK_SIZE:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_BLOCK_SIZE}, not {value}")
-    return value
-
-
 def _token_ids(text: str) -> list[int]:
     try:
         ids = [int(part) for part in text.split(",")]
@@ -268,22 +174,6 @@ def _token_ids(text: str) -> list[int]:
     if min(ids) < 0:
         raise argparse.ArgumentTypeError(f"must be token numbers joined by commas, not {text!r}")
     return ids
-
-
-def _true_or_false(text: str) -> bool:
-    if text not in ("True", "False"):
-        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
-    return text == "True"
-
-
-def json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'must be a JSON object, as {{"num_hidden_layers": 4}}, not {text!r}')
-    return value
 
 
 def _check_look(args: argparse.Namespace, parser: Parser) -> None:
@@ -315,12 +205,3 @@ def _check_overrides(args: argparse.Namespace) -> None:
     other = (args.config_overrides or {}).get("max_position_embeddings", limit)
     if limit is not None and other != limit:
         raise ConfigError(f"--max_position_embeddings {limit} contradicts {other!r} in --config_overrides")
-
-
-def unknown_flag(word: str, parser: Parser) -> str:
-    if not word.startswith("-"):
-        takes_path = any(action.dest == "weight_path" for action in parser._actions)
-        return f"unexpected word {word!r}" + ": the model path was given already" * takes_path
-    name = word.split("=")[0]
-    near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
-    return f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "")

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atb_models import env
+from atb_models.command.model_flags import cache_flags, model_flags
+from atb_models.command.parser import Parser
+from atb_models.command.values import positive, positive_number
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
-from atb_models.launcher.args import Parser, cache_flags, model_flags, positive, positive_number, unknown_flag
 from atb_models.server.app import Access
 
 DEFAULT_PORT = 6006
@@ -20,9 +22,7 @@ DEFAULT_PORT = 6006
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check. Raises ConfigError, which names the flag."""
     parser = build_parser()
-    args, extra = parser.parse_known_args(list(argv))
-    if extra:
-        parser.error(unknown_flag(extra[0], parser))
+    args = parser.parse(argv)
     if (args.ssl_certfile is None) != (args.ssl_keyfile is None):
         parser.error("--ssl_certfile and --ssl_keyfile go together")
     for name in ("ssl_certfile", "ssl_keyfile"):

@@ -20,9 +20,9 @@ import uvicorn
 from atb_models import env, log
 from atb_models.command.engine_args import llm_arguments
 from atb_models.command.exit_status import INTERRUPTED, print_error, run_guarded
+from atb_models.command.values import AUTO
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
-from atb_models.launcher.args import AUTO
 from atb_models.launcher.job import find_checkpoint
 from atb_models.server.app import Access, create_app
 from atb_models.server.args import access, parse_args

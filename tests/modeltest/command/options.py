@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from atb_models.command.values import json_object
 from atb_models.errors import ConfigError
 from modeltest.command.cases import Options, Run
 
@@ -62,16 +62,6 @@ def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'must be a JSON object, as {{"num_hidden_layers": 4}}, not {text!r}')
-    return value
-
-
 FLAGS = (
     Flag("limit", "N", _count, QUESTIONS, "the first N questions only", "只做前 N 道题"),
     Flag("resume", "", str, QUESTIONS, "go on where an interrupted run of the same settings ended",
@@ -93,7 +83,7 @@ FLAGS = (
     Flag("load_format", "NAME", _one_of(LOAD_FORMATS), ALL,
          "auto, or dummy: random weights; texts still need a tokenizer (default: auto)",
          "auto，或 dummy：随机权重；提问文本仍需分词器（默认：auto）"),
-    Flag("config_overrides", "JSON", _object, ALL, 'fields of config.json, as {"num_hidden_layers": 4}',
+    Flag("config_overrides", "JSON", json_object, ALL, 'fields of config.json, as {"num_hidden_layers": 4}',
          'config.json 的字段，如 {"num_hidden_layers": 4}'),
     Flag("kv_blocks", "N", _count, ALL, "blocks of the KV cache (default: what memory allows)",
          "KV cache 块数（默认：由内存决定）"),

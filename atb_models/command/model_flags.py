@@ -1,0 +1,51 @@
+"""The flags of every program that loads a model; `engine_options` makes an EngineConfig of them."""
+
+from __future__ import annotations
+
+import argparse
+
+from atb_models.command.values import AUTO, json_object, positive, positive_or_auto, true_or_false, whole_number
+from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
+
+MAX_BLOCK_SIZE = 576
+
+Group = argparse._ArgumentGroup
+
+
+def model_flags(group: Group) -> None:
+    add = group.add_argument
+    add("--model_path", help="folder of the checkpoint; none: the embedded demo checkpoint")
+    add("--download", action="store_true", help="fetch a --model_path that is a repository name (needs the extra hub)")
+    add("--trust_remote_code", "-trust_remote_code", action="store_true",
+        help="let a tokenizer run its checkpoint's code; model code is never run")  # fmt: skip
+    add("--load_tokenizer", type=true_or_false, default=True, metavar="{True,False}",
+        help="False: token ids in, token ids out")  # fmt: skip
+    add("--chat_template", help="Jinja template, or a file that holds one")
+    add("--dtype", choices=DTYPES, default=EngineConfig.dtype, help="auto: the checkpoint's")
+    add("--device", choices=DEVICES, help="none: the first that is there, in this order")
+    add("--tp", type=positive_or_auto, default=AUTO,
+        help="tensor-parallel ranks; -1: as many as there are devices listed")  # fmt: skip
+    add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
+        help="dummy: random weights, for measuring")  # fmt: skip
+    add("--graph_capture", action="store_const", const=True,
+        help="replay decode steps as captured graphs, or refuse (default: on npu, where it can be)")  # fmt: skip
+    add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")
+    add("--deterministic", action="store_true", help="the same bits in every run, on npu and cuda at the price of time")
+    add("--config_overrides", type=json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
+
+
+def cache_flags(group: Group) -> None:
+    """What bounds a step and the KV cache, whoever brings the requests."""
+    add = group.add_argument
+    add("--max_position_embeddings", type=positive, help="in place of config.json's")
+    add("--max_prefill_tokens", type=positive_or_auto, default=AUTO, help="prompt tokens of a step; -1: automatic")
+    add("--block_size", type=_block_size, default=EngineConfig.block_size, help="tokens of a KV cache block")
+    add("--kv_blocks", type=positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
+    add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
+
+
+def _block_size(text: str) -> int:
+    value = whole_number(text, 1, f"a whole number from 1 to {MAX_BLOCK_SIZE}")
+    if value > MAX_BLOCK_SIZE:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_BLOCK_SIZE}, not {value}")
+    return value

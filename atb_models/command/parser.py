@@ -1,0 +1,47 @@
+"""argparse as all commands use it: a mistake is a ConfigError, and an unknown flag is refused by name."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from atb_models.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are ConfigErrors."""
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments. Raises ConfigError, which names the flag, also for one that is unknown."""
+        args, extra = self.parse_known_args(list(argv))
+        self.refuse(extra)
+        return args
+
+    def refuse(self, extra: Sequence[str], *, word_hint: str = "") -> None:
+        """Raises ConfigError for the first of `extra`, the words that no argument took; nothing where there are none.
+
+        word_hint: said where that word is no flag.
+        """
+        if extra and extra[0].startswith("-"):
+            self.error(self._unknown_flag(extra[0].split("=")[0]))
+        if extra:
+            self.error(f"unexpected word {extra[0]!r}{word_hint}")
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub("ignored explicit argument (.*)", r"takes no value, not \1", message)
+        raise ConfigError(f"{message} (--help lists the flags)")
+
+    def _unknown_flag(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+class DefaultsFormatter(argparse.HelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False, argparse.SUPPRESS) or "(default" in (action.help or "")
+        return action.help if silent else f"{action.help} (default: %(default)s)"
