@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from atb_models.demo import demo_path
 from atb_models.errors import ConfigError
@@ -19,11 +22,14 @@ from atb_models.models.dtypes import DTYPES
 DEVICES = ("npu", "cuda", "cpu")
 LOAD_FORMATS = ("auto", "dummy")
 
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
 
 @dataclass(frozen=True)
 class EngineConfig:
     """The arguments of `LLM`, checked one by one; what needs the model's config is checked when it is read.
 
+    `LLM` takes it whole or field by field; its constructor states the fields once more, with the same defaults.
     Lengths are in tokens. None: `model_path` the embedded checkpoint, `device` the first present of npu, cuda and cpu,
     `max_seq_len` the model's limit, `max_prefill_tokens` 2048 a step, `kv_blocks` what memory allows, `graph_capture`
     what the device can.
@@ -47,6 +53,8 @@ class EngineConfig:
     graph_capture: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.model_path is not None:  # a Path is welcome; other processes get the text
+            object.__setattr__(self, "model_path", os.fspath(self.model_path))
         _one_of("dtype", self.dtype, (*DTYPES, "auto"))
         _one_of("load_format", self.load_format, LOAD_FORMATS)
         if self.device is not None:
@@ -90,3 +98,26 @@ class EngineConfig:
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def config_or_fields(init: Constructor) -> Constructor:
+    """Lets a constructor that states the fields of EngineConfig, for editors and `help`, be called with one as well.
+
+    Whichever the caller gives, `init` gets one EngineConfig as its first argument and nothing else. Raises ConfigError,
+    naming the fields, where both are given, even with values that are the defaults.
+    """
+
+    @functools.wraps(init)
+    def construct(self: Any, model_path: str | os.PathLike[str] | EngineConfig | None = None, **fields: Any) -> None:
+        if isinstance(model_path, EngineConfig):
+            if fields:
+                raise ConfigError(
+                    f"an EngineConfig and {', '.join(fields)} are both given; use dataclasses.replace(config,"
+                    f" {next(iter(fields))}=...)"
+                )
+            config = model_path
+        else:
+            config = EngineConfig(**{"model_path": model_path, **fields})
+        init(self, config)
+
+    return cast(Constructor, construct)

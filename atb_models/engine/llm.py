@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atb_models import env
 from atb_models.engine.block_manager import BlockManager
-from atb_models.engine.config import EngineConfig
+from atb_models.engine.config import EngineConfig, config_or_fields
 from atb_models.engine.engine import Engine
 from atb_models.engine.expert_counts import ExpertCounts
 from atb_models.engine.graph_capture import decide_capture
@@ -53,13 +53,15 @@ class LLM:
     load_format: auto, or dummy for random weights. config_overrides: fields of config.json to replace.
     deterministic: the same bits in every run; on npu and cuda a setting of the whole process, see determinism.py.
     graph_capture: capture decode steps as graphs at the start and replay them; None does so where the device can (npu).
+    An EngineConfig in the place of model_path stands for all of them.
 
     Raises ConfigError, CheckpointError, CapacityError or RankError.
     """
 
+    @config_or_fields
     def __init__(
         self,
-        model_path: str | os.PathLike[str] | None = None,
+        model_path: str | os.PathLike[str] | EngineConfig | None = None,
         *,
         dtype: str = "fp16",
         device: str | None = None,
@@ -77,38 +79,22 @@ class LLM:
         deterministic: bool = False,
         graph_capture: bool | None = None,
     ) -> None:
-        self.config = config = EngineConfig(
-            model_path=None if model_path is None else os.fspath(model_path),
-            dtype=dtype,
-            device=device,
-            tp=tp,
-            block_size=block_size,
-            max_batch_size=max_batch_size,
-            max_seq_len=max_seq_len,
-            max_prefill_tokens=max_prefill_tokens,
-            kv_blocks=kv_blocks,
-            prefix_cache=prefix_cache,
-            chat_template=chat_template,
-            config_overrides=config_overrides,
-            trust_remote_code=trust_remote_code,
-            load_format=load_format,
-            deterministic=deterministic,
-            graph_capture=graph_capture,
-        )
+        assert isinstance(model_path, EngineConfig), "the decorator makes it of the fields"
+        self.config = config = model_path
         model_config = self._model_config()
-        kind = choose_device(device, deterministic=deterministic)
-        self.config = config = replace(config, graph_capture=decide_capture(graph_capture, kind))
-        self._group = open_group(config.to_json(), tp, kind)
+        kind = choose_device(config.device, deterministic=config.deterministic)
+        self.config = config = replace(config, graph_capture=decide_capture(config.graph_capture, kind))
+        self._group = open_group(config.to_json(), config.tp, kind)
         try:
             if self._group.rank != 0:
                 serve(config, model_config, self._group)
                 self._group.close()
                 raise SystemExit(0)
             with self._group.doing("reading the tokenizer"):
-                self._tokenizer = load_tokenizer(config.folder, chat_template, trust_remote_code)
-            kv_blocks = agree_on_kv_blocks(config, model_config, self._group)
-            assert kv_blocks is not None, "rank 0 refuses a model by an exception"
-            self._runner = ModelRunner(config, model_config, self._group, kv_blocks)
+                self._tokenizer = load_tokenizer(config.folder, config.chat_template, config.trust_remote_code)
+            blocks = agree_on_kv_blocks(config, model_config, self._group)
+            assert blocks is not None, "rank 0 refuses a model by an exception"
+            self._runner = ModelRunner(config, model_config, self._group, blocks)
             self._experts = ExpertCounts.start(self._runner)
             self._engine = self._build_engine()
         except BaseException:

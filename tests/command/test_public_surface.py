@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
+from typing import get_type_hints
 
 import pytest
 
 import atb_models
 from atb_models import LLM, RequestOutput, SamplingParams
+from atb_models.engine.config import EngineConfig
 
 LLM_DEFAULTS = {
     "dtype": "fp16", "device": None, "tp": 1, "block_size": 128, "max_batch_size": 64, "max_seq_len": None,
@@ -36,6 +38,14 @@ def test_llm_arguments():
     assert next(iter(parameters)) == "model_path" and parameters["model_path"].default is None
     named = {name: p.default for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
     assert named == LLM_DEFAULTS
+
+
+def test_llm_states_the_fields_of_its_config():
+    """Editors and `help` show the constructor's signature; what is in force is EngineConfig's."""
+    stated = {name: parameter.default for name, parameter in inspect.signature(LLM).parameters.items()}
+    assert stated == {field.name: field.default for field in fields(EngineConfig)}
+    hints, fields_hints = get_type_hints(LLM.__init__), get_type_hints(EngineConfig)
+    assert {name: hints[name] for name in LLM_DEFAULTS} == {name: fields_hints[name] for name in LLM_DEFAULTS}
 
 
 def test_llm_methods():
