@@ -21,9 +21,9 @@ from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.command.values import AUTO
 from atb_models.launcher.args import parse_args
 from atb_models.launcher.devices import choose_devices, existing_devices, export_devices
-from atb_models.launcher.job import Job, prepare
 from atb_models.launcher.look import look
 from atb_models.launcher.port import choose_address, choose_port
+from atb_models.launcher.prepare import Job, prepare
 from atb_models.launcher.torchrun import PortTaken, run_ranks
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.affinity import rank_cores, rank_threads

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atb_models.command.engine_args import llm_arguments
 from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.command.values import AUTO
-from atb_models.launcher.job import find_checkpoint
+from atb_models.launcher.prepare import find_checkpoint
 
 if TYPE_CHECKING:
     from atb_models import LLM

@@ -8,7 +8,7 @@ from dataclasses import replace
 from atb_models import env
 from atb_models.command.address_space import LOOK_BYTES, check_address_space
 from atb_models.command.interrupt import interrupt_ends_at_once
-from atb_models.launcher.job import asked_engine
+from atb_models.launcher.prepare import asked_engine
 from atb_models.launcher.subject import Subject
 
 

@@ -18,8 +18,8 @@ from atb_models.command.exit_status import run_guarded
 from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
 from atb_models.launcher.benchmark import WARM_UP_TOKENS, RunTimings, write_benchmark
-from atb_models.launcher.job import Job, prepare
 from atb_models.launcher.look import look
+from atb_models.launcher.prepare import Job, prepare
 from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
 from atb_models.machine.affinity import bind_cores

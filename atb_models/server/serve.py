@@ -23,7 +23,7 @@ from atb_models.command.exit_status import INTERRUPTED, print_error, run_guarded
 from atb_models.command.values import AUTO
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
-from atb_models.launcher.job import find_checkpoint
+from atb_models.launcher.prepare import find_checkpoint
 from atb_models.server.app import Access, create_app
 from atb_models.server.args import access, parse_args
 from atb_models.server.engine_client import EngineClient

@@ -13,8 +13,8 @@ from atb_models.command.sampling import sampling_params
 from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import FIXED, REFUSED, build_parser, check_lengths, input_length, parse_args
-from atb_models.launcher.job import prepare
 from atb_models.launcher.main import _warn_of_lengths
+from atb_models.launcher.prepare import prepare
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import DEFAULTS, SamplingParams
 
