@@ -56,8 +56,8 @@ def launch(argv: Sequence[str]) -> int:
     kv_heads_per_rank(job.model.num_attention_heads, job.model.num_key_value_heads, len(devices))
     rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
     os.environ.update(export_devices(kind, devices, os.environ))
-    if job.llm["model_path"] is not None:
-        os.environ["ATB_LAUNCHER_MODEL_PATH"] = job.llm["model_path"]
+    if job.config.model_path is not None:
+        os.environ["ATB_LAUNCHER_MODEL_PATH"] = job.config.model_path
     os.environ["OMP_NUM_THREADS"] = str(rank_threads(len(devices)))
     return _run(len(devices), address, wanted_port, argv)
 

@@ -92,7 +92,7 @@ class Local:
 
 
 @asynccontextmanager
-async def local(arguments: dict[str, Any], model_name: str, *, load_tokenizer: bool) -> AsyncIterator[Local]:
+async def local(config: EngineConfig, model_name: str, *, load_tokenizer: bool) -> AsyncIterator[Local]:
     """Load the model in a process of its own. Raises AtbError if it ends before it is ready."""
     from atb_models.server.app import Access, create_app
     from atb_models.server.engine_client import EngineClient
@@ -100,12 +100,11 @@ async def local(arguments: dict[str, Any], model_name: str, *, load_tokenizer: b
     from atb_models.text.tokenizer import load_tokenizer as tokenizer_of
 
     logging.getLogger("atb_models.server.app").setLevel(logging.WARNING)  # no line for each request
-    config = EngineConfig(**arguments)
     config.load_model_config()
     tokenizer = None
     if load_tokenizer:
         tokenizer = tokenizer_of(config.folder, config.chat_template, config.trust_remote_code)
-    client = EngineClient(arguments)
+    client = EngineClient(config)
     settings = Settings(model_name, config.folder, max_queue=1 << 30, request_timeout_s=math.inf)
     app = create_app(Service(client, tokenizer, settings), Access(max_body_bytes=1 << 40, body_timeout_s=math.inf))
     ready = asyncio.Event()

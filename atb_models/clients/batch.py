@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from atb_models.clients.backends import BatchBackend, Remote, local
 from atb_models.clients.batch_file import URLS, Answers, Request, read_requests
 from atb_models.clients.flags import MODEL, SERVER, check_apart, model_of, server_flags, server_of
 from atb_models.clients.http import ServerRefusal
-from atb_models.clients.local import engine_arguments
+from atb_models.command.engine_options import engine_config, model_name
 from atb_models.command.exit_status import print_error
 from atb_models.command.model_flags import cache_flags, model_flags
 from atb_models.command.parser import Parser
@@ -104,15 +103,15 @@ async def _backend(requests: list[Request], args: argparse.Namespace) -> AsyncIt
         await model_of(server)  # reports a wrong key or address before the first request
         yield Remote(server)
         return
-    arguments = engine_arguments(args, max_batch_size=args.max_batch_size)
-    name = args.model_name or (os.path.basename(arguments["model_path"].rstrip("/")) if args.model_path else "demo")
+    config = engine_config(args, max_batch_size=args.max_batch_size, max_seq_len=args.max_seq_len)
+    name = args.model_name or model_name(config)
     for request in requests:
         if (wanted := request.body.get("model", name)) != name:
             raise ConfigError(
                 f"the input {args.input}, line {request.line} asks for the model {wanted!r}, this one is {name!r};"
                 f" --model_name {wanted} gives it that name"
             )
-    async with local(arguments, name, load_tokenizer=args.load_tokenizer) as backend:
+    async with local(config, name, load_tokenizer=args.load_tokenizer) as backend:
         yield backend
 
 

@@ -19,7 +19,9 @@ from atb_models.clients.flags import (
     server_flags,
     server_of,
 )
+from atb_models.clients.local import load
 from atb_models.clients.talkers import ChatTurn, LocalTalker, Message, RemoteTalker, Talker
+from atb_models.command.engine_options import engine_config
 from atb_models.command.exit_status import print_error
 from atb_models.command.model_flags import cache_flags, model_flags
 from atb_models.command.parser import Parser
@@ -79,12 +81,10 @@ def _talker(args: argparse.Namespace) -> Iterator[Talker]:
         server = server_of(args)
         yield RemoteTalker(server, args.model or asyncio.run(model_of(server)), client_sampling(args))
         return
-    from atb_models.clients.local import llm_of
-
     log.setup()
     if not env.is_set("MINDIE_LOG_LEVEL"):  # unless the user asks for more, a chat shows warnings only
         logging.getLogger("atb_models").setLevel(logging.WARNING)
-    with llm_of(args, max_batch_size=1) as llm:
+    with load(engine_config(args, max_batch_size=1, max_seq_len=args.max_seq_len)) as llm:
         yield LocalTalker(llm, client_sampling(args))
 
 

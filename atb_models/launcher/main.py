@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from atb_models import env, log
 from atb_models.command.address_space import check_address_space
-from atb_models.command.engine_args import ranks
+from atb_models.command.engine_options import ranks, take_device
 from atb_models.command.exit_status import run_guarded
 from atb_models.command.interrupt import interrupt_ends_at_once
 from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
@@ -22,12 +22,12 @@ from atb_models.launcher.look import look
 from atb_models.launcher.prepare import Job, prepare
 from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
-from atb_models.machine.affinity import bind_cores
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from atb_models import LLM
+    from atb_models.engine.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -47,32 +47,30 @@ def run(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     check_address_space()
     if args.plan or args.print_graph:
-        look(args, ranks(args))
+        look(args, ranks(args.tp))
         return
     job = prepare(args)
     with interrupt_ends_at_once():
         from atb_models import LLM
-        from atb_models.machine.device import choose_device
-    device = choose_device(args.device, deterministic=args.deterministic)
-    bind_cores(device)
+    device = take_device(job.config)
     profiling = Profiling(args, device)
-    _say_before(job, device)
-    with LLM(**job.llm) as llm:
+    _say_before(job.config, device)
+    with LLM(job.config) as llm:
         outputs = _infer(llm, job, args, profiling)
     _warn_of_lengths(outputs, args)
     if env.get("ATB_LLM_TOKEN_IDS_SAVE_ENABLE"):
         save_token_ids(env.get("ATB_LLM_TOKEN_IDS_SAVE_FOLDER"), outputs)
 
 
-def _say_before(job: Job, device: str) -> None:
+def _say_before(config: EngineConfig, device: str) -> None:
     """What the user may not know about this run."""
     for line in env.unread_notice(device):
         logger.warning(line)
-    if job.llm["model_path"] is None:
+    if config.model_path is None:
         logger.warning("no --model_path: the embedded toy checkpoint answers (its folder: `atb-models demo_path`)")
     else:
-        logger.info("[MODEL_PATH]: %s", job.llm["model_path"])
-    if job.llm["trust_remote_code"]:
+        logger.info("[MODEL_PATH]: %s", config.model_path)
+    if config.trust_remote_code:
         logger.info("[TRUST_REMOTE_CODE]: true")
 
 

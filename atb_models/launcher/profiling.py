@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from atb_models import env
-from atb_models.command.engine_args import ranks
+from atb_models.command.engine_options import ranks
 from atb_models.errors import AtbError, ConfigError
 from atb_models.files import written_whole
 from atb_models.launcher.results import PROFILE_FILES
@@ -43,7 +43,7 @@ class Profiling:
         if self._on:
             if device == "npu" and args.graph_capture is None and not env.get("RANK"):
                 logger.info("decode steps are not captured as graphs: each operation is timed")
-            self._choose_chip(args.chip, args.chips_file, ranks(args))
+            self._choose_chip(args.chip, args.chips_file, ranks(args.tp))
 
     @contextmanager
     def around(self, llm: LLM) -> Iterator[None]:

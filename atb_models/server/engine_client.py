@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
+from atb_models.engine.config import EngineConfig
 from atb_models.ranks.lifetime import child_environment
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.channel import packed, read_message
@@ -69,8 +69,8 @@ class EngineClient:
     on_step: called with each new load.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
         self._numbers = itertools.count()
         self._tickets: dict[int, Ticket] = {}
         self._asking = asyncio.Event()  # set when the engine has answered
@@ -146,7 +146,7 @@ class EngineClient:
                 env=child_environment(),
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._writer.write(packed(self._arguments))
+        self._writer.write(packed(self._config))
         return reader
 
     def _send(self, command: Command) -> None:

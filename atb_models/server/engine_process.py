@@ -1,8 +1,8 @@
 """The engine process: `python -m atb_models.server.engine_process FD PID`.
 
-FD: the socket to the front. PID: the front's process. The first message is the keyword arguments of `LLM`. Then, again
-and again, the engine reads what the front has sent, runs a step for all open requests and sends what they gained. It
-waits only when it has no request.
+FD: the socket to the front. PID: the front's process. The first message is the EngineConfig. Then, again and again, the
+engine reads what the front has sent, runs a step for all open requests and sends what they gained. It waits only when
+it has no request.
 """
 
 from __future__ import annotations
@@ -64,16 +64,15 @@ def main(fd: int) -> int:
     teller = _Teller(channel)
     logging.getLogger("atb_models").addHandler(teller)
     try:
-        (arguments,) = channel.take(None)
+        (config,) = channel.take(None)
         channel.send(Loading("starting"))
         from atb_models import LLM
-        from atb_models.machine.affinity import bind_cores
-        from atb_models.machine.device import choose_device
+        from atb_models.command.engine_options import take_device
         from atb_models.models.weights.loader import listeners
 
         listeners.append(teller.loaded)
-        bind_cores(choose_device(arguments["device"], deterministic=arguments["deterministic"]))
-        with LLM(**arguments) as llm:
+        take_device(config)
+        with LLM(config) as llm:
             logging.getLogger("atb_models").removeHandler(teller)
             loop = EngineLoop(llm, channel)
             loop.tell([])

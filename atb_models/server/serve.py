@@ -13,17 +13,14 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import uvicorn
 
 from atb_models import env, log
-from atb_models.command.engine_args import llm_arguments
+from atb_models.command.engine_options import engine_config, model_name
 from atb_models.command.exit_status import INTERRUPTED, print_error, run_guarded
-from atb_models.command.values import AUTO
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
-from atb_models.launcher.prepare import find_checkpoint
 from atb_models.server.app import Access, create_app
 from atb_models.server.args import access, parse_args
 from atb_models.server.engine_client import EngineClient
@@ -51,17 +48,14 @@ def serve(argv: Sequence[str]) -> int:
     log.setup()
     args = parse_args(argv)
     granted = access(args)
-    path = find_checkpoint(args.model_path, fetch=args.download)
-    arguments = llm_arguments(args) | {"model_path": path, "max_seq_len": args.max_seq_len}
-    arguments["max_prefill_tokens"] = None if args.max_prefill_tokens == AUTO else args.max_prefill_tokens
-    config = EngineConfig(**arguments)
+    config = engine_config(args, max_batch_size=args.max_batch_size, max_seq_len=args.max_seq_len)
     config.load_model_config()
     if env.get("TORCHELASTIC_RUN_ID") and args.restart:
         raise ConfigError("--restart cannot start torchrun's ranks again; use torchrun's --max-restarts")
     if (env.get("RANK") or 0) != 0:
-        _execute_steps(arguments)
+        _execute_steps(config)
     settings = Settings(
-        model_name=args.model_name or (config.folder.name if path else "demo"),
+        model_name=args.model_name or model_name(config),
         folder=config.folder,
         max_queue=args.max_queue,
         request_timeout_s=args.request_timeout,
@@ -75,16 +69,16 @@ def serve(argv: Sequence[str]) -> int:
             logger.warning(
                 "everybody who can reach this machine can use the service: --host %s without --api_key", args.host
             )
-        return asyncio.run(_front(arguments, tokenizer, settings, granted, args, sock))
+        return asyncio.run(_front(config, tokenizer, settings, granted, args, sock))
 
 
-def _execute_steps(arguments: dict[str, Any]) -> None:
+def _execute_steps(config: EngineConfig) -> None:
     """On the ranks of torchrun other than 0: execute steps; ends by SystemExit when rank 0 closes."""
     from atb_models import LLM
     from atb_models.models.weights.loader import listeners
 
     listeners.append(_stay)
-    LLM(**arguments)
+    LLM(config)
 
 
 def _stay(*_: int) -> None:
@@ -96,15 +90,15 @@ def _stay(*_: int) -> None:
 
 
 async def _front(
-    arguments: dict[str, Any],
+    config: EngineConfig,
     tokenizer: Tokenizer | None,
     settings: Settings,
     granted: Access,
     args: argparse.Namespace,
     sock: socket.socket,
 ) -> int:
-    service = Service(EngineClient(arguments), tokenizer, settings)
-    return await Front(service, arguments, granted, args).run(sock)
+    service = Service(EngineClient(config), tokenizer, settings)
+    return await Front(service, config, granted, args).run(sock)
 
 
 @contextmanager
@@ -135,8 +129,8 @@ def is_local(sock: socket.socket) -> bool:
 class Front:
     """The HTTP server and its engine, which start and end together."""
 
-    def __init__(self, service: Service, arguments: dict[str, Any], granted: Access, args: argparse.Namespace) -> None:
-        self._service, self._arguments, self._args = service, arguments, args
+    def __init__(self, service: Service, config: EngineConfig, granted: Access, args: argparse.Namespace) -> None:
+        self._service, self._config, self._args = service, config, args
         self._server = _Server(
             uvicorn.Config(
                 create_app(service, granted),
@@ -190,7 +184,7 @@ class Front:
                 await asyncio.wait_for(self._told_to_end.wait(), pause_s)
             if self._told_to_end.is_set():
                 return
-            self._service.attach(EngineClient(self._arguments))
+            self._service.attach(EngineClient(self._config))
 
     def _ready(self) -> None:
         facts = self._service.facts

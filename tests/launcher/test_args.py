@@ -8,7 +8,6 @@ import shlex
 
 import pytest
 
-from atb_models.command.engine_args import llm_arguments
 from atb_models.command.sampling import sampling_params
 from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
@@ -327,19 +326,3 @@ def test_sampling_flags(line, expected):
 def test_sampling_value_out_of_range_names_the_flag():
     with pytest.raises(ConfigError, match=r"--top_p must be .*, not 1.5"):
         sampling_params(parse("--top_p 1.5"), {})
-
-
-def test_llm_arguments(clean_environ, monkeypatch):
-    args = parse("--dtype bf16 --block_size 16 --max_batch_size 3 --kv_blocks 7 --max_position_embeddings 99")
-    arguments = llm_arguments(args)
-    assert arguments["config_overrides"] == {"max_position_embeddings": 99}
-    assert (arguments["dtype"], arguments["block_size"], arguments["kv_blocks"]) == ("bf16", 16, 7)
-    assert (arguments["tp"], arguments["max_batch_size"], arguments["prefix_cache"]) == (1, 3, True)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("ATB_LLM_BENCHMARK_ENABLE", "1")
-    assert (llm_arguments(parse(""))["tp"], llm_arguments(parse("--tp 4"))["tp"]) == (4, 4)
-    for other in (1, 2):
-        with pytest.raises(ConfigError, match=f"--tp {other} does not match torchrun's WORLD_SIZE 4"):
-            llm_arguments(parse(f"--tp {other}"))
-    assert llm_arguments(parse(""))["prefix_cache"] is False
-    assert llm_arguments(parse("--prefix_cache on"))["prefix_cache"] is True

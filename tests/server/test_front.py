@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from atb_models.engine.config import EngineConfig
 from atb_models.server import serve
 from atb_models.server.app import Access
 from atb_models.server.args import parse_args
@@ -20,7 +21,7 @@ class FakeEngine(EngineClient):
     """Runs until it is told to die."""
 
     def __init__(self) -> None:
-        super().__init__({})
+        super().__init__(EngineConfig())
         self.death = asyncio.Event()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -36,7 +37,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 async def _status(*flags: str, told_first: bool) -> int:
     engine = FakeEngine()
     service = Service(engine, None, Settings("demo", Path()))
-    front = serve.Front(service, {}, Access(), parse_args(flags))
+    front = serve.Front(service, EngineConfig(), Access(), parse_args(flags))
     with serve.listener("127.0.0.1", 0) as sock:
         running = asyncio.ensure_future(front.run(sock))
         await asyncio.sleep(0.1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from atb_models import cli
+from atb_models.engine.config import EngineConfig
 from atb_models.env_report import print_report
 from atb_models.errors import ConfigError
 from atb_models.server.args import access, parse_args
@@ -174,13 +175,13 @@ def test_a_request_cannot_write_lines_into_the_log(server: Running) -> None:
 
 
 def test_clients_see_no_paths_of_ours() -> None:
-    client = EngineClient({})
+    client = EngineClient(EngineConfig())
     client._hear(Loading("weights 5 % of 30.0 GB"))
     client._hear(Loading("/models/secret/config.json: without effect here"))
     assert client.detail == "weights 5 % of 30.0 GB"
     client._hear(Failed("/models/secret/model.safetensors cannot be read", 2))
     assert client.failure == "the engine has ended: the log of the service says why" and "/models" in client.cause
-    client = EngineClient({})
+    client = EngineClient(EngineConfig())
     client._hear(Failed("internal error\nTraceback (most recent call last):", 1))
     assert "Traceback" not in (client.failure or "") and "internal" not in (client.failure or "")
 

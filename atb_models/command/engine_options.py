@@ -1,0 +1,91 @@
+"""From the arguments of a command line to the engine they ask for: run_pa, the service and the clients go this way."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from atb_models import env
+from atb_models.command.values import AUTO
+from atb_models.engine.config import EngineConfig
+from atb_models.errors import ConfigError
+from atb_models.fetch import download, model_folder, needs_weights
+
+
+def engine_config(args: argparse.Namespace, *, max_batch_size: int, max_seq_len: int | None = None) -> EngineConfig:
+    """The engine for the flags of `model_flags` and `cache_flags`, with its checkpoint found or fetched.
+
+    In a benchmark the prefix cache is off unless asked for: the throw-away run would leave its blocks to the timed one.
+    Raises ConfigError or CheckpointError.
+    """
+    overrides = dict(args.config_overrides or {})
+    if args.max_position_embeddings is not None:
+        overrides["max_position_embeddings"] = args.max_position_embeddings
+    default_cache = "off" if env.get("ATB_LLM_BENCHMARK_ENABLE") else "on"
+    return EngineConfig(
+        model_path=find_checkpoint(args.model_path, fetch=args.download),
+        dtype=args.dtype,
+        device=args.device,
+        tp=ranks(args.tp),
+        block_size=args.block_size,
+        max_batch_size=max_batch_size,
+        max_seq_len=max_seq_len,
+        max_prefill_tokens=None if args.max_prefill_tokens == AUTO else args.max_prefill_tokens,
+        kv_blocks=args.kv_blocks,
+        prefix_cache=(args.prefix_cache or default_cache) == "on",
+        chat_template=args.chat_template,
+        config_overrides=overrides or None,
+        trust_remote_code=args.trust_remote_code,
+        load_format=args.load_format,
+        deterministic=args.deterministic,
+        graph_capture=args.graph_capture,
+    )
+
+
+def ranks(tp: int) -> int:
+    """What --tp means: AUTO is as many as torchrun has started, 1 in a plain process. ConfigError where they differ."""
+    world = env.get("WORLD_SIZE")
+    if tp == AUTO:
+        return int(world or 1)
+    if world is not None and world != tp:
+        raise ConfigError(f"--tp {tp} does not match torchrun's WORLD_SIZE {world}; leave --tp out")
+    return tp
+
+
+def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
+    """The checkpoint's folder for what the user typed, None for the embedded one; with `fetch` a name is downloaded.
+
+    The launcher does this once and tells its ranks. Raises ConfigError or CheckpointError.
+    """
+    found = env.get("ATB_LAUNCHER_MODEL_PATH")
+    if found is not None:
+        return str(found)
+    if path is None:
+        named = env.get("ATB_LAUNCHER_MODEL")
+        if named is not None:
+            raise ConfigError(needs_weights(named))
+        if fetch:
+            raise ConfigError("--download needs a --model_path that names what to fetch")
+        return None
+    if fetch and not Path(path).expanduser().is_dir():
+        return str(download(path))
+    return str(model_folder(path))
+
+
+def model_name(config: EngineConfig) -> str:
+    """What clients call the model unless told otherwise: its folder's name, also where that was given as `.`."""
+    return os.path.basename(os.path.abspath(config.folder)) if config.model_path else "demo"
+
+
+def take_device(config: EngineConfig) -> str:
+    """The kind of device that the engine computes on; a rank of torchrun is bound to its cores before torch uses them.
+
+    Imports torch. Raises ConfigError for a device that is absent.
+    """
+    from atb_models.machine.affinity import bind_cores
+    from atb_models.machine.device import choose_device
+
+    kind = choose_device(config.device, deterministic=config.deterministic)
+    bind_cores(kind)
+    return kind
