@@ -8,12 +8,12 @@ process becomes torchrun; the scripts `exec` it, so that their pid is torchrun's
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from atb_models import env, log
 from atb_models.command.exit_status import run_guarded
@@ -23,7 +23,7 @@ from atb_models.launcher.args import parse_args
 from atb_models.launcher.devices import choose_devices, existing_devices, export_devices
 from atb_models.launcher.look import look
 from atb_models.launcher.port import choose_address, choose_port
-from atb_models.launcher.prepare import Job, prepare
+from atb_models.launcher.prepare import prepare
 from atb_models.launcher.torchrun import PortTaken, run_ranks
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.affinity import rank_cores, rank_threads
@@ -44,37 +44,41 @@ def launch(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     os.environ.pop("ATB_LAUNCHER_MODEL_PATH", None)
     if args.plan or args.print_graph:
-        look(args, len(_devices(args)[1]))
+        _, devices = _devices(args.device, args.tp, deterministic=args.deterministic)
+        look(args, len(devices))
         return 0
-    job = _check(args)
+    with _without_notices():
+        prepared = prepare(args)
+    config, model = prepared.config, prepared.model
     wanted_port, address = env.get("MASTER_PORT"), choose_address()
     if wanted_port is not None:
         choose_port(wanted_port)  # only looks; one of ours is chosen when the ranks start
-    kind, devices = _devices(args)
+    kind, devices = _devices(config.device, args.tp, deterministic=config.deterministic)
     with interrupt_ends_at_once():
         importlib.import_module("torch.distributed.run")  # for run_ranks
-    kv_heads_per_rank(job.model.num_attention_heads, job.model.num_key_value_heads, len(devices))
+    kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, len(devices))
     rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
     os.environ.update(export_devices(kind, devices, os.environ))
-    if job.config.model_path is not None:
-        os.environ["ATB_LAUNCHER_MODEL_PATH"] = job.config.model_path
+    if config.model_path is not None:
+        os.environ["ATB_LAUNCHER_MODEL_PATH"] = config.model_path
     os.environ["OMP_NUM_THREADS"] = str(rank_threads(len(devices)))
     return _run(len(devices), address, wanted_port, argv)
 
 
-def _devices(args: argparse.Namespace) -> tuple[str, Sequence[int]]:
-    """The kind of device and the numbers of those that the ranks take, one each."""
+def _devices(wanted: str | None, tp: int, *, deterministic: bool) -> tuple[str, Sequence[int]]:
+    """The kind of device and the numbers of those that the ranks take, one each, for --device and --tp."""
     listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
     with interrupt_ends_at_once():
-        kind, existing = existing_devices(args.device, deterministic=args.deterministic)
-    return kind, choose_devices(listed, existing, None if args.tp == AUTO else args.tp)
+        kind, existing = existing_devices(wanted, deterministic=deterministic)
+    return kind, choose_devices(listed, existing, None if tp == AUTO else tp)
 
 
-def _check(args: argparse.Namespace) -> Job:
-    """All that is wrong without a device; rank 0 repeats the notices."""
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """The checks of the block log nothing here: rank 0 repeats them, and logs."""
     logging.disable(logging.WARNING)
     try:
-        return prepare(args)
+        yield
     finally:
         logging.disable(logging.NOTSET)
 

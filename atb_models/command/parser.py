@@ -6,9 +6,15 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
-from typing import NoReturn
+from dataclasses import fields
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from atb_models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Options = TypeVar("Options", bound=DataclassInstance)
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,3 +51,8 @@ class DefaultsFormatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         silent = action.default in (None, False, argparse.SUPPRESS) or "(default" in (action.help or "")
         return action.help if silent else f"{action.help} (default: %(default)s)"
+
+
+def typed(args: argparse.Namespace, kind: type[Options]) -> Options:
+    """The arguments that a dataclass names, as an instance of it; its fields have the names of flags."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})

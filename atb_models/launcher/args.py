@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from atb_models import env
 from atb_models.command.model_flags import Group, cache_flags, model_flags
-from atb_models.command.parser import DefaultsFormatter, Parser
+from atb_models.command.parser import DefaultsFormatter, Parser, typed
 from atb_models.command.sampling import sampling_flags
 from atb_models.command.values import AUTO, positive
 from atb_models.errors import ConfigError
+from atb_models.launcher.inputs import DEFAULT_MAX_INPUT_LENGTH, Lengths, check_lengths
 
 DEFAULT_QUESTION = "What's deep learning?"
-DEFAULT_MAX_INPUT_LENGTH = 1024
 FORMATS = ("text", "json", "dot")
 
 # Flags of the original that are refused whatever their value, with the reason.
@@ -61,34 +61,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     _check_look(args, parser)
     _check_overrides(args)
     if args.max_position_embeddings is not None:
-        check_lengths(args, args.max_position_embeddings, "--max_position_embeddings")
+        check_lengths(typed(args, Lengths), args.max_position_embeddings, "--max_position_embeddings")
     return args
-
-
-def check_lengths(args: argparse.Namespace, limit: int, source: str) -> None:
-    """Refuse prompt and answer lengths beyond `limit` positions, which `source` names.
-
-    A --max_input_length that was not given is the smaller of 1024 and what the limit leaves. The lengths of token ids
-    are known here; a text's are seen when it is run.
-    """
-    wanted = args.max_output_length + (args.max_input_length or 1)
-    if wanted > limit:
-        prompt = f"--max_input_length {args.max_input_length}" if args.max_input_length else "a prompt of 1 token"
-        raise ConfigError(
-            f"{prompt} and --max_output_length {args.max_output_length} need {wanted} positions,"
-            f" {source} allows {limit}; shorten one of them"
-        )
-    for number, ids in enumerate([] if args.input_file else args.input_ids or []):
-        if len(ids) + args.max_output_length > limit:
-            raise ConfigError(
-                f"request {number}: {len(ids)} --input_ids and --max_output_length {args.max_output_length} need"
-                f" {len(ids) + args.max_output_length} positions, {source} allows {limit}; shorten one of them"
-            )
-
-
-def input_length(args: argparse.Namespace, limit: int) -> int:
-    """--max_input_length, or its default: 1024 tokens, less where the positions end."""
-    return args.max_input_length or min(DEFAULT_MAX_INPUT_LENGTH, limit - args.max_output_length)
 
 
 def build_parser() -> Parser:

@@ -1,8 +1,7 @@
-"""What run_pa is asked: the requests, chosen from the input flags in MindIE's order."""
+"""What run_pa is asked: the requests, chosen from the input flags in MindIE's order, and how long they may be."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_MAX_INPUT_LENGTH = 1024
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -25,7 +26,19 @@ class Inputs:
     is_chat: bool = False
 
 
-def read_inputs(args: argparse.Namespace) -> Inputs:
+@dataclass(frozen=True)
+class InputOptions:
+    """The flags of these names."""
+
+    input_texts: list[str]
+    input_ids: list[list[int]] | None
+    input_file: str | None
+    is_chat_model: bool
+    system_prompt: str | None
+    max_batch_size: int
+
+
+def read_inputs(options: InputOptions) -> Inputs:
     """Requests by priority: --input_file (with --is_chat_model), --input_ids, --input_texts.
 
     A text that names an existing file is replaced by its content; with --is_chat_model a text becomes a user's turn,
@@ -33,19 +46,20 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     A single request is copied --max_batch_size times. Raises ConfigError for a file that cannot be used, a text that is
     not UTF-8 and one that is the folder of a checkpoint.
     """
-    if args.input_file:
-        inputs = Inputs(_conversations(Path(args.input_file)), is_chat=True)
-    elif args.input_ids:
-        if args.is_chat_model:
+    if options.input_file:
+        inputs = Inputs(_conversations(Path(options.input_file)), is_chat=True)
+    elif options.input_ids:
+        if options.is_chat_model:
             logger.warning("--is_chat_model has no effect on --input_ids: token ids are used as they are")
-        inputs = Inputs(args.input_ids)
+        inputs = Inputs(options.input_ids)
     else:
-        texts = [_text_or_content(text) for text in args.input_texts]
-        inputs = (
-            Inputs([_chat(text, args.system_prompt) for text in texts], True) if args.is_chat_model else Inputs(texts)
-        )
+        texts = [_text_or_content(text) for text in options.input_texts]
+        if options.is_chat_model:
+            inputs = Inputs([_chat(text, options.system_prompt) for text in texts], is_chat=True)
+        else:
+            inputs = Inputs(texts)
     if len(inputs.items) == 1:
-        return Inputs(inputs.items * args.max_batch_size, inputs.is_chat)
+        return Inputs(inputs.items * options.max_batch_size, inputs.is_chat)
     return inputs
 
 
@@ -105,3 +119,41 @@ def _read(path: Path, flag: str) -> str:
         raise ConfigError(f"{flag} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{flag} {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The flags of these names. Lengths are in tokens; None: the flag was not given."""
+
+    max_input_length: int | None
+    max_output_length: int
+    max_prefill_batch_size: int | None
+    input_ids: list[list[int]] | None
+    input_file: str | None  # with one, input_ids are not run
+
+
+def check_lengths(lengths: Lengths, limit: int, source: str) -> None:
+    """Refuse prompt and answer lengths beyond `limit` positions, which `source` names.
+
+    A --max_input_length that was not given is the smaller of 1024 and what the limit leaves. The lengths of token ids
+    are known here; a text's are seen when it is run.
+    """
+    answer = lengths.max_output_length
+    wanted = answer + (lengths.max_input_length or 1)
+    if wanted > limit:
+        prompt = f"--max_input_length {lengths.max_input_length}" if lengths.max_input_length else "a prompt of 1 token"
+        raise ConfigError(
+            f"{prompt} and --max_output_length {answer} need {wanted} positions,"
+            f" {source} allows {limit}; shorten one of them"
+        )
+    for number, ids in enumerate([] if lengths.input_file else lengths.input_ids or []):
+        if len(ids) + answer > limit:
+            raise ConfigError(
+                f"request {number}: {len(ids)} --input_ids and --max_output_length {answer} need"
+                f" {len(ids) + answer} positions, {source} allows {limit}; shorten one of them"
+            )
+
+
+def input_length(lengths: Lengths, limit: int) -> int:
+    """--max_input_length, or its default: 1024 tokens, less where the positions end."""
+    return lengths.max_input_length or min(DEFAULT_MAX_INPUT_LENGTH, limit - lengths.max_output_length)

@@ -8,8 +8,11 @@ from dataclasses import replace
 from atb_models import env
 from atb_models.command.address_space import LOOK_BYTES, check_address_space
 from atb_models.command.interrupt import interrupt_ends_at_once
+from atb_models.command.parser import typed
+from atb_models.engine.config import EngineConfig
 from atb_models.launcher.prepare import asked_engine
 from atb_models.launcher.subject import Subject
+from atb_models.models.config import ModelConfig
 
 
 def look(args: argparse.Namespace, tp: int) -> None:
@@ -18,25 +21,24 @@ def look(args: argparse.Namespace, tp: int) -> None:
         return
     check_address_space(LOOK_BYTES, "--plan" if args.plan else "--print_graph")
     with interrupt_ends_at_once():
-        subject = _subject(args, tp)
+        subject = _subject(*asked_engine(args), tp)
     if args.plan:
-        from atb_models.launcher.look_plan import print_plan
+        from atb_models.launcher.look_plan import PlanOptions, print_plan
 
-        print_plan(subject, args)
+        print_plan(subject, typed(args, PlanOptions))
     else:
-        from atb_models.launcher.look_graph import print_graph
+        from atb_models.launcher.look_graph import GraphOptions, print_graph
 
-        print_graph(subject, args)
+        print_graph(subject, typed(args, GraphOptions))
 
 
-def _subject(args: argparse.Namespace, tp: int) -> Subject:
+def _subject(config: EngineConfig, model: ModelConfig, length: int, tp: int) -> Subject:
     from atb_models import ops
     from atb_models.engine.graph_capture import decide_capture
     from atb_models.engine.kv_pool import engine_limits
     from atb_models.machine.device import choose_device
 
-    config, model, length = asked_engine(args)
-    device = choose_device(args.device)
+    device = choose_device(config.device)
     ops.bind(device)
     return Subject(
         model=model,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def print_graph(subject: Subject, args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class GraphOptions:
+    """The flags of these names."""
+
+    format: str  # text, json or dot
+    svg: str | None
+    all_layers: bool
+    max_output_length: int
+
+
+def print_graph(subject: Subject, options: GraphOptions) -> None:
     """Print both graphs of rank 0 in --format, and draw them to --svg.
 
     Raises ConfigError for ranks that cannot share the model and a file that cannot be written.
@@ -28,20 +38,20 @@ def print_graph(subject: Subject, args: argparse.Namespace) -> None:
     from atb_models.graph.svg import svg
     from atb_models.graph.text import text
 
-    if args.svg is not None:
-        check_file(Path(args.svg), "--svg")
+    if options.svg is not None:
+        check_file(Path(options.svg), "--svg")
     model = model_label(subject.folder)
-    graphs = trace_steps(subject, args.max_output_length)
-    if args.format == "json":
+    graphs = trace_steps(subject, options.max_output_length)
+    if options.format == "json":
         print(json.dumps({"model": model} | {name: graph.to_json() for name, graph in graphs.items()}))
-    elif args.format == "dot":
-        print(dot(graphs, model, all_layers=args.all_layers), end="")
+    elif options.format == "dot":
+        print(dot(graphs, model, all_layers=options.all_layers), end="")
     else:
-        print(text(graphs, model, all_layers=args.all_layers), end="")
-    if args.svg is not None:
-        with written_whole(Path(args.svg)) as file:
-            file.write_text(svg(graphs, model, all_layers=args.all_layers), encoding="utf-8")
-        logger.info("the graphs are drawn in %s", args.svg)
+        print(text(graphs, model, all_layers=options.all_layers), end="")
+    if options.svg is not None:
+        with written_whole(Path(options.svg)) as file:
+            file.write_text(svg(graphs, model, all_layers=options.all_layers), encoding="utf-8")
+        logger.info("the graphs are drawn in %s", options.svg)
 
 
 def trace_steps(subject: Subject, output_length: int) -> dict[str, OpGraph]:

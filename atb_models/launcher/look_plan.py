@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 
@@ -23,18 +23,27 @@ from atb_models.plan.report import to_text
 from atb_models.plan.this_cpu import measure_cpu
 
 
-def print_plan(subject: Subject, args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class PlanOptions:
+    """The flags of these names."""
+
+    format: str  # text or json
+    chip: str | None
+    chips_file: str | None
+
+
+def print_plan(subject: Subject, options: PlanOptions) -> None:
     """On stdout, as text or JSON; without "this CPU" where memory is too short to measure it.
 
     Raises ConfigError for an unknown chip, a bad chips file or too many ranks."""
-    chips = load_chips(args.chips_file)
-    in_full = _shown_in_full(args.chip, subject.device, chips)
+    chips = load_chips(options.chips_file)
+    in_full = _shown_in_full(options.chip, subject.device, chips)
     kv_heads_per_rank(subject.model.num_attention_heads, subject.model.num_key_value_heads, subject.tp)
     deployment = Deployment(subject.model, torch_dtype(subject.dtype), subject.tp, subject.limits)
     with suppress(MemoryError):
         chips[THIS_CPU] = measure_cpu(used_cores(subject.tp), free_memory(torch.device("cpu")).of_rank(1))
     plan = make_plan(subject.folder, subject.dtype, deployment, _free_here(subject), chips, subject.kv_blocks)
-    if args.format == "json":
+    if options.format == "json":
         sys.stdout.write(json.dumps(to_json(plan), indent=2) + "\n")
     else:
         sys.stdout.write(to_text(plan, [name for name in in_full if name in chips]))

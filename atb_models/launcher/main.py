@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import logging
@@ -16,10 +15,12 @@ from atb_models.command.address_space import check_address_space
 from atb_models.command.engine_options import ranks, take_device
 from atb_models.command.exit_status import run_guarded
 from atb_models.command.interrupt import interrupt_ends_at_once
-from atb_models.launcher.args import DEFAULT_MAX_INPUT_LENGTH, parse_args
+from atb_models.engine.config import EngineConfig
+from atb_models.launcher.args import parse_args
 from atb_models.launcher.benchmark import WARM_UP_TOKENS, RunTimings, write_benchmark
+from atb_models.launcher.inputs import DEFAULT_MAX_INPUT_LENGTH, Inputs, Lengths
 from atb_models.launcher.look import look
-from atb_models.launcher.prepare import Job, prepare
+from atb_models.launcher.prepare import Prepared, prepare
 from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
 from atb_models.outputs import RequestOutput
@@ -27,7 +28,6 @@ from atb_models.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from atb_models import LLM
-    from atb_models.engine.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +49,15 @@ def run(argv: Sequence[str]) -> None:
     if args.plan or args.print_graph:
         look(args, ranks(args.tp))
         return
-    job = prepare(args)
+    prepared = prepare(args)
     with interrupt_ends_at_once():
         from atb_models import LLM
-    device = take_device(job.config)
-    profiling = Profiling(args, device)
-    _say_before(job.config, device)
-    with LLM(job.config) as llm:
-        outputs = _infer(llm, job, args, profiling)
-    _warn_of_lengths(outputs, args)
+    device = take_device(prepared.config)
+    profiling = Profiling(prepared.profile, device)
+    _say_before(prepared.config, device)
+    with LLM(prepared.config) as llm:
+        outputs = _infer(llm, prepared, profiling)
+    _warn_of_lengths(outputs, prepared.lengths)
     if env.get("ATB_LLM_TOKEN_IDS_SAVE_ENABLE"):
         save_token_ids(env.get("ATB_LLM_TOKEN_IDS_SAVE_FOLDER"), outputs)
 
@@ -74,22 +74,22 @@ def _say_before(config: EngineConfig, device: str) -> None:
         logger.info("[TRUST_REMOTE_CODE]: true")
 
 
-def _infer(llm: LLM, job: Job, args: argparse.Namespace, profiling: Profiling) -> list[RequestOutput]:
+def _infer(llm: LLM, prepared: Prepared, profiling: Profiling) -> list[RequestOutput]:
     """Run the requests, print each answer when it is there, write the profile and the benchmark's csv."""
     benchmark = env.get("ATB_LLM_BENCHMARK_ENABLE")
     if benchmark:
-        _warm_up(llm, job)
+        _warm_up(llm, prepared)
         llm.reset_timings()
     if env.get("ATB_LLM_LOGITS_SAVE_ENABLE"):
         from atb_models.launcher.logits_saver import logits_saver
 
         llm.on_step = logits_saver(env.get("ATB_LLM_LOGITS_SAVE_FOLDER"))
     logger.info("---------------begin inference---------------")
-    logger.info("------total req num: %d, infer start--------", len(job.inputs.items))
-    printer = AnswerPrinter(sys.stdout, has_text=args.load_tokenizer and llm.tokenizer is not None)
+    logger.info("------total req num: %d, infer start--------", len(prepared.inputs.items))
+    printer = AnswerPrinter(sys.stdout, has_text=prepared.load_tokenizer and llm.tokenizer is not None)
     outputs = []
     with profiling.around(llm):
-        for output in _answers(llm, job, job.params, stream=args.stream):
+        for output in _answers(llm, prepared.inputs, prepared.params, stream=prepared.stream):
             printer.update(output)
             if output.finish_reason is not None:
                 outputs.append(output)
@@ -97,27 +97,28 @@ def _infer(llm: LLM, job: Job, args: argparse.Namespace, profiling: Profiling) -
     outputs.sort(key=lambda output: output.index)
     if benchmark:
         first = len(outputs[0].prompt_token_ids)
-        timings = RunTimings.of_run(llm.metrics(), len(outputs), first, args.max_output_length)
+        timings = RunTimings.of_run(llm.metrics(), len(outputs), first, prepared.lengths.max_output_length)
         write_benchmark(timings, env.get("ATB_LLM_BENCHMARK_FILEPATH"))
     return outputs
 
 
-def _warm_up(llm: LLM, job: Job) -> None:
+def _warm_up(llm: LLM, prepared: Prepared) -> None:
     """Run a throw-away copy of the requests, so that the timed run does not pay for what happens only once."""
     logger.info("---------------begin warm_up---------------")
-    for _ in _answers(llm, job, dataclasses.replace(job.params, max_tokens=WARM_UP_TOKENS), stream=False):
+    params = dataclasses.replace(prepared.params, max_tokens=WARM_UP_TOKENS)
+    for _ in _answers(llm, prepared.inputs, params, stream=False):
         pass
     logger.info("---------------end warm_up---------------")
 
 
-def _answers(llm: LLM, job: Job, params: SamplingParams, *, stream: bool) -> Iterable[RequestOutput]:
-    ask = llm.chat if job.inputs.is_chat else llm.generate
-    return ask(job.inputs.items, params, stream=True) if stream else ask(job.inputs.items, params)
+def _answers(llm: LLM, inputs: Inputs, params: SamplingParams, *, stream: bool) -> Iterable[RequestOutput]:
+    ask = llm.chat if inputs.is_chat else llm.generate
+    return ask(inputs.items, params, stream=True) if stream else ask(inputs.items, params)
 
 
-def _warn_of_lengths(outputs: Iterable[RequestOutput], args: argparse.Namespace) -> None:
+def _warn_of_lengths(outputs: Iterable[RequestOutput], lengths: Lengths) -> None:
     """Name prompts longer than planned for, and answers that the model's positions cut short."""
-    planned = args.max_input_length or DEFAULT_MAX_INPUT_LENGTH
+    planned = lengths.max_input_length or DEFAULT_MAX_INPUT_LENGTH
     for output in outputs:
         prompt, answer = len(output.prompt_token_ids), len(output.token_ids)
         if prompt > planned:
@@ -125,9 +126,9 @@ def _warn_of_lengths(outputs: Iterable[RequestOutput], args: argparse.Namespace)
                 "request %d has %d prompt tokens, more than --max_input_length %d; it was run whole",
                 output.index, prompt, planned,
             )  # fmt: skip
-        if output.finish_reason == "length" and answer < args.max_output_length:
+        if output.finish_reason == "length" and answer < lengths.max_output_length:
             logger.warning(
                 "request %d ended after %d of --max_output_length %d tokens: the positions of the model end there,"
                 " %d were its prompt's",
-                output.index, answer, args.max_output_length, prompt,
+                output.index, answer, lengths.max_output_length, prompt,
             )  # fmt: skip

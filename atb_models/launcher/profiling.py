@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from atb_models import env
@@ -29,21 +28,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Profiling:
-    """Profiles rank 0's part of a run where the arguments ask for it; otherwise it does nothing."""
+@dataclass(frozen=True)
+class ProfileOptions:
+    """The flags of these names; `profile` is set by ATB_PROFILING_ENABLE too."""
 
-    def __init__(self, args: argparse.Namespace, device: str) -> None:
+    profile: bool
+    graph_capture: bool | None
+    chip: str | None
+    chips_file: str | None
+    tp: int
+
+
+class Profiling:
+    """Profiles rank 0's part of a run where the options ask for it; otherwise it does nothing."""
+
+    def __init__(self, options: ProfileOptions, device: str) -> None:
         """Rank 0 measures its CPU here, where that is the chip: before a model takes the memory.
 
         Raises ConfigError for a chip that is not known.
         """
-        self._on, self._device = args.profile, device
+        self._on, self._device = options.profile, device
         self._chip: Chip | None = None
         self._no_chip: str | None = None  # why there is none
         if self._on:
-            if device == "npu" and args.graph_capture is None and not env.get("RANK"):
+            if device == "npu" and options.graph_capture is None and not env.get("RANK"):
                 logger.info("decode steps are not captured as graphs: each operation is timed")
-            self._choose_chip(args.chip, args.chips_file, ranks(args.tp))
+            self._choose_chip(options.chip, options.chips_file, ranks(options.tp))
 
     @contextmanager
     def around(self, llm: LLM) -> Iterator[None]:

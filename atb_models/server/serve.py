@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import ipaddress
 import itertools
@@ -13,12 +12,14 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import uvicorn
 
 from atb_models import env, log
 from atb_models.command.engine_options import engine_config, model_name
 from atb_models.command.exit_status import INTERRUPTED, print_error, run_guarded
+from atb_models.command.parser import typed
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.server.app import Access, create_app
@@ -69,7 +70,7 @@ def serve(argv: Sequence[str]) -> int:
             logger.warning(
                 "everybody who can reach this machine can use the service: --host %s without --api_key", args.host
             )
-        return asyncio.run(_front(config, tokenizer, settings, granted, args, sock))
+        return asyncio.run(_front(config, tokenizer, settings, granted, typed(args, FrontOptions), sock))
 
 
 def _execute_steps(config: EngineConfig) -> None:
@@ -94,11 +95,11 @@ async def _front(
     tokenizer: Tokenizer | None,
     settings: Settings,
     granted: Access,
-    args: argparse.Namespace,
+    options: FrontOptions,
     sock: socket.socket,
 ) -> int:
     service = Service(EngineClient(config), tokenizer, settings)
-    return await Front(service, config, granted, args).run(sock)
+    return await Front(service, config, granted, options).run(sock)
 
 
 @contextmanager
@@ -126,11 +127,21 @@ def is_local(sock: socket.socket) -> bool:
     return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
+@dataclass(frozen=True)
+class FrontOptions:
+    """The flags of these names."""
+
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    restart: bool
+    drain_timeout: float  # seconds
+
+
 class Front:
     """The HTTP server and its engine, which start and end together."""
 
-    def __init__(self, service: Service, config: EngineConfig, granted: Access, args: argparse.Namespace) -> None:
-        self._service, self._config, self._args = service, config, args
+    def __init__(self, service: Service, config: EngineConfig, granted: Access, options: FrontOptions) -> None:
+        self._service, self._config, self._options = service, config, options
         self._server = _Server(
             uvicorn.Config(
                 create_app(service, granted),
@@ -139,8 +150,8 @@ class Front:
                 lifespan="off",
                 ws="none",
                 timeout_keep_alive=KEEP_ALIVE_S,
-                ssl_certfile=args.ssl_certfile,
-                ssl_keyfile=args.ssl_keyfile,
+                ssl_certfile=options.ssl_certfile,
+                ssl_keyfile=options.ssl_keyfile,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
@@ -152,7 +163,7 @@ class Front:
         """Serve until a signal or the engine's end. The exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
-        self._url = address(sock, tls=self._args.ssl_certfile is not None)
+        self._url = address(sock, tls=self._options.ssl_certfile is not None)
         logger.info("listening on %s, the model is loading", self._url)
         serving = asyncio.ensure_future(self._server.serve(sockets=[sock]))
         engine = asyncio.ensure_future(self._keep_engine())
@@ -175,7 +186,7 @@ class Front:
             if self._told_to_end.is_set() and not client.cause:
                 return
             print_error(client.cause)
-            if not self._args.restart or client.facts is None or self._told_to_end.is_set():
+            if not self._options.restart or client.facts is None or self._told_to_end.is_set():
                 self._status = client.status or 1
                 await asyncio.sleep(LINGER_S)
                 return
@@ -208,9 +219,9 @@ class Front:
         """Let running requests finish, for --drain_timeout seconds or until a second signal."""
         running = self._service.client.open_requests
         if running:
-            limit = self._args.drain_timeout
+            limit = self._options.drain_timeout
             logger.info("ending: %d requests have %g s; a second signal ends at once", running, limit)
-        deadline = asyncio.get_running_loop().time() + self._args.drain_timeout
+        deadline = asyncio.get_running_loop().time() + self._options.drain_timeout
         again = asyncio.ensure_future(self._told_again.wait())
         while self._service.open_jobs and not again.done() and asyncio.get_running_loop().time() < deadline:
             await asyncio.wait((again,), timeout=DRAIN_LOOK_S)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from atb_models import cli
 from atb_models.command import values
+from atb_models.command.parser import Parser, typed
 
 # command -> the words that it needs, a flag with a letter missing and the flag that is meant
 COMMANDS = {
@@ -48,6 +50,19 @@ def test_a_word_too_many_is_refused(capsys: pytest.CaptureFixture[str], command:
     said = refused(capsys, command, *(["/weights"] if takes_path else words), "more")
     hint = ": the model path was given already" if takes_path else ""
     assert said == f"atb-models: error: unexpected word 'more'{hint} (--help lists the flags)"
+
+
+def test_typed_options_are_the_flags_that_a_dataclass_names() -> None:
+    @dataclass(frozen=True)
+    class Options:
+        size: int
+        name: str | None
+
+    parser = Parser()
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("--other")
+    assert typed(parser.parse(["--size", "3", "--other", "x"]), Options) == Options(3, None)
 
 
 @pytest.mark.parametrize(

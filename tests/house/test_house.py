@@ -35,10 +35,6 @@ FLOORS = (
 # Rooms that stay apart although the floors would allow the import.
 APART = (("launcher", "server"),)
 
-# Known faults. Each goes when it is mended: a fault that is gone and still stands here fails as well.
-KNOWN_CIRCLES: list[list[str]] = []
-KNOWN_REPEATED = {"Job": ["atb_models.launcher.prepare", "atb_models.server.job"]}
-
 
 def long_files(root: Path) -> list[str]:
     """Code files of more than MOST_LINES lines, with their number."""
@@ -103,11 +99,11 @@ def test_every_room_has_one_floor(root: Path) -> None:
 
 
 def test_no_import_circle(root: Path) -> None:
-    assert circles(imports(root)) == KNOWN_CIRCLES
+    assert circles(imports(root)) == []
 
 
 def test_a_class_name_stands_for_one_thing(root: Path) -> None:
-    assert repeated_classes(root) == KNOWN_REPEATED
+    assert repeated_classes(root) == {}
 
 
 # ---------------------------------------------------------------------------------- the checks find what they look for

@@ -11,7 +11,8 @@ import pytest
 from atb_models.command.sampling import sampling_params
 from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
 from atb_models.errors import ConfigError
-from atb_models.launcher.args import FIXED, REFUSED, build_parser, check_lengths, input_length, parse_args
+from atb_models.launcher.args import FIXED, REFUSED, build_parser, parse_args
+from atb_models.launcher.inputs import check_lengths, input_length
 from atb_models.launcher.main import _warn_of_lengths
 from atb_models.launcher.prepare import prepare
 from atb_models.outputs import RequestOutput

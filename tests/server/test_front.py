@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from atb_models.command.parser import typed
 from atb_models.engine.config import EngineConfig
 from atb_models.server import serve
 from atb_models.server.app import Access
@@ -37,7 +38,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 async def _status(*flags: str, told_first: bool) -> int:
     engine = FakeEngine()
     service = Service(engine, None, Settings("demo", Path()))
-    front = serve.Front(service, EngineConfig(), Access(), parse_args(flags))
+    front = serve.Front(service, EngineConfig(), Access(), typed(parse_args(flags), serve.FrontOptions))
     with serve.listener("127.0.0.1", 0) as sock:
         running = asyncio.ensure_future(front.run(sock))
         await asyncio.sleep(0.1)
