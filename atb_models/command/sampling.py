@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from atb_models.command.values import positive
 from atb_models.errors import ConfigError, RequestError
 from atb_models.sampling_params import DEFAULTS, SamplingParams
 from atb_models.sampling_table import BY_NAME, Kind, SamplingField
@@ -74,24 +75,9 @@ def client_sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _add(group: argparse._ArgumentGroup, field: SamplingField) -> None:
     how: dict[Kind, dict[str, Any]] = {
         "number": {"type": float},
-        "whole number": {"type": _count(field) if field.low == 1 else int},
+        "whole number": {"type": positive if field.low == 1 else int},
         "yes or no": {"action": "store_true"},
         "texts": {"nargs": "+", "metavar": "TEXT"},
         "token ids": {"nargs": "+", "type": int, "metavar": "ID"},
     }
     group.add_argument(f"--{field.name}", help=field.help, **how[field.kind])
-
-
-def _count(field: SamplingField) -> Callable[[str], int]:
-    """Reads a number that is checked at once, as all lengths of a command line are."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not field.allows(value):
-            raise argparse.ArgumentTypeError(f"must be {field.allowed}, not {text!r}")
-        return value
-
-    return read
