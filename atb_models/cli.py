@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -88,29 +87,22 @@ def _batch(words: list[str]) -> int:
 
 def _plan(words: list[str]) -> int:
     """what a model needs and how fast it can be; the flags of run_pa.py, which is not run"""
-    return _look("plan", "--plan", words)
+    from atb_models.launcher.args import plan_parser
+
+    return _look("plan", "--plan", words, plan_parser)
 
 
 def _graph(words: list[str]) -> int:
     """the operations of a prefill and a decode step; the flags of run_pa.py, which is not run"""
-    return _look("graph", "--print_graph", words)
+    from atb_models.launcher.args import graph_parser
+
+    return _look("graph", "--print_graph", words, graph_parser)
 
 
-def _look(name: str, flag: str, words: list[str]) -> int:
-    """run_pa.py with `flag`, which the command's name stands for."""
-    from atb_models.launcher.args import build_parser as run_parser
-
+def _look(name: str, flag: str, words: list[str], parser: Callable[[str, str | None], Parser]) -> int:
+    """run_pa.py with `flag`, which the command's name stands for; parser: of the flags that the help shows."""
     if {"-h", "--help"} & set(words):
-        parser = run_parser()
-        parser.prog, parser.description = f"atb-models {name}", COMMANDS[name].__doc__
-        hidden = {*LOOKS, *OTHERS_FLAGS[name]}
-        for group in parser._action_groups:
-            apart = (group.title or "").startswith(NOT_OF_LOOKS)
-            for action in group._group_actions:
-                if apart or action.dest in hidden:
-                    action.help = argparse.SUPPRESS
-            group.title = None if apart else group.title
-        parser.print_help()
+        parser(f"atb-models {name}", COMMANDS[name].__doc__).print_help()
         return 0
     for word in words:
         if word in {f"--{other}" for other in LOOKS} - {flag}:
@@ -163,8 +155,6 @@ def _no_more(name: str, words: list[str]) -> None:
         raise ConfigError(f"unexpected word {more[0]!r}")
 
 
-NOT_OF_LOOKS = ("input", "decoding", "flags of MindIE's run_pa that are refused")  # groups of flags, by title
-OTHERS_FLAGS = {"plan": ("svg", "all_layers"), "graph": ("chip", "chips_file")}
 LOOKS = ("plan", "print_graph", "profile")  # flags of run_pa.py of which there is one at most
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from atb_models import env
 from atb_models.command.model_flags import Group, cache_flags, model_flags
@@ -15,6 +15,7 @@ from atb_models.launcher.inputs import DEFAULT_MAX_INPUT_LENGTH, Lengths, check_
 
 DEFAULT_QUESTION = "What's deep learning?"
 FORMATS = ("text", "json", "dot")
+LOOKING = "looking at the model instead of running it, or while it runs"  # title of a group of flags
 
 # Flags of the original that are refused whatever their value, with the reason.
 REFUSED = {
@@ -67,19 +68,43 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def build_parser() -> Parser:
     """The parser; `refused flags` are in it, so that a test can compare it with the README's table."""
-    parser = Parser(
-        prog="run_pa.py",
-        description="Paged-attention inference of a mixture-of-experts model. Answers on stdout, log on stderr.",
-        allow_abbrev=False,
-        formatter_class=DefaultsFormatter,
-    )
-    parser.add_argument("weight_path", nargs="?", default=None, help="the same as --model_path")
-    model_flags(parser.add_argument_group("model"))
+    what = "Paged-attention inference of a mixture-of-experts model. Answers on stdout, log on stderr."
+    parser = _parser_of_a_model("run_pa.py", what)
     _input_flags(parser.add_argument_group("input"))
     _size_flags(parser.add_argument_group("sizes"))
     sampling_flags(parser.add_argument_group("decoding (greedy unless one of these asks otherwise)"))
-    _look_flags(parser.add_argument_group("looking at the model instead of running it, or while it runs"))
+    looking = parser.add_argument_group(LOOKING)
+    _look_switches(looking)
+    _format_flag(looking)
+    _graph_flags(looking)
+    _chip_flags(looking)
     _refused_flags(parser.add_argument_group("flags of MindIE's run_pa that are refused, with the reason"))
+    return parser
+
+
+def plan_parser(prog: str, description: str | None) -> Parser:
+    """The flags of run_pa.py that a plan needs, for the help of `atb-models plan`."""
+    return _look_parser(prog, description, _chip_flags)
+
+
+def graph_parser(prog: str, description: str | None) -> Parser:
+    """The flags of run_pa.py that printing a graph needs, for the help of `atb-models graph`."""
+    return _look_parser(prog, description, _graph_flags)
+
+
+def _look_parser(prog: str, description: str | None, own_flags: Callable[[Group], None]) -> Parser:
+    parser = _parser_of_a_model(prog, description)
+    _size_flags(parser.add_argument_group("sizes"))
+    looking = parser.add_argument_group(LOOKING)
+    _format_flag(looking)
+    own_flags(looking)
+    return parser
+
+
+def _parser_of_a_model(prog: str, description: str | None) -> Parser:
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=DefaultsFormatter)
+    parser.add_argument("weight_path", nargs="?", default=None, help="the same as --model_path")
+    model_flags(parser.add_argument_group("model"))
     return parser
 
 
@@ -106,15 +131,27 @@ def _size_flags(group: Group) -> None:
     cache_flags(group)
 
 
-def _look_flags(group: Group) -> None:
+def _look_switches(group: Group) -> None:
     add = group.add_argument
     add("--plan", action="store_true", help="print what the model needs and how fast it can be, from config.json alone")
     add("--print_graph", action="store_true", help="print the operations of a prefill and of a decode step of a rank")
     add("--profile", action="store_true", help="time each operation of the run: a table on stderr, files in"
         " PROFILING_FILEPATH")  # fmt: skip
-    add("--format", choices=FORMATS, default=FORMATS[0], help="of --plan and --print_graph; dot: of --print_graph only")
+
+
+def _format_flag(group: Group) -> None:
+    group.add_argument("--format", choices=FORMATS, default=FORMATS[0],
+        help="of --plan and --print_graph; dot: of --print_graph only")  # fmt: skip
+
+
+def _graph_flags(group: Group) -> None:
+    add = group.add_argument
     add("--svg", metavar="FILE", help="with --print_graph: draw the graphs, folded by layer, to this file")
     add("--all_layers", action="store_true", help="with --print_graph: every layer, equal ones too")
+
+
+def _chip_flags(group: Group) -> None:
+    add = group.add_argument
     add("--chip", metavar="NAME", help="with --plan: the chip to price in full, or all; with --profile: the chip whose"
         " roofline is compared")  # fmt: skip
     add("--chips_file", metavar="JSON", help="more chips for --chip; see the README")
