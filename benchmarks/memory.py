@@ -52,7 +52,7 @@ def plan(config: EngineConfig) -> dict[str, int]:
         step = meta_step(query_lens, kv_lens, BLOCK_SIZE)
         graph = trace(model, step, meta_caches(model, blocks, BLOCK_SIZE))
         written += sum(kv_lens)
-        planned[name] = held + written * kv_bytes_per_token(model) + graph.peak_activation_bytes
+        planned[name] = held + written * kv_bytes_per_token(model.layers) + graph.peak_activation_bytes
     return planned
 
 

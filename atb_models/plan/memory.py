@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from atb_models.graph.meta import META
 from atb_models.layers.parameter import fillings
 from atb_models.limits import BLOCK_SIZE, Limits, graph_sizes
 from atb_models.models.config import ModelConfig
-from atb_models.models.decoder import Decoder
+from atb_models.models.decoder import Decoder, DecoderLayer
 from atb_models.ops.kv_cache import block_bytes
 
 # Bytes for each logit while tokens are sampled with every option: the logits, their copies and sorting keys. 68 were
@@ -60,7 +61,7 @@ def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limi
     equal = [
         (config.moe_layers.count(kind) - 1, layer) for kind, layer in zip(kinds.moe_layers, model.layers, strict=True)
     ]
-    kv_per_token = kv_bytes_per_token(model) // len(equal) * config.num_hidden_layers
+    kv_per_token = kv_bytes_per_token(model.layers) + sum(more * kv_bytes_per_token([layer]) for more, layer in equal)
     graphs = graph_bytes(model, limits) + limits.block_size * kv_per_token if limits.graph_capture else 0
     return RankMemory(
         weights=weight_bytes(model) + sum(more * weight_bytes(layer) for more, layer in equal),
@@ -76,9 +77,9 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(filling.weight.nbytes for filling in fillings(model).values())
 
 
-def kv_bytes_per_token(model: Decoder) -> int:
-    """Bytes that a token leaves in the cache in all layers of a shard, as the bound backend lays it out."""
-    return sum(block_bytes(layer.attn.planes, BLOCK_SIZE) for layer in model.layers) // BLOCK_SIZE
+def kv_bytes_per_token(layers: Iterable[DecoderLayer]) -> int:
+    """Bytes that a token leaves in the cache in these layers of a shard, as the bound backend lays it out."""
+    return sum(block_bytes(layer.attn.planes, BLOCK_SIZE) for layer in layers) // BLOCK_SIZE
 
 
 def peak_activations(model: Decoder, limits: Limits) -> int:
