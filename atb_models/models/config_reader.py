@@ -125,9 +125,25 @@ def _check_consistent(config: ModelConfig, fields: Fields, *, log: bool) -> None
         raise ConfigError(
             f"{fields.file}: {config.num_experts_per_tok} experts per token are asked of {config.num_experts} experts"
         )
+    if config.num_experts:
+        _check_groups(config, fields)
     for token in (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,))):
         if log and token >= config.vocab_size:
             logger.warning("%s: bos or eos token id %d is outside vocab_size %d", fields.file, token, config.vocab_size)
+
+
+def _check_groups(config: ModelConfig, fields: Fields) -> None:
+    """The groups are equal, and the best of them hold enough experts; the gating (ops/gating.py) relies on it."""
+    groups, best, experts = config.expert_groups, config.top_expert_groups, config.num_experts
+    size, top_k = experts // groups, config.num_experts_per_tok
+    for is_wrong, problem in (
+        (experts % groups, f"{groups} groups are not equal"),
+        (not 1 <= best <= groups, f"{best} of {groups} groups cannot be chosen"),
+        (top_k > best * size, f"the best groups hold {best * size}, fewer than the {top_k} of a token"),
+        (config.expert_group_score == "top2" and size < 2, "a group of one expert has no two best"),
+    ):
+        if is_wrong:
+            raise ConfigError(f"{fields.file}: {experts} experts: {problem}")
 
 
 def _contents(folder: Path) -> str:

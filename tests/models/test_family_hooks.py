@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from atb_models import LLM
+from atb_models.errors import ConfigError
 from atb_models.layers.attention import Attention
 from atb_models.layers.build import Build
 from atb_models.layers.norm import RmsNorm
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_fields import Fields
+from atb_models.models.config_reader import load_model_config
 from atb_models.models.families import FAMILIES, deepseek
 from atb_models.models.weights.names import CheckpointTensor, TensorNames, attention_tensors
 from tests.parity.plain import plain_logits
@@ -51,7 +53,12 @@ def normed_tensors(config: ModelConfig, theirs: str, ours: str) -> Iterator[Chec
 
 
 def parse_config(fields: Fields) -> dict[str, Any]:
-    return deepseek.parse_config(fields) | {"router_bias": fields.flag("biased", False)}
+    return deepseek.parse_config(fields) | {
+        "router_bias": fields.flag("biased", False),
+        "expert_groups": fields.integer("n_group", 1),
+        "top_expert_groups": fields.integer("topk_group", 1),
+        "expert_group_score": fields.choice("group_score", ("max", "top2"), "max"),
+    }
 
 
 @pytest.fixture
@@ -103,3 +110,27 @@ def test_a_routers_bias_takes_part_in_the_choice_alone(tmp_path: Path, family: N
         counter = layer.count_tokens()
         llm.prompt_logits(list(range(3, 20)))
         assert counter.tolist() == [17] * 3 + [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"n_group": 3}, "3 groups are not equal"),
+        ({"n_group": 4, "topk_group": 5}, "5 of 4 groups cannot be chosen"),
+        ({"n_group": 4, "num_experts_per_tok": 3}, "the best groups hold 2, fewer than the 3 of a token"),
+        ({"topk_group": 2}, "2 of 1 groups cannot be chosen"),
+        ({"n_group": 8, "topk_group": 3, "group_score": "top2"}, "a group of one expert has no two best"),
+        ({"n_group": 8, "topk_group": 3}, None),
+        ({"n_group": 4, "topk_group": 2, "group_score": "top2"}, None),
+    ],
+)
+def test_groups_that_cannot_be_chosen_from(
+    tmp_path: Path, family: None, fields: dict[str, Any], problem: str | None
+) -> None:
+    """Experts outside the best groups must never be taken, so these must hold enough."""
+    write(tmp_path, **fields)
+    if problem is None:
+        assert load_model_config(tmp_path).expert_groups == fields["n_group"]
+        return
+    with pytest.raises(ConfigError, match=f"config.json: 8 experts: {problem}"):
+        load_model_config(tmp_path)
