@@ -109,6 +109,8 @@ def config_or_fields(init: Constructor) -> Constructor:
 
     @functools.wraps(init)
     def construct(self: Any, model_path: str | os.PathLike[str] | EngineConfig | None = None, **fields: Any) -> None:
+        for name in fields.keys() - {field.name for field in dataclasses.fields(EngineConfig)}:
+            raise TypeError(f"{init.__qualname__}() got an unexpected keyword argument {name!r}")
         if isinstance(model_path, EngineConfig):
             if fields:
                 raise ConfigError(

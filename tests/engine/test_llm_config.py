@@ -56,7 +56,7 @@ def test_a_config_with_another_field_is_another_config(folder: Path) -> None:
 
 
 def test_wrong_arguments_are_a_type_error(folder: Path) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'dtyp'"):
+    with pytest.raises(TypeError, match=r"LLM\.__init__\(\) got an unexpected keyword argument 'dtyp'"):
         LLM(folder, dtyp="fp32")
     with pytest.raises(TypeError, match="positional arguments"):
         LLM(folder, "fp32")
