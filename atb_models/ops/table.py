@@ -99,8 +99,9 @@ def bind(backend: str) -> None:
     """Let `backend` (a device type, or "reference") serve the operations it has; the reference serves the rest.
 
     A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature. It may
-    have `SHAPES`, a dict of the shape rules that differ from the definition's in their workspace, `PACKINGS`, from
-    operation name to how its weights are stored, and `plane_shape`, see `kv_plane_shape`.
+    have `SHAPES`, from operation name to its shape rule, `PACKINGS`, from operation name to how its weights are
+    stored, and `plane_shape`, see `kv_plane_shape`. Without a rule in SHAPES the definition's is taken, or else the
+    backend's own function is called with meta tensors: one that calls a library must have a rule.
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
     module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
