@@ -68,7 +68,7 @@ class Sampling(Body):
     spaces_between_special_tokens: On = None
 
     def params(self, **others: Any) -> SamplingParams:
-        """The parameters; `more`: fields that differ between kinds of bodies, such as max_tokens."""
+        """The parameters; others: fields that differ between kinds of bodies, such as max_tokens."""
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
