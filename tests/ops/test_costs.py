@@ -75,6 +75,10 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     # 6 rows of 4 inputs through experts of width 3; 3.5 of the 4 experts, of 24 + 12 halves each
     ("MoeExperts", (X, Weight.plain(meta(4, 6, 4)), Weight.plain(meta(4, 4, 3)), meta(3, 2, dtype=SINGLE),
         meta(3, 2, dtype=LONG)), 6 * (72 + 15 + 8), 24 + 24 + 48 + 252, 24),
+    # with values: 2 of the 4 experts are read; and each expert's tokens are added to a counter
+    ("MoeExperts", (torch.zeros(3, 4).half(), Weight.plain(torch.zeros(4, 6, 4).half()),
+        Weight.plain(torch.zeros(4, 4, 3).half()), torch.zeros(3, 2), torch.tensor([[0, 2], [2, 0], [0, 2]]),
+        torch.zeros(4, dtype=LONG)), 6 * (72 + 15 + 8) + 4, 24 + 24 + 48 + 32 + 144, 24 + 32),
     ("MoeFinalizeRouting", (meta(6, 4), meta(3, 2, dtype=LONG), meta(3, 2, dtype=SINGLE)), 48, 48 + 48 + 24, 24),
     ("SharedExpertGate", (X, X, meta(1, 4)), 24 + 12, 24 + 24 + 8, 24),
     ("CountExpertTokens", (meta(5, dtype=LONG), meta(5, dtype=LONG)), 5, 80, 40),
