@@ -106,7 +106,7 @@ class DecodeGraphs:
         started, outer = perf_counter(), sys.exc_info()[1]
         sizes = graph_sizes(most, self.block_size)
         steps = [self._step(np.zeros(HEADER, dtype=np.int32), size) for size in sizes]
-        self._ints = torch.zeros(steps[-1].ints.size, dtype=torch.int32, device=self.caches[0].k_PSMD.device)
+        self._ints = torch.zeros(steps[-1].ints.size, dtype=torch.int32, device=self.model.embed.weight.device)
         pool = device_module("npu").graph_pool_handle()
         try:
             captured = [self._captured(step, pool) for step in reversed(steps)]

@@ -27,7 +27,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.build = build
         self.input_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
-        self.attn = (FAMILIES[config.model_type].attention or plain_attention)(build, config, index)
+        self.attn = (FAMILIES[config.model_type].attention or plain_attention)(build, config, config.moe_layers[index])
         self.post_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
         self.mlp = feed_forward(build, config, is_moe=config.moe_layers[index])
 
@@ -44,8 +44,8 @@ class DecoderLayer(nn.Module):
         return x_TH if ranks.size == 1 else ops.all_reduce(x_TH, ranks.collective())
 
 
-def plain_attention(build: Build, config: ModelConfig, index: int) -> Attention:
-    """The attention of layer `index` in a family that brings none of its own."""
+def plain_attention(build: Build, config: ModelConfig, is_moe: bool) -> Attention:
+    """The attention of a layer in a family that brings none of its own."""
     return Attention(
         build,
         config.hidden_size,

@@ -26,13 +26,14 @@ class Family:
     parse_config: its own fields of ModelConfig, and those of its fields that change nothing here, noted in `Fields`.
     chat_template: its documented plain format, for a checkpoint without a chat template.
     names: of the tensors that all families have.
-    attention: makes a layer's attention, a module that is called as layers/attention.py's and declares `planes`;
-    None: plain attention. attention_tensors: the checkpoint's tensors of such a layer, given the configuration and the
-    layer's prefix in the checkpoint and in the decoder; None: those of plain attention.
+    attention: makes a layer's attention, given whether the layer is a mixture of experts (plans look at one layer of
+    each kind): a module that is called as layers/attention.py's and declares `planes`; None: plain attention.
+    attention_tensors: the checkpoint's tensors of such a layer, given the configuration and the layer's prefix in the
+    checkpoint and in the decoder; None: those of plain attention.
     """
 
     parse_config: Callable[[Fields], dict[str, Any]]
     chat_template: str
     names: TensorNames = field(default_factory=TensorNames)
-    attention: Callable[[Build, ModelConfig, int], Attention] | None = None
+    attention: Callable[[Build, ModelConfig, bool], Attention] | None = None
     attention_tensors: Callable[[ModelConfig, str, str], Iterator[CheckpointTensor]] | None = None

@@ -89,6 +89,7 @@ class Shortage:
             f"  weights      {gib(memory.weights)}",
             f"  activations  {gib(memory.activations)} at most, in a step of {limits.max_prefill_tokens} prompt tokens"
             f" and {counted(limits.max_batch_size, 'sequence')}",
+            *self._packing(),
             f"  left         {gib(left)} for the KV cache, which needs {gib(self.blocks * memory.kv_block)}"
             f" (blocks of {limits.block_size} tokens: {self.blocks})",
             f"  one request  {gib(memory.kv_block)} up to {limits.block_size} tokens, {gib(longest)} for"
@@ -97,6 +98,13 @@ class Shortage:
         ]
         remedies = islice(self.remedies(), NUM_REMEDIES)
         return "\n".join([*lines, *(f"  {number}. {remedy}" for number, remedy in enumerate(remedies, 1))])
+
+    def _packing(self) -> list[str]:
+        """A line of its own where loading takes more than a step."""
+        memory = self.memory
+        if memory.packing <= memory.activations:
+            return []
+        return [f"  packing      {gib(memory.packing)} while it is loaded"]
 
     def remedies(self) -> Iterator[str]:
         """Changes with which the model fits, by calculation; the mildest first. The last three are always given."""

@@ -34,7 +34,7 @@ NAMES = TensorNames(
 class NormedAttention(Attention):
     """Norms each head's query and key before the rotation."""
 
-    def __init__(self, build: Build, config: ModelConfig, index: int) -> None:
+    def __init__(self, build: Build, config: ModelConfig, is_moe: bool) -> None:
         super().__init__(
             build, config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
             qkv_bias=config.qkv_bias, o_bias=config.o_bias,

@@ -73,9 +73,9 @@ def test_declared_planes_are_allocated_planned_and_traced(demo: Path, monkeypatc
 def test_planes_that_only_one_kind_of_layer_has_are_planned(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan looks at one layer of each kind, and there are three mixture-of-experts layers for a dense one."""
 
-    def attention(build: Build, config: ModelConfig, index: int) -> Attention:
-        made = plain_attention(build, config, index)
-        if config.moe_layers[index]:
+    def attention(build: Build, config: ModelConfig, is_moe: bool) -> Attention:
+        made = plain_attention(build, config, is_moe)
+        if is_moe:
             made.planes = (*made.planes, Plane("latent", None, 24, torch.float32))
         return made
 
