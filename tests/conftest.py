@@ -12,6 +12,7 @@ import pytest
 
 from atb_models import env
 from atb_models.demo import demo_path
+from tests.kept_ranks import KeptRanks
 
 # Many tests start ranks on few cores, where a second thread each only gets in the way; torch reads it when imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,6 +46,14 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"needs {folder}, which only developers have")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kept_ranks() -> Iterator[KeptRanks]:
+    """Ranks that run one model after another, for tests of what a model gives on several."""
+    ranks = KeptRanks()
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture(autouse=True)

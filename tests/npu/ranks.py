@@ -22,7 +22,7 @@ from torch import Tensor
 from atb_models import LLM, SamplingParams
 from atb_models.engine.scheduler import Row
 from tests.launcher.processes import free_port
-from tests.parity import test_golden
+from tests.parity import checks
 from tests.parity.golden import Golden
 
 
@@ -39,9 +39,9 @@ def greedy(tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
 
 
-def parity(folder: str, condition: str, dtype: str, tp: int) -> None:
-    """The measures of tests/parity for all prompts, which in half precision end with an answer's first token."""
-    test_golden.run(Golden(Path(folder)), condition, dtype, tp, "npu", greedy(4))
+def parity(folder: str, condition: str, dtype: str) -> None:
+    """The measures of tests/parity for all prompts."""
+    checks.run(folder, condition, dtype, "npu")
 
 
 def decode(folder: str, dtype: str, tp: int, kv_blocks: int, tokens: int) -> Decoded:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from atb_models import LLM
 from atb_models.machine.memory import free_memory
 from atb_models.models.config_reader import load_model_config
+from tests.kept_ranks import KeptRanks
 
 NAMES = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
 # Fewer of what is many only: every width stays. The vocabulary divides by neither 4 nor 8.
@@ -25,16 +25,18 @@ NEEDED = 17 << 30
 TOKENS = torch.randint(3, 1000, (24,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def logits(folder: Path, tp: int, fields: dict[str, Any]) -> Tensor:
+def logits(folder: str, fields: dict[str, Any]) -> list[list[float]]:
+    """On the ranks of the environment."""
     with LLM(
-        folder, dtype="fp32", device="cpu", tp=tp, load_format="dummy", config_overrides=fields,
+        folder, dtype="fp32", device="cpu", load_format="dummy", config_overrides=fields,
         kv_blocks=2, max_batch_size=1, max_seq_len=256,
     ) as llm:  # fmt: skip
-        return llm.prompt_logits(TOKENS)
+        return llm.prompt_logits(TOKENS).tolist()
 
 
-def check(folder: Path, fields: dict[str, Any], sizes: tuple[int, ...]) -> None:
-    one, *others = (logits(folder, tp, fields) for tp in sizes)
+def check(ranks: KeptRanks, folder: Path, fields: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    results = [ranks.run("tests.parity.test_dimensions:logits", tp, str(folder), fields) for tp in sizes]
+    one, *others = map(torch.tensor, results)
     assert one.shape == (len(TOKENS), load_model_config(folder, fields, log=False).vocab_size)
     assert one.std() > 0.1
     for other in others:
@@ -43,16 +45,16 @@ def check(folder: Path, fields: dict[str, Any], sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_few_experts_on_four_ranks(name: str, shared: Path) -> None:
-    check(shared / "headers" / name, {**FEW, **FEW_EXPERTS[name]}, (1, 4))
+def test_few_experts_on_four_ranks(name: str, shared: Path, kept_ranks: KeptRanks) -> None:
+    check(kept_ranks, shared / "headers" / name, {**FEW, **FEW_EXPERTS[name]}, (1, 4))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
-def test_whole_layers_on_eight_ranks(name: str, shared: Path) -> None:
+def test_whole_layers_on_eight_ranks(name: str, shared: Path, kept_ranks: KeptRanks) -> None:
     """Each of the 8 ranks holds the whole embedding: up to 16 GiB at once."""
     available = free_memory(torch.device("cpu"), 1)
     if available < NEEDED:
         pytest.skip(f"needs {NEEDED >> 30} GiB of free memory, {available >> 30} are")
     layers = 2 if name.startswith("deepseek") else 1  # DeepSeek's first is dense
-    check(shared / "headers" / name, {"num_hidden_layers": layers}, (1, 4, 8))
+    check(kept_ranks, shared / "headers" / name, {"num_hidden_layers": layers}, (1, 4, 8))

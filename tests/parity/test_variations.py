@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from atb_models import LLM, SamplingParams
-from tests.parity.plain import plain_logits
-from tests.tiny import FAMILIES, write_checkpoint
+from tests.kept_ranks import KeptRanks
+from tests.parity.checks import check_plain
+from tests.tiny import write_checkpoint
 
 VARIATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "deepseek": {
@@ -61,36 +60,30 @@ ON_RANKS = [("deepseek", name) for name in ("biases", "grouped_queries", "one_kv
 ON_RANKS += [("qwen", "odd_widths"), ("xverse", "odd_widths")]
 
 
-def check(folder: Path, family: str, fields: dict[str, Any], tp: int) -> None:
-    """fp32 logits of a prompt in chunks, and the greedy continuation, as the plain implementation has them."""
-    tensors = write_checkpoint(folder, family=family, **fields)
-    config = {**FAMILIES[family], **fields}
-    token_ids = torch.randint(3, 250, (37,), generator=torch.Generator().manual_seed(1)).tolist()
-    with LLM(folder, dtype="fp32", device="cpu", tp=tp, block_size=16, max_prefill_tokens=20) as llm:
-        ours = llm.prompt_logits(token_ids)
-        (output,) = llm.generate([token_ids], SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))
-    exact = plain_logits(config, tensors, token_ids + output.token_ids)
-    assert (ours - exact[: len(token_ids)]).abs().max() <= 2e-4
-    assert output.token_ids == exact[len(token_ids) - 1 : -1].argmax(dim=1).tolist()
-
-
 @pytest.mark.parametrize(("family", "name"), ALL)
 def test_one_rank(family: str, name: str, tmp_path: Path) -> None:
-    check(tmp_path, family, VARIATIONS[family][name], tp=1)
+    write_checkpoint(tmp_path, family=family, **VARIATIONS[family][name])
+    check_plain(str(tmp_path))
 
 
 @pytest.mark.parametrize(("family", "name"), ON_RANKS)
-def test_two_ranks(family: str, name: str, tmp_path: Path) -> None:
-    check(tmp_path, family, VARIATIONS[family][name], tp=2)
+def test_two_ranks(family: str, name: str, tmp_path: Path, kept_ranks: KeptRanks) -> None:
+    check_on_ranks(kept_ranks, 2, tmp_path, family, VARIATIONS[family][name])
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("tp", [4, 8])
 @pytest.mark.parametrize(("family", "name"), ALL)
-def test_more_ranks(family: str, name: str, tp: int, tmp_path: Path) -> None:
-    check(tmp_path, family, VARIATIONS[family][name], tp)
+def test_more_ranks(family: str, name: str, tp: int, tmp_path: Path, kept_ranks: KeptRanks) -> None:
+    check_on_ranks(kept_ranks, tp, tmp_path, family, VARIATIONS[family][name])
 
 
 @pytest.mark.full
-def test_sixteen_ranks(tmp_path: Path) -> None:
-    check(tmp_path, "deepseek", {"num_attention_heads": 16, "num_key_value_heads": 4, "hidden_size": 128}, tp=16)
+def test_sixteen_ranks(tmp_path: Path, kept_ranks: KeptRanks) -> None:
+    fields = {"num_attention_heads": 16, "num_key_value_heads": 4, "hidden_size": 128}
+    check_on_ranks(kept_ranks, 16, tmp_path, "deepseek", fields)
+
+
+def check_on_ranks(ranks: KeptRanks, tp: int, folder: Path, family: str, fields: dict[str, Any]) -> None:
+    write_checkpoint(folder, family=family, **fields)
+    ranks.run("tests.parity.checks:check_plain", tp, str(folder))

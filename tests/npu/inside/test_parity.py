@@ -16,8 +16,8 @@ import torch
 
 from atb_models import LLM
 from tests.npu.ranks import Ranks
+from tests.parity.checks import NPU_CONDITIONS
 from tests.parity.golden import Golden
-from tests.parity.test_golden import NPU_CONDITIONS
 
 CHECKPOINTS = ("deepseek", "deepseek_d128", "qwen", "xverse")
 CONDITIONS = ("batched", "one_by_one", "chunks_of_16", *NPU_CONDITIONS)
@@ -39,12 +39,12 @@ def ranks() -> Iterator[StartRanks]:
 @checkpoints
 @pytest.mark.parametrize("tp", [1, 8])
 def test_all_prompts(shared: Path, ranks: StartRanks, name: str, dtype: str, tp: int) -> None:
-    ranks(tp).run("parity", str(shared / "golden" / name), "batched", dtype, tp)
+    ranks(tp).run("parity", str(shared / "golden" / name), "batched", dtype)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS[1:])
 def test_conditions(shared: Path, ranks: StartRanks, condition: str) -> None:
-    ranks(1).run("parity", str(shared / "golden" / "deepseek_d128"), condition, "fp16", 1)
+    ranks(1).run("parity", str(shared / "golden" / "deepseek_d128"), condition, "fp16")
 
 
 @pytest.mark.parametrize(("tp", "blocks", "tokens"), [(1, AMPLE, LONG), (1, TIGHT, LONG), (8, AMPLE, 8)])
@@ -68,7 +68,7 @@ def check_answers(folder: Path, ranks: Ranks, dtype: str, blocks: int, tokens: i
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_conditions_crossed(shared: Path, ranks: StartRanks, name: str, dtype: str, condition: str, tp: int) -> None:
-    ranks(tp).run("parity", str(shared / "golden" / name), condition, dtype, tp)
+    ranks(tp).run("parity", str(shared / "golden" / name), condition, dtype)
 
 
 @pytest.mark.full
