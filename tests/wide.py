@@ -21,7 +21,7 @@ WIDE = DEEPSEEK | {
 }
 
 
-def write_config(folder: Path) -> Path:
-    """Write config.json to `folder`, which is returned."""
-    (folder / "config.json").write_text(json.dumps(WIDE))
+def write_config(folder: Path, **fields: int) -> Path:
+    """Write config.json, with `fields` in place of the published ones, to `folder`, which is returned."""
+    (folder / "config.json").write_text(json.dumps(WIDE | fields))
     return folder

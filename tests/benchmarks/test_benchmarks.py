@@ -45,16 +45,31 @@ def test_loading(root: Path, folder: Path) -> None:
     assert len(re.findall(r"rank \d: shard \d+ MiB, .*: within\n", printed)) == 2
 
 
-@pytest.mark.parametrize("tp", [4, pytest.param(1, marks=pytest.mark.full)])
-def test_the_planned_peak_is_within_a_tenth_of_the_measured(root: Path, tmp_path: Path, tp: int) -> None:
-    printed = run(root, "memory.py", "--model_path", str(write_config(tmp_path)), "--tp", str(tp))
+# By default the width of the hidden state alone is the real model's; with --full everything but the layers.
+LESS = {"intermediate_size": 2816, "n_routed_experts": 16, "num_experts_per_tok": 2, "vocab_size": 32000}
+FEW = ("--layers", "2", "--dtype", "fp32")
+
+
+def cases(few: int) -> list[object]:
+    """(fields of the model, flags)"""
+    whole = [pytest.param({}, ("--tp", tp), marks=pytest.mark.full, id=f"whole-{tp}") for tp in ("1", "4")]
+    return [pytest.param(LESS, (*FEW, "--tp", str(few)), id=f"less-{few}"), *whole]
+
+
+@pytest.mark.parametrize(("fields", "flags"), cases(2))
+def test_the_planned_peak_is_within_a_tenth_of_the_measured(
+    root: Path, tmp_path: Path, fields: dict[str, int], flags: tuple[str, ...]
+) -> None:
+    printed = run(root, "memory.py", "--model_path", str(write_config(tmp_path, **fields)), *flags)
     ratios = re.findall(r"rank \d, (?:decode of 16 rows|prefill of 1024): planned .* ratio (\d\.\d+)\n", printed)
-    assert len(ratios) == 2 * tp and all(0.9 <= float(ratio) <= 1.1 for ratio in ratios)
+    assert len(ratios) == 2 * int(flags[-1]) and all(0.9 <= float(ratio) <= 1.1 for ratio in ratios)
 
 
-@pytest.mark.parametrize("tp", [1, pytest.param(4, marks=pytest.mark.full)])
-def test_predicted_times_bound_the_measured_from_below(root: Path, tmp_path: Path, tp: int) -> None:
-    printed = run(root, "bound.py", "--model_path", str(write_config(tmp_path)), "--tp", str(tp))
+@pytest.mark.parametrize(("fields", "flags"), cases(1))
+def test_predicted_times_bound_the_measured_from_below(
+    root: Path, tmp_path: Path, fields: dict[str, int], flags: tuple[str, ...]
+) -> None:
+    printed = run(root, "bound.py", "--model_path", str(write_config(tmp_path, **fields)), *flags)
     steps = re.findall(r"(.*), tp \d: at least (\d+\.\d) ms, measured (\d+\.\d) ms", printed)
     assert [name for name, _, _ in steps] == ["prefill of 256", "decode of 1 row", "decode of 16 rows"]
     assert all(0 < float(bound) <= float(measured) for _, bound, measured in steps)
