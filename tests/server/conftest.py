@@ -12,7 +12,7 @@ from tests.server.running import ROOT, Running, running
 for name in ("fastapi", "uvicorn", "prometheus_client"):
     pytest.importorskip(name, reason=f"needs {name}: pip install -e .[server]")
 
-GROUP_TIMEOUT_S = 5
+GROUP_TIMEOUT_S = 4
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from tests.server.raw import PATH, Stream, children, completion, values, wait_fo
 from tests.server.running import Running, running
 
 LONG = 1900  # tokens: seconds
-SILENCE_S = 12.0
+SILENCE_S = 7.0
 IDLE_SHARE = 0.02  # of a core
 
 
@@ -197,7 +197,7 @@ def test_restart_is_torchrun_s_own_matter_there() -> None:
 
 
 def test_silence_costs_nothing_and_breaks_nothing(server4: Running, short_timeout: dict[str, str]) -> None:
-    """12 s without a request at 4 ranks, and between 2 hosts, where process groups would give up after 5 s of waiting.
+    """7 s without a request at 4 ranks, and between 2 hosts, where process groups would give up after 4 s of waiting.
 
     The hosts are two processes that are told to be alone on theirs, so that they talk through gloo.
     """

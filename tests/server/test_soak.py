@@ -42,7 +42,7 @@ class Case:
     read: int | None  # bytes of the answer that are read before it does
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [150, pytest.param(5000, marks=pytest.mark.full)])
 def test_soak(tight: Running, count: int) -> None:
     chance = random.Random(count)
     prompts = _prompts(chance, 60)

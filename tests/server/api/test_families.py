@@ -1,4 +1,7 @@
-"""Each family of models behind MindIE's and TGI's endpoints, and the tutorials', on a small random checkpoint."""
+"""Each family of models behind MindIE's and TGI's endpoints, and the tutorials', on a small random checkpoint.
+
+One of them by default: the endpoints do not know the family, and their other tests serve one of DeepSeek's.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ PROMPT = "Who is the CEO of Google?"
 TOKENS = 12
 
 
-@pytest.fixture(params=["deepseek", "qwen", "xverse"])
+@pytest.fixture(params=["qwen", *(pytest.param(family, marks=pytest.mark.full) for family in ("deepseek", "xverse"))])
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, demo: Path) -> Path:
     """With the embedded checkpoint's tokenizer."""
     write_checkpoint(tmp_path, family=request.param, vocab_size=2496, bos_token_id=0, eos_token_id=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -60,7 +61,9 @@ def test_piped_turns_make_a_conversation(llm: LLM, where: list[str]) -> None:
     assert done.stdout.splitlines() == answers and done.returncode == 0, done.stderr
 
 
-def test_flags_choose_tokens_as_parameters_do(llm: LLM, where: list[str]) -> None:
+def test_flags_choose_tokens_as_parameters_do(
+    llm: LLM, where: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each changes the answer, a model's as a server's; min_p 1 leaves the likeliest token alone at any temperature."""
 
     turns = [[{"role": "user", "content": FRANCE}]]
@@ -77,8 +80,9 @@ def test_flags_choose_tokens_as_parameters_do(llm: LLM, where: list[str]) -> Non
         (["--temperature", "50", "--min_p", "1"], plain),
         (["--temperature", "4", "--seed", "3", "--presence_penalty", "-2", "--frequency_penalty", "-2"], repeated),
     ):
-        done = piped(FRANCE, "--max_tokens", "12", *flags, *where)
-        assert done.stdout.strip() == wanted and done.returncode == 0, (flags, done.stderr)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(FRANCE))
+        assert cli.main(["chat", "--max_tokens", "12", *flags, *where]) == 0
+        assert capsys.readouterr().out.strip() == wanted, flags
 
 
 def test_a_mistake_in_a_pipe_ends_it(server: Running) -> None:
