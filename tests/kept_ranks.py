@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import traceback
@@ -33,10 +34,10 @@ class KeptRanks:
         Words and result are what JSON holds. Raises AssertionError with the traceback when the call raises. A rank
         that its LLM ends (`SystemExit`) has done its part.
         """
-        from tests.launcher.processes import free_port
-
         self._start(size)
-        ranks, port = self._processes[:size], free_port()
+        ranks = self._processes[:size]
+        with socket.create_server(("127.0.0.1", 0)) as listener:  # free a moment later, as far as one can know
+            port = listener.getsockname()[1]
         for rank, process in enumerate(ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             run = {"environ": place | {"MASTER_PORT": port}, "function": function, "words": words}

@@ -66,7 +66,7 @@ class Program:
         end = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None and time.monotonic() < end, self.err
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def finish(self, timeout: float = 120) -> tuple[int, str, str]:
         """Status, output, errors; the program and all it started must end in time."""

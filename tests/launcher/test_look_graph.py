@@ -54,13 +54,12 @@ def test_demo_on_eight_ranks(root: Path, tmp_path: Path) -> None:
     assert "warning: outside" not in ended.stdout
 
 
-def test_sixteen_billion_parameters_on_eight_ranks(root: Path, shared: Path) -> None:
-    folder = shared / "headers" / "deepseek-moe-16b-base"
-    ended = run_pa(root, "--print_graph", "--tp", "8", "--device", "cpu", "--model_path", str(folder))
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("AllReduce 56") == ended.stdout.count("AllGather 1") == 2
-    assert ended.stdout.count("layers.1-27 x 27") == 2
-    longest = max(re.findall("^ *[0-9]+ .*", ended.stdout, re.MULTILINE), key=len)
+def test_sixteen_billion_parameters_on_eight_ranks(capsys: pytest.CaptureFixture[str], shared: Path) -> None:
+    status, out, err = graph(capsys, "--tp", "8", "--model_path", str(shared / "headers" / "deepseek-moe-16b-base"))
+    assert status == 0, err
+    assert out.count("AllReduce 56") == out.count("AllGather 1") == 2
+    assert out.count("layers.1-27 x 27") == 2
+    longest = max(re.findall("^ *[0-9]+ .*", out, re.MULTILINE), key=len)
     assert len(longest) <= 125
 
 

@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from atb_models.launcher import main as run_pa
 from tests.plan.test_chips import entry
 
 # Runs run_pa.py with the arguments and ends with a line of its processor time in s and its largest memory in KiB.
@@ -33,18 +33,19 @@ def plan(root: Path, *arguments: str, **environ: str) -> subprocess.CompletedPro
     )
 
 
-def json_plan(root: Path, *arguments: str) -> tuple[dict[str, Any], float, int]:
-    """The plan, and the seconds of processor time and the MiB that it took."""
-    done = plan(root, "--format", "json", *arguments)
-    assert done.returncode == 0, done.stderr
-    seconds, memory = done.stderr.splitlines()[-1].split()
-    return json.loads(done.stdout), float(seconds), int(memory) // 1024
+def inside(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """run_pa in this process, which has torch already: status, output, errors."""
+    status = run_pa.main(["--device", "cpu", *arguments])
+    return status, *capsys.readouterr()
 
 
 def test_the_real_model_within_seconds_and_a_gibibyte(root: Path, shared: Path) -> None:
     folder = shared / "headers" / "deepseek-moe-16b-base"
-    found, seconds, mebibytes = json_plan(root, "--model_path", str(folder), "--tp", "8")
-    assert seconds < 15 and mebibytes < 1024
+    done = plan(root, "--format", "json", "--model_path", str(folder), "--tp", "8")
+    assert done.returncode == 0, done.stderr
+    seconds, kibibytes = map(float, done.stderr.splitlines()[-1].split())
+    assert seconds < 15 and kibibytes < 1 << 20
+    found = json.loads(done.stdout)
     assert found["model"]["parameters"] == {"total": 16_375_728_128, "active": 2_828_650_496}
     assert found["ranks"] == 8 and len(found["chips"]) == 6
     assert found["memory"]["all"]["weights"] == 8 * found["memory"]["rank"]["weights"]
@@ -70,13 +71,13 @@ def test_the_text_of_the_embedded_model(root: Path) -> None:
 
 
 @pytest.mark.parametrize("blocks", [[], ["--kv_blocks", "3"]])
-def test_the_plan_and_a_start_agree_on_the_tokens(root: Path, blocks: list[str]) -> None:
+def test_the_plan_and_a_start_agree_on_the_tokens(capsys: pytest.CaptureFixture[str], blocks: list[str]) -> None:
     flags = ["--tp", "1", "--max_batch_size", "2", *blocks]
-    found, _, _ = json_plan(root, *flags)
-    command = [sys.executable, "run_pa.py", "--device", "cpu", "--max_output_length", "1", *flags]
-    started = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=True)
-    tokens = re.search(r"KV cache .* \((\d+) tokens\)", started.stderr + started.stdout)
-    assert tokens and found["memory"]["kv_tokens_here"] == int(tokens[1]) == (3 * 128 if blocks else 2 * 8192)
+    planned, out, _ = inside(capsys, "--plan", "--format", "json", "--chip", "h200", *flags)
+    started, _, err = inside(capsys, "--max_output_length", "1", *flags)
+    tokens = re.search(r"KV cache .* \((\d+) tokens\)", err)
+    assert (planned, started) == (0, 0) and tokens
+    assert json.loads(out)["memory"]["kv_tokens_here"] == int(tokens[1]) == (3 * 128 if blocks else 2 * 8192)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch's CUDA libraries take 3 GiB to map")
@@ -100,17 +101,19 @@ def test_looking_needs_no_port(root: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith("graph of embedded checkpoint"), done.stderr
 
 
-def test_a_chip_of_ones_own_and_pairs_that_are_left_out(root: Path, tmp_path: Path) -> None:
+def test_a_chip_of_ones_own_and_pairs_that_are_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "chips.json"
     file.write_text(json.dumps([entry(memory_gb={"value": 3.1, "source": "a test"})]))
     limits = ["--max_position_embeddings", "1024", "--max_input_length", "100"]
-    done = plan(root, "--chips_file", str(file), "--chip", "mine", "--dtype", "bf16", *limits)
-    assert done.returncode == 0, done.stderr
-    assert "Mine (one chip), 1 rank" in done.stdout and "this CPU (" not in done.stdout
-    assert "no figure for bf16: priced at the chip's fastest" in done.stdout
-    assert "1024, 1024 is left out: the model has 1024 positions" in done.stdout
-    assert "  bandwidth_gb_s 100: a test" in done.stdout.splitlines()
-    rows = [line for line in done.stdout.splitlines() if line.startswith("     512    512")]
+    status, out, err = inside(
+        capsys, "--plan", "--chips_file", str(file), "--chip", "mine", "--dtype", "bf16", *limits
+    )
+    assert status == 0, err
+    assert "Mine (one chip), 1 rank" in out and "this CPU (" not in out
+    assert "no figure for bf16: priced at the chip's fastest" in out
+    assert "1024, 1024 is left out: the model has 1024 positions" in out
+    assert "  bandwidth_gb_s 100: a test" in out.splitlines()
+    rows = [line for line in out.splitlines() if line.startswith("     512    512")]
     assert len(rows) == 7 and rows[-1].endswith("*") and not rows[0].endswith("*")  # 3 of its 3.1 GiB are kept free
 
 
@@ -122,6 +125,6 @@ def test_a_chip_of_ones_own_and_pairs_that_are_left_out(root: Path, tmp_path: Pa
         (["--format", "dot"], "--format dot is of --print_graph"),
     ],
 )
-def test_mistakes_end_with_status_2(root: Path, arguments: list[str], message: str) -> None:
-    done = plan(root, *arguments)
-    assert done.returncode == 2 and message in done.stderr and not done.stdout
+def test_mistakes_end_with_status_2(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    status, out, err = inside(capsys, "--plan", *arguments)
+    assert status == 2 and message in err and not out
