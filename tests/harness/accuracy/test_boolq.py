@@ -144,11 +144,11 @@ def test_the_embedded_set_is_answered_in_chat_form_too(llm: LLM) -> None:
     assert "User: Romar -- Romar is" in llm.tokenizer.decode(answers[0].input_token_ids)
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.full)])
-def test_batch_size_and_ranks_do_not_change_an_answer(shared: Path, count: int) -> None:
+@pytest.mark.parametrize(("count", "ranks"), [(24, 2), pytest.param(200, 4, marks=pytest.mark.full)])
+def test_batch_size_and_ranks_do_not_change_an_answer(shared: Path, count: int, ranks: int) -> None:
     questions = boolq.read([shared / "data" / "boolq" / "dev.jsonl"], RUN)[:count]
     found = []
-    for tp, sizes in ((1, (1, 8, 64)), (4, (8,))):
+    for tp, sizes in ((1, (1, 8, 64)), (ranks, (8,))):
         with LLM(dtype="fp16", tp=tp, max_seq_len=3584, max_batch_size=64, prefix_cache=False) as llm:
             for size in sizes:
                 batches = [questions[start : start + size] for start in range(0, count, size)]

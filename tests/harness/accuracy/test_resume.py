@@ -23,7 +23,7 @@ from modeltest.accuracy.weights import identity
 from modeltest.command.cases import Options
 from tests.harness.stand_in import run_of
 
-COUNT = 240
+COUNT = 80
 PLACE = Path("CPU") / "precision_test" / "full_BoolQ" / "fp16" / "deepseek"
 SETTINGS = {"batch_size": 1, "weights": {"config.json": "aa"}, "shots": None}
 REMARKS = {"git": {"revision": "one"}}
