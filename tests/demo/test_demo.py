@@ -11,6 +11,7 @@ import torch
 
 from atb_models import LLM, SamplingParams
 from atb_models.demo import boolq_path, questions
+from tests.kept_ranks import KeptRanks
 from tools.demo.reading import dev_items, training_passages
 
 NAMED = (
@@ -57,9 +58,9 @@ def test_answers_on_one_rank(dtype: str) -> None:
     check_answers(dtype=dtype)
 
 
-@pytest.mark.parametrize("tp", [2, 4, 8])
-def test_answers_on_ranks(tp: int) -> None:
-    check_answers(tp=tp)
+@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=pytest.mark.full), 8])
+def test_answers_on_ranks(kept_ranks: KeptRanks, tp: int) -> None:
+    kept_ranks.run("tests.demo.test_demo:check_answers", tp)
 
 
 def test_the_default_question_within_the_default_length() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,29 @@ from atb_models import ops
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
+from atb_models.plan import capacity
 from atb_models.plan.capacity import Deployment, Shortage
+from atb_models.plan.memory import RankMemory
 from atb_models.wording import GIB, gib
 
 LIMITS = Limits(max_batch_size=8, max_prefill_tokens=2048, max_seq_len=512, block_size=128)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced_once() -> Iterator[None]:
+    """The tests ask for the memory of the same deployments again and again, each time with a trace."""
+    known: dict[str, RankMemory] = {}
+    trace = capacity.rank_memory
+
+    def rank_memory(*deployment: Any) -> RankMemory:
+        key = repr(deployment)
+        if key not in known:
+            known[key] = trace(*deployment)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capacity, "rank_memory", rank_memory)
+        yield
 
 
 @pytest.fixture

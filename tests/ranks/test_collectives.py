@@ -20,7 +20,7 @@ from atb_models.ranks.spawn import open_group, spawn
 from tests.ranks import toys
 
 
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.full), 8])
 def test_ranks_of_one_host(size: int) -> None:
     """All collectives and messages, the group's end, and that waiting for a step costs no CPU time."""
     with spawn(size, "cpu", "", "tests.ranks.toys:check_all") as group, warnings.catch_warnings():
