@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from atb_models.launcher.port import is_free
-from tests.launcher.processes import Program, free_port, unlogged
+from tests.launcher.processes import free_port, unlogged
+from tests.ranks.toys import children, wait_until_dead
+from tests.server.raw import wait_for
 
 STAND_IN = """
 import json, os, sys, time
@@ -30,44 +31,74 @@ def program():
 {body}
 sys.exit(run_guarded(program))
 """
-LAUNCH = """
-import os, sys
+# One run after another: importing torchrun takes longer than they do.
+LAUNCHER = """
+import json, os, sys
 from pathlib import Path
 os.environ["ATB_LAUNCHER_PID"] = str(os.getpid())
 from atb_models.launcher import torchrun
-torchrun.ROOT = Path({folder!r})
-sys.exit(torchrun.run_ranks({count}, "127.0.0.1", {port}, {argv!r}))
+for line in sys.stdin:
+    folder, count, port, argv = json.loads(line)
+    torchrun.ROOT = Path(folder)
+    with open(f"{folder}/stderr", "w") as stream:
+        os.dup2(stream.fileno(), sys.stderr.fileno())
+    print(torchrun.run_ranks(count, "127.0.0.1", port, argv), flush=True)
 """
 SLEEP = "time.sleep(60)"
 
 
-class Run(Program):
-    """A launcher in a process of its own."""
+class Launcher:
+    """A process that runs ranks whenever it is told to. A context manager, which ends it."""
 
-    def __init__(self, root: Path, folder: Path, body: str, count: int, argv: list[str]) -> None:
+    def __init__(self, root: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER], env={**os.environ, "PYTHONPATH": str(root)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.communicate()
+
+
+class Run:
+    """Ranks that a launcher has started, and what becomes of them."""
+
+    def __init__(self, root: Path, folder: Path, launcher: Launcher, body: str, count: int, argv: list[str]) -> None:
         lines = "\n".join(f"    {line}" for line in body.splitlines())
         (folder / "run_pa.py").write_text(STAND_IN.format(root=str(root), folder=folder, body=lines))
-        self.port, self.count = free_port(), count
-        program = LAUNCH.format(folder=str(folder), count=count, port=self.port, argv=argv)
-        super().__init__([sys.executable, "-c", program], folder, PYTHONPATH=str(root))
+        self.folder, self.count, self.launcher, self.port = folder, count, launcher.process, free_port()
+        assert self.launcher.stdin is not None
+        self.launcher.stdin.write(json.dumps([str(folder), count, self.port, argv]) + "\n")
+        self.launcher.stdin.flush()
 
     def records(self) -> list[list]:
         """What each rank has recorded, once all have."""
         paths = [self.folder / f"rank{rank}.json" for rank in range(self.count)]
-        self.wait_until(lambda: all(path.exists() for path in paths))
+        wait_for(lambda: all(path.exists() for path in paths))
         return [json.loads(path.read_text()) for path in paths]
 
     def end(self, timeout: float = 5) -> tuple[int, list[str]]:
-        """Status and error lines; all processes must be gone in time and the port free."""
-        status, _, err = self.finish(timeout)
-        assert is_free(self.port)
-        return status, unlogged(err)
+        """Status and error lines; the launcher's processes must be gone in time."""
+        assert self.launcher.stdout is not None
+        assert select.select([self.launcher.stdout], [], [], timeout)[0], "the ranks have not ended"
+        status = int(self.launcher.stdout.readline())
+        assert children(self.launcher.pid) == []
+        return status, unlogged((self.folder / "stderr").read_text())
+
+
+@pytest.fixture(scope="module")
+def launcher(root):
+    with Launcher(root) as one:
+        yield one
 
 
 @pytest.fixture
-def start(root, tmp_path):
-    with contextlib.ExitStack() as runs:
-        yield lambda body, count=2, argv=(): runs.enter_context(Run(root, tmp_path, body, count, list(argv)))
+def start(root, tmp_path, launcher):
+    return lambda body, count=2, argv=(): Run(root, tmp_path, launcher, body, count, list(argv))
 
 
 def test_ranks_get_the_arguments_as_typed(start):
@@ -120,16 +151,16 @@ def test_killed_rank_is_named(start):
 def test_signal_to_the_launcher_ends_all(start, number):
     run = start(SLEEP)
     run.records()
-    run.process.send_signal(number)
+    run.launcher.send_signal(number)
     status, lines = run.end()
     assert (status, lines) == (128 + number, [f"atb-models: error: stopped by {number.name}; all ranks are ended"])
 
 
-def test_killed_launcher_ends_all(start):
-    run = start(SLEEP)
-    run.records()
-    run.process.kill()
-    assert run.end()[0] == -signal.SIGKILL
+def test_killed_launcher_ends_all(root, tmp_path):
+    with Launcher(root) as launcher:
+        pids = [record[0] for record in Run(root, tmp_path, launcher, SLEEP, 2, []).records()]
+        launcher.process.kill()
+        wait_until_dead(pids)
 
 
 def test_port_taken_between_look_and_start(root, tmp_path):
