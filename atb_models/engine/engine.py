@@ -255,11 +255,12 @@ class Engine:
 
     def _close_text(self, seq: Sequence) -> bool:
         """Complete the text of a sequence that ends; True if a stop string shows only now."""
-        if seq.detokenizer is not None:
-            return seq.detokenizer.finish()
-        if self.tokenizer is not None:
-            seq.text = self.tokenizer.decode(seq.text_token_ids)
-        return False
+        if self.tokenizer is None:
+            return False
+        if seq.detokenizer is None:
+            seq.detokenizer = Detokenizer(self.tokenizer.decode)
+            seq.detokenizer.extend(seq.text_token_ids)
+        return seq.detokenizer.finish()
 
     def _check_ids(self, what: str, token_ids: Collection[int]) -> None:
         low, high = min(token_ids, default=0), max(token_ids, default=0)

@@ -53,7 +53,7 @@ class Sequence:
         "arrival_s", "block_hashes", "block_table", "detokenizer", "ends_with_pool", "finish_reason", "finished_s",
         "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
         "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_logprobs",
-        "processors", "prompt_token_ids", "random", "scheduled_s", "seq_id", "status", "stop_ids", "stream", "text",
+        "processors", "prompt_token_ids", "random", "scheduled_s", "seq_id", "status", "stop_ids", "stream",
         "token_ids", "want_prompt_logits",
     )  # fmt: skip
 
@@ -96,7 +96,6 @@ class Sequence:
 
         self.random: Random | None = None
         self.detokenizer: Detokenizer | None = None
-        self.text = ""
         self.logprobs: list[TokenLogprobs] | None = [] if params.wants_logprobs else None
         # Of the leading prompt tokens; a token's logits give the next one's, so all are known before the last is run.
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
@@ -143,7 +142,7 @@ class Sequence:
             index=self.index,
             prompt_token_ids=self.prompt_token_ids,
             token_ids=self.output_token_ids,
-            text=self.text if self.detokenizer is None else self.detokenizer.text,
+            text="" if self.detokenizer is None else self.detokenizer.text,
             finish_reason=self.finish_reason,
             logprobs=None if self.logprobs is None else list(self.logprobs),
             prompt_logprobs=self.prompt_logprobs if self.knows_prompt else None,

@@ -1,10 +1,12 @@
-"""Added tokens of a byte-level tokenizer, which the tokenizers library decodes wrongly."""
+"""A tokenizer of the tokenizers library, with what the library decodes wrongly put right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
+
+from atb_models.text.byte_fallback import with_replacements
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -14,16 +16,21 @@ LONG_TEXT = 4096  # characters; tokenizing a longer text takes long enough to ho
 
 
 class JsonBackend:
-    """A tokenizer of the tokenizers library whose added tokens decode to their own text.
+    """A tokenizer of the tokenizers library whose text never depends on where it is cut.
 
     The library's byte-level decoder takes letters such as ü for encoded bytes, also those of an added token: thirteen
-    letters that DeepSeek's vocabulary adds would decode to U+FFFD.
+    letters that DeepSeek's vocabulary adds would decode to U+FFFD. For byte fallback see byte_fallback.py.
     """
 
     def __init__(self, tokenizer: JsonTokenizer) -> None:
         from tokenizers import decoders
 
         self._tokenizer = tokenizer
+        self._special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        self._byte_ids: set[int] = set()  # tokens of single bytes, where the decoder joins them to characters
+        if tokenizer.decoder is not None and tokenizer.decoder.decode(["<0x41>", "<0x42>"]) == "AB":
+            ids = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+            self._byte_ids = {index for index in ids if index is not None}
         self._texts: dict[int, str] = {}  # text of the tokens that the library would decode wrongly
         if isinstance(tokenizer.decoder, decoders.ByteLevel):
             added = tokenizer.get_added_tokens_decoder().items()
@@ -36,6 +43,8 @@ class JsonBackend:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        if not self._byte_ids.isdisjoint(ids):
+            return self._decode_bytes(ids, skip_special_tokens=skip_special_tokens)
         if self._texts.keys().isdisjoint(ids):
             return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
         pieces = []
@@ -47,6 +56,12 @@ class JsonBackend:
                 else text * len(run)
             )
         return "".join(pieces)
+
+    def _decode_bytes(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        pieces = (self._tokenizer.id_to_token(index) for index in ids)
+        hidden = self._special if skip_special_tokens else frozenset()
+        known = [piece for piece in pieces if piece is not None and piece not in hidden]
+        return str(self._tokenizer.decoder.decode(with_replacements(known)))
 
     def token_to_id(self, token: str) -> int | None:
         index: int | None = self._tokenizer.token_to_id(token)

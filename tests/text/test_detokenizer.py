@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from atb_models.text.detokenizer import CONTEXT_TOKENS, Decode, Detokenizer
+from atb_models.text.tokenizer import load_tokenizer
+from atb_models.text.tokenizer_added import JsonBackend
+
+HEADERS = Path(__file__).resolve().parents[3] / "shared" / "headers"
 
 TEXTS = [
     "plain words, and more of them",
@@ -150,6 +155,96 @@ def test_work_per_token_is_bounded() -> None:
     assert detokenizer.text == "x" * 600
 
 
+BYTE_FALLBACK, FALLBACK_VOCAB = sentence_pieces()
+BYTE_FALLBACK.add_special_tokens(["</s>"])
+FALLBACK = JsonBackend(BYTE_FALLBACK)
+EOS = BYTE_FALLBACK.token_to_id("</s>")
+
+
+def decode_fallback(ids: list[int]) -> str:
+    return FALLBACK.decode(ids, skip_special_tokens=True)
+
+
+def pieces(*names: str | bytes) -> list[int]:
+    """Ids of pieces by name, and of each byte of bytes."""
+    split = [f"<0x{byte:02X}>" for name in names for byte in name] if isinstance(names[0], bytes) else names
+    return [FALLBACK_VOCAB[str(name)] for name in split]
+
+
+WORD = pieces("▁Hello")
+STREAMS = {
+    "eos from the start": [EOS],
+    "eos after a word": [*WORD, EOS],
+    "an id without a token": [10_000],
+    "words between eos": [EOS, EOS, EOS, *WORD],
+    "blanks": pieces("▁"),
+    "whole characters of bytes": pieces("é好😀吗".encode()),
+    "a first byte again and again": pieces(b"\xe4"),
+    "a middle byte again and again": pieces(b"\x80"),
+    "eos within characters": [part for byte in "好😀".encode() for part in (*pieces(bytes([byte])), EOS, EOS)],
+    "half characters before eos": [*pieces(b"\xf0\x9f\x98"), EOS],
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_token_costs_the_same_whatever_came_before(name: str) -> None:
+    cost = 0
+
+    def decode(ids: list[int]) -> str:
+        nonlocal cost
+        cost += len(ids)
+        return decode_fallback(ids)
+
+    detokenizer, costs = Detokenizer(decode), []
+    tokens = (STREAMS[name] * 3000)[:3000]
+    for token in tokens:
+        detokenizer.push(token)
+        costs.append(cost)
+        cost = 0
+    assert max(costs) <= 8 * CONTEXT_TOKENS
+    assert sum(costs[2000:]) <= 1.02 * sum(costs[1000:2000]) + 8 * CONTEXT_TOKENS
+    detokenizer.finish()
+    assert detokenizer.text == decode_fallback(tokens)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fumbled_characters_of_byte_fallback_are_the_same_streamed_and_at_once(seed: int) -> None:
+    rng = random.Random(seed)
+    data = "é好😀吗e\u0301𐍈▁".encode()
+    for _ in range(50):
+        tokens: list[int] = []
+        while len(tokens) < 40:
+            start = rng.randrange(len(data))
+            known = pieces(data[start : start + rng.randint(1, 9)])
+            tokens += rng.choice([known, known, pieces(bytes([rng.randrange(256)])), WORD, [EOS], pieces("▁", "中")])
+        whole = Detokenizer(decode_fallback)
+        whole.extend(tokens)
+        whole.finish()
+        deltas = stream(Detokenizer(decode_fallback), tokens)
+        assert "".join(deltas) == whole.text == decode_fallback(tokens)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"\xcc\x81\xad", "\u0301\ufffd"),
+        (b"\xad\xcc\x81", "\ufffd\u0301"),
+        (b"\xe4\xb8", "\ufffd\ufffd"),
+        (b"\xf0\x9f\x98\xf0\x9f\x98\x80", "\ufffd\ufffd\ufffd😀"),
+        (b"\xc0\x80\xed\xa0\x80", "\ufffd" * 5),  # an overlong form and half a surrogate pair are no characters
+        (b"a\xe2\x96\x81b", "a▁b"),  # SentencePiece's sign for a blank is none where its bytes are spelled out
+    ],
+)
+def test_each_broken_byte_is_one_replacement_and_whole_characters_stay(data: bytes, text: str) -> None:
+    assert decode_fallback([*WORD, *pieces(data), *WORD]) == f"Hello{text} Hello"
+
+
+def test_special_tokens_part_bytes_only_where_they_are_shown() -> None:
+    tokens = [*pieces(b"\xe4\xb8"), EOS, *pieces(b"\xad")]
+    assert decode_fallback(tokens) == "中"
+    assert FALLBACK.decode(tokens, skip_special_tokens=False) == "\ufffd\ufffd</s>\ufffd"
+
+
 def letters(ids: list[int]) -> str:
     return "".join(map(chr, ids))
 
@@ -202,3 +297,16 @@ def test_a_stop_string_may_hold_wide_characters_and_show_only_at_the_end() -> No
     held = Detokenizer(lambda ids: "a\ufffd"[: len(ids)], ("\ufffd",))
     assert not held.push(0) and not held.push(1) and held.text == "a"
     assert held.finish() and held.text == "a"
+
+
+@pytest.mark.parametrize("name", ["deepseek-moe-16b-chat", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b"])
+def test_real_tokenizers_give_one_text_for_any_tokens(name: str) -> None:
+    if not (HEADERS / name).is_dir():
+        pytest.skip(f"{HEADERS / name} is absent: the real tokenizers are not part of the project")
+    tokenizer = load_tokenizer(HEADERS / name)
+    assert tokenizer is not None
+    size = 900 if name.startswith("xverse") else 151_700
+    for seed in range(200):
+        rng = random.Random(seed)
+        tokens = [rng.randrange(rng.choice([300, size])) for _ in range(rng.randrange(1, 60))]
+        assert "".join(stream(Detokenizer(tokenizer.decode), tokens)) == tokenizer.decode(tokens)
