@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from atb_models import __version__
 from atb_models.errors import ConfigError
+from atb_models.files import read_text
+from atb_models.wording import message_lines
 
 OK, ODD, BAD, SKIPPED = "ok", "?", "FAIL", "-"
 # Variables that the vendor's set_env.sh exports, and the files with the versions: CANN's is in a folder named for the
@@ -47,8 +49,7 @@ def _outcome(check: Callable[[], str]) -> tuple[str, str]:
     except Unusual as error:
         return ODD, str(error)
     except (ConfigError, ImportError, OSError, RuntimeError, metadata.PackageNotFoundError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        return BAD, lines[0].removeprefix("device npu: ")
+        return BAD, message_lines(error)[0].removeprefix("device npu: ")
 
 
 def _system() -> str:
@@ -68,7 +69,7 @@ def _packages() -> str:
 def driver(dev: Path = Path("/dev"), info: Path = Path("/usr/local/Ascend/driver/version.info")) -> str:
     """The driver's version and device files. Raises Unusual if there are none."""
     devices = sorted((path.name for path in dev.glob("davinci[0-9]*")), key=lambda name: int(name[len("davinci") :]))
-    version = re.search(r"(?im)^version=(\S+)", info.read_text()) if info.is_file() else None
+    version = re.search(r"(?im)^version=(\S+)", read_text(info)) if info.is_file() else None
     said = f"version {version[1] if version else 'unknown'}, {dev}: {', '.join(devices) or 'no davinci devices'}"
     if not devices or not version:
         raise Unusual(f"{said}; in a container, is the driver mounted, and are the devices passed on?")
@@ -82,7 +83,7 @@ def cann(environ: Mapping[str, str] | None = None) -> str:
     if not homes:
         raise Unusual("set_env.sh was not sourced (ASCEND_HOME_PATH is not set)")
     files = sorted(Path(homes[0]).glob(f"*-linux/{INSTALL_INFO}"))
-    version = re.search(r"(?m)^version=(\S+)", files[0].read_text()) if files else None
+    version = re.search(r"(?m)^version=(\S+)", read_text(files[0])) if files else None
     return f"version {version[1] if version else 'unknown'}, {homes[0]}"
 
 
@@ -92,7 +93,7 @@ def nnal(environ: Mapping[str, str] | None = None) -> str:
     if not home:
         return f"not set up ({NNAL_HOME} is not set), and not needed"
     info = Path(home) / NNAL_INFO
-    version = re.search(r"(?m)^\s*Ascend-cann-atb Version *: *(\S+)", info.read_text()) if info.is_file() else None
+    version = re.search(r"(?m)^\s*Ascend-cann-atb Version *: *(\S+)", read_text(info)) if info.is_file() else None
     return f"version {version[1] if version else 'unknown'}, {home}"
 
 

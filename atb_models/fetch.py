@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from atb_models.errors import CheckpointError, ConfigError
+from atb_models.files import read_text
 from atb_models.json_file import is_there
+from atb_models.wording import message_lines
 
 KNOWN_MODELS = (
     "deepseek-ai/deepseek-moe-16b-base",
@@ -73,7 +75,7 @@ def download(name: str, *, hub: str | None = None, folder: Path | str | None = N
     except KeyboardInterrupt:
         raise
     except Exception as error:  # each hub and its HTTP library has exceptions of its own
-        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        cause = message_lines(f"{type(error).__name__}: {error}")[0]
         raise CheckpointError(
             f"{repository} could not be downloaded with {HUBS[chosen]}: {cause}. Check the network, proxy or mirror "
             "(HF_ENDPOINT, HTTPS_PROXY), or fetch it on another machine and give --model_path its folder"
@@ -101,7 +103,7 @@ def _snapshot(snapshots: Path) -> Path:
     """The snapshot that refs/main names, else the only one."""
     main = snapshots.parent / "refs" / "main"
     if main.is_file():
-        named = snapshots / main.read_text().strip()
+        named = snapshots / read_text(main, error=CheckpointError).strip()
         if _holds_config(named):
             return named
     complete = sorted(child for child in snapshots.iterdir() if _holds_config(child))

@@ -1,7 +1,13 @@
-"""Result files: complete or absent, readable by the owner and the group only."""
+"""The files of users: text files are read in one way; result files are complete or absent.
+
+Text is UTF-8 with or without a byte order mark, and its lines end at \\n or \\r\\n only: `str.splitlines` splits at
+U+0085, U+2028, \\x0b, \\x1c and others too, which may be part of a text. Result files are readable by the owner and the
+group only.
+"""
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import stat
@@ -14,6 +20,42 @@ from atb_models.errors import AtbError, ConfigError
 
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 EXPERT_COUNTS_FOLDER = Path("expert_hotpot")
+WIDE_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32's begins like the first
+
+
+def read_text(path: Path, place: str = "", error: type[AtbError] = ConfigError) -> str:
+    """The text of a file, its mark left out and each line end as \\n.
+
+    place: what messages call the file, else its path. Raises `error` for a file that cannot be read and, with byte and
+    line, for one that is not UTF-8.
+    """
+    return decode_text(read_bytes(path, place, error), place or str(path), error)
+
+
+def read_lines(path: Path, place: str = "", error: type[AtbError] = ConfigError) -> list[str]:
+    """The lines of a file without their ends. Raises `error` as `read_text` does."""
+    return read_text(path, place, error).split("\n")
+
+
+def read_bytes(path: Path, place: str = "", error: type[AtbError] = ConfigError) -> bytes:
+    """The bytes of a file. Raises `error` naming it when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as failure:
+        raise error(f"{place or path} cannot be read: {failure.strerror}") from None
+
+
+def decode_text(raw: bytes, place: str, error: type[AtbError] = ConfigError) -> str:
+    """The text in the bytes of a file, as `read_text` gives it; place: what messages call it."""
+    data = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as failure:
+        wide = next((f" (it looks like {kind})" for mark, kind in WIDE_MARKS.items() if raw.startswith(mark)), "")
+        byte, line = failure.start + len(raw) - len(data), data.count(b"\n", 0, failure.start) + 1
+        why = f"{failure.reason} at byte {byte}, in line {line}{wide}"
+        raise error(f"{place} is not UTF-8 text: {why}; save it as UTF-8") from None
+    return text.replace("\r\n", "\n")
 
 
 @contextmanager

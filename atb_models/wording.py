@@ -5,6 +5,11 @@ from __future__ import annotations
 GIB = 1 << 30
 
 
+def message_lines(error: object) -> list[str]:
+    """The lines of what an exception of a library says, at least one: its class where it says nothing."""
+    return [line for line in str(error).strip().split("\n") if line] or [type(error).__name__]
+
+
 def gib(size: int) -> str:
     """In GiB with two decimals; in MiB below a tenth of a GiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.1f} MiB"

@@ -15,7 +15,8 @@ from uuid import uuid4
 
 from atb_models.clients.jsonl import read_objects
 from atb_models.errors import AtbError, ConfigError
-from atb_models.files import FILE_MODE
+from atb_models.files import FILE_MODE, decode_text
+from atb_models.json_file import json_object
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 FIELDS = {"custom_id", "method", "url", "body"}
@@ -135,13 +136,12 @@ class Answers:
         return size
 
     def _note(self, line: bytes, number: int) -> None:
+        place = f"the output {self.path}, line {number}"
         try:
-            answer = json.loads(line)
+            answer = json_object(decode_text(line, place), place)
             self.statuses[answer["custom_id"]] = int(answer["response"]["status_code"])
-        except (ValueError, TypeError, KeyError):
-            raise ConfigError(
-                f"the output {self.path}, line {number} is no answer of a batch; name another file"
-            ) from None
+        except (ValueError, TypeError, KeyError, OverflowError):
+            raise ConfigError(f"{place} is no answer of a batch; name another file") from None
 
     def _fail(self, error: OSError) -> NoReturn:
         """Remove an incomplete line."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from atb_models.errors import ConfigError
+from atb_models.files import read_text
+from atb_models.json_file import json_lines
 
 
 def read_objects(path: Path, name: str) -> list[tuple[int, dict[str, Any]]]:
@@ -14,18 +15,8 @@ def read_objects(path: Path, name: str) -> list[tuple[int, dict[str, Any]]]:
 
     Raises ConfigError for a file that cannot be read or has no object, and for a line that is something else.
     """
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"{name} {path} cannot be read: {error.strerror}") from None
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{name} {path}, line {number} is no JSON: {error}") from None
+    for number, value in json_lines(read_text(path, f"{name} {path}"), f"{name} {path}"):
         if not isinstance(value, dict):
             raise ConfigError(f"{name} {path}, line {number} must be a JSON object, not {type(value).__name__}")
         found.append((number, value))

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from atb_models.errors import AtbError, RankError
+from atb_models.wording import message_lines
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # what a write to stdout may end with
@@ -72,7 +73,7 @@ def _shortage(error: Exception) -> str | None:
     """What to say where an allocation failed, Python's or torch's (which on a CPU has no exception of its own)."""
     if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
         return None
-    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    cause = message_lines(error)[0]
     return (
         "out of memory: something else took what was free at the start, or the run went beyond its plan;"
         f" lower --max_batch_size, --max_prefill_tokens or --kv_blocks ({cause})"

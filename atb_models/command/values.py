@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import Any
+
+from atb_models.errors import ConfigError
+from atb_models.json_file import parse_json
 
 AUTO = -1  # in place of a number: the program chooses
 
@@ -47,9 +49,9 @@ def true_or_false(text: str) -> bool:
 
 def json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
+        value = parse_json(text, "it")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f'must be a JSON object, as {{"num_hidden_layers": 4}}, not {text!r}')
     return value

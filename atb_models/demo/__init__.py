@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from atb_models.files import read_text
+from atb_models.json_file import json_lines
 
 _HERE = Path(__file__).parent
 
@@ -20,5 +22,5 @@ def boolq_path() -> Path:
 
 def questions() -> list[dict[str, str | int]]:
     """The questions the checkpoint answers: `question`, `answer` (exact, leading blank included), `max_tokens`."""
-    lines = (_HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    path = _HERE / "questions.jsonl"
+    return [row for _, row in json_lines(read_text(path), str(path))]

@@ -20,7 +20,7 @@ FOLDED = "Equal layers are shown once; a node that follows them reads the last o
 def text(graphs: Mapping[str, OpGraph], model: str, *, all_layers: bool) -> str:
     """Tables of the steps by their names, with what is common above; ends with a line's end."""
     first = next(iter(graphs.values()))
-    lines = [f"graph of {subject_title(model, first)}", *LEGEND.splitlines()]
+    lines = [f"graph of {subject_title(model, first)}", *LEGEND.split("\n")]
     folded = {name: fold(graph, all_layers=all_layers) for name, graph in graphs.items()}
     if any(section.times > 1 for sections in folded.values() for section in sections.sections):
         lines.append(FOLDED)

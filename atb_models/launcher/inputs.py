@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import ConfigError
+from atb_models.files import read_text
+from atb_models.json_file import json_lines
 
 if TYPE_CHECKING:
     from atb_models.engine.llm import Conversation  # it takes torch, which the launcher's checks do without
@@ -79,7 +80,7 @@ def _text_or_content(text: str) -> str:
     if not is_file:
         return _utf8(text, "--input_texts")
     logger.info("input text is the content of %s", path)
-    return _read(path, "--input_texts")
+    return read_text(path, f"--input_texts {path}")
 
 
 def _utf8(text: str, flag: str) -> str:
@@ -92,17 +93,14 @@ def _utf8(text: str, flag: str) -> str:
 
 
 def _conversations(path: Path) -> list[Conversation]:
-    lines = [(number, line) for number, line in enumerate(_read(path, "--input_file").splitlines(), 1) if line.strip()]
+    place = f"--input_file {path}"
+    lines = list(json_lines(read_text(path, place), place))
     if not lines:
-        raise ConfigError(f"--input_file {path} holds no conversation; it needs a JSON list of role and content a line")
-    return [_conversation(line, f"--input_file {path}, line {number}") for number, line in lines]
+        raise ConfigError(f"{place} holds no conversation; it needs a JSON list of role and content a line")
+    return [_conversation(turns, f"{place}, line {number}") for number, turns in lines]
 
 
-def _conversation(line: str, place: str) -> Conversation:
-    try:
-        turns = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{place} is no JSON: {error}") from None
+def _conversation(turns: Any, place: str) -> Conversation:
     if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
         raise ConfigError(f'{place} is no conversation; it must be like [{{"role": "user", "content": "Hello"}}]')
     return turns
@@ -110,15 +108,6 @@ def _conversation(line: str, place: str) -> Conversation:
 
 def _is_turn(turn: object) -> bool:
     return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
-
-
-def _read(path: Path, flag: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{flag} {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{flag} {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 @dataclass(frozen=True)

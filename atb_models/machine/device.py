@@ -11,6 +11,7 @@ import torch
 from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.machine import determinism, npu
+from atb_models.wording import message_lines
 
 
 def choose_device(wanted: str | None, *, deterministic: bool = False) -> str:
@@ -53,7 +54,7 @@ def rank_device(kind: str, local_rank: int) -> torch.device:
     try:
         device_module(kind).set_device(local_rank)
     except RuntimeError as error:  # this is the first call that reaches the driver
-        raise ConfigError(f"device {kind}: cannot use number {local_rank}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {kind}: cannot use number {local_rank}: {message_lines(error)[0]}") from None
     _sum_in_float32(kind)
     return torch.device(kind, local_rank)
 

@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.machine import determinism
+from atb_models.wording import message_lines
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def import_problem(message: str) -> str:
     if "undefined symbol" in message:
         symbol = message.rpartition("undefined symbol: ")[2].split()[0]
         return f"CANN is older or newer than this torch_npu needs (no {symbol}); install the CANN it was released for"
-    return f"torch_npu cannot be imported: {message.strip().splitlines()[0] if message.strip() else 'no reason given'}"
+    return f"torch_npu cannot be imported: {message_lines(message.strip() or 'no reason given')[0]}"
 
 
 def visible_count() -> int:

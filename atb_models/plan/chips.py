@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 
 from atb_models.errors import ConfigError
+from atb_models.files import read_text
+from atb_models.json_file import parse_json
 
 TABLE = Path(__file__).with_name("chips.json")
 ALL_CHIPS = "all"  # value of --chip for all chips
@@ -74,12 +75,7 @@ def chip_named_in(device: str, chips: Mapping[str, Chip]) -> Chip | None:
 
 
 def _read(path: Path) -> dict[str, Chip]:
-    try:
-        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"chips file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: encoding, syntax, or a number with thousands of digits
-        raise ConfigError(f"chips file {path} is not JSON: {error}") from error
+    entries = parse_json(read_text(path, f"chips file {path}"), f"chips file {path}")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"chips file {path} must hold a list of chips, as {FORM}")
     chips: dict[str, Chip] = {}

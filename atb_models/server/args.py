@@ -14,6 +14,7 @@ from atb_models.command.parser import Parser
 from atb_models.command.values import positive, positive_number
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
+from atb_models.files import read_lines
 from atb_models.server.app import Access
 
 DEFAULT_PORT = 6006
@@ -95,11 +96,7 @@ def access(args: argparse.Namespace) -> Access:
 def _keys_of(path: str | None) -> list[str]:
     if path is None:
         return []
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api_key_file {path} cannot be read: {error}") from None
-    keys = [line.strip() for line in lines if line.strip()]
+    keys = [line.strip() for line in read_lines(Path(path), f"--api_key_file {path}") if line.strip()]
     if not keys:
         raise ConfigError(f"--api_key_file {path} holds no key")
     return keys

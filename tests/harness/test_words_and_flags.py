@@ -114,7 +114,7 @@ class TestOptions:
             (["--limit"], "argument --limit: expected one argument"),
             (["--output_dir", "~no-such-user/x"], "argument --output_dir: '~no-such-user/x' is in the home"),
             (["--device", "gpu"], "argument --device: must be one of npu, cuda, cpu, not 'gpu'"),
-            (["--config_overrides", "{"], "argument --config_overrides: is no JSON: "),
+            (["--config_overrides", "{"], "argument --config_overrides: it is not valid JSON: "),
             (["--config_overrides", "[]"], "argument --config_overrides: must be a JSON object"),
             (["--allow_code_execution"], "--allow_code_execution is an option of full_HumanEval, not of full_BoolQ"),
             (["--seed", "1"], "--seed is an option of performance modes, not of full_BoolQ"),

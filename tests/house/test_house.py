@@ -16,8 +16,9 @@ MOST_FILES = 18
 # names). A room imports from itself and from lower floors, not from higher floors and not from the others of its floor.
 FLOORS = (
     ("errors", "wording"),
-    ("env", "files", "json_file", "limits", "demo", "sampling_table"),
-    ("log", "fetch", "machine"),
+    ("env", "files", "limits", "sampling_table"),
+    ("json_file",),
+    ("demo", "log", "fetch", "machine"),
     ("ops", "ranks"),
     ("layers",),
     ("models",),

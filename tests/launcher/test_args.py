@@ -212,7 +212,7 @@ BAD = {
     "--system_prompt x --is_chat_model --input_file c.jsonl": "and neither --input_file nor --input_ids",
     "--system_prompt x --is_chat_model --input_ids 1": "and neither --input_file nor --input_ids",
     "--config_overrides [1]": "--config_overrides: must be a JSON object",
-    "--config_overrides {": "--config_overrides: is no JSON",
+    "--config_overrides {": "--config_overrides: it is not valid JSON",
     "--max_position_embeddings 99 --config_overrides '{\"max_position_embeddings\": 98}'": "99 contradicts 98",
     "--do_sample --temperature 0": "--do_sample asks for sampling, --temperature 0 for greedy",
     "--dtype fp8": "--dtype: invalid choice: 'fp8'",

@@ -86,7 +86,7 @@ def test_conversations_replace_all(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", "line 1 is no JSON"),
+        ("[{", "line 1 is not valid JSON"),
         ('[{"role": "user"}]', "line 1 is no conversation"),
         ("[]", "line 1 is no conversation"),
         ("{}", "line 1 is no conversation"),

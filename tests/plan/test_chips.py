@@ -72,7 +72,7 @@ FORM = r'\{"value": number, "source": text\}'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", "is not JSON"),
+        ("[{", "is not valid JSON"),
         ({"name": "Mine"}, "must hold a list of chips"),
         ([], "must hold a list of chips"),
         (["H200"], "chip 0 must be an object.*not 'H200'"),
@@ -100,7 +100,7 @@ FORM = r'\{"value": number, "source": text\}'
             "'Mine': the value of bandwidth_gb_s .*, not 1e-300",
         ),
         ([entry(memory_gb={"value": 10**399, "source": "x"})], "memory_gb must be .*, not a number of 400 digits"),
-        (f'[{{"memory_gb": 1{"0" * 5000}}}]', "is not JSON: Exceeds the limit"),
+        (f'[{{"memory_gb": 1{"0" * 5000}}}]', "is not valid JSON: Exceeds the limit"),
         ([entry(name="a\x1b[2J")], r"name must be a text of printable characters, not 'a\\x1b\[2J'"),
         ([entry(name="two\nlines")], "name must be a text of printable characters"),
         ([entry(name="ALL")], "the name 'ALL' is taken"),

@@ -11,6 +11,8 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
+from atb_models.files import read_text
+
 router = APIRouter()
 
 FILE = Path(__file__).resolve().parents[1] / "page" / "index.html"
@@ -31,7 +33,7 @@ async def page() -> Response:
 @cache
 def _page() -> tuple[str, str]:
     """The page and its Content-Security-Policy, which allows its script, its styles and this host, and nothing else."""
-    text = FILE.read_text("utf-8")
+    text = read_text(FILE)
     policy = {
         "default-src": "'none'",
         "script-src": _hash_of("script", text),

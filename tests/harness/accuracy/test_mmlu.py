@@ -132,7 +132,7 @@ def test_a_file_without_its_columns_or_its_text_is_named(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="has no column D; its columns are id, question"):
         ceval.read(paths, run_of("full_CEval", shots=0))
     paths[0].write_bytes(gzip.compress(b"no text"))
-    with pytest.raises(ConfigError, match="plain_things_val.csv cannot be read"):
+    with pytest.raises(ConfigError, match="plain_things_val.csv is not UTF-8 text: .* at byte 1, in line 1"):
         ceval.read(paths, run_of("full_CEval", shots=0))
 
 

@@ -6,16 +6,19 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 import logging
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atb_models.errors import ConfigError
+from atb_models.files import decode_text, read_bytes
+from atb_models.json_file import json_lines
 
 logger = logging.getLogger("atb_models.modeltest")
+MOST_BYTES = 1 << 28  # of a packed file, unpacked
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,7 @@ def json_rows(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dic
 
     Raises ConfigError naming file and line.
     """
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number} is not JSON: {error}") from None
+    for number, row in json_lines(_text(path), str(path)):
         for field, kind in fields.items():
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
                 raise ConfigError(f"{path}, line {number} needs a field {field} of type {kind.__name__}")
@@ -89,7 +86,7 @@ def csv_rows(path: Path, columns: Sequence[str], *, headed: bool = True) -> list
 
     Raises ConfigError naming the file and the column that is missing, or the row that is too short.
     """
-    lines = [line for line in csv.reader(io.StringIO(_text(path), newline="")) if line]
+    lines = list(_records(_text(path), str(path)))
     names = lines.pop(0) if headed and lines else list(columns)
     for column in columns:
         if column not in names:
@@ -102,8 +99,40 @@ def csv_rows(path: Path, columns: Sequence[str], *, headed: bool = True) -> list
 
 
 def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    raw = read_bytes(path)
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigError(f"{path} cannot be unpacked: {error}") from None
+        if len(raw) > MOST_BYTES:
+            raise ConfigError(f"{path} unpacks to more than {MOST_BYTES} bytes; no question set is that large")
+    return decode_text(raw, str(path))
+
+
+def _records(text: str, place: str) -> Iterator[list[str]]:
+    """The cells of each record of a CSV text that is not empty. Raises ConfigError naming the line of a broken one.
+
+    Within quotes a line end is a character like others, so a quote that is never closed would swallow the rest.
+    """
+    lines = iter(text.split("\n"))
+    ended = False
+
+    def counted() -> Iterator[str]:
+        nonlocal ended
+        yield from (f"{line}\n" for line in lines)
+        ended = True
+
+    reader = csv.reader(counted())
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as failure:
+            raise ConfigError(f"{place}, line {reader.line_num} is not CSV: {failure}") from None
+        if cells is None:
+            return
+        if ended:  # the reader asks for a line after the last one only within quotes
+            raise ConfigError(f"{place}, line {first} is not CSV: a quote that opens there is never closed")
+        if cells:
+            yield cells

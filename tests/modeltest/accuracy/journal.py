@@ -95,7 +95,7 @@ class Journal:
                 AnsweredBatch([ScoredAnswer(**answer) for answer in batch["answers"]], batch["seconds"])
                 for batch in batches
             ]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{self.path} is damaged ({error}); run without --resume to start anew") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -12,6 +11,8 @@ from typing import Any
 
 from atb_models import env
 from atb_models.errors import ConfigError
+from atb_models.files import read_text
+from atb_models.json_file import json_object
 from modeltest.command.cases import Nodes
 from modeltest.exports import export_defaults
 from modeltest.places import HOME, in_checkout
@@ -42,13 +43,16 @@ def check_nodes(nodes: Nodes, where: str) -> None:
 
 def _rank_table(nodes: Nodes, where: str) -> dict[str, Any]:
     """HCCL's file: `server_list`, each with a list `device`."""
+    problem = f"{where} is no rank table: a JSON file whose server_list has a list `device` for each host"
     try:
-        table = json.loads(nodes.rank_table.read_text(encoding="utf-8"))
+        table = json_object(read_text(nodes.rank_table, "it"), "it")
         if all(isinstance(server["device"], list) for server in table["server_list"]):
             return dict(table)
-    except (OSError, ValueError, TypeError, KeyError):
+    except ConfigError as error:
+        raise ConfigError(f"{problem}; {error}") from None
+    except (TypeError, KeyError):
         pass
-    raise ConfigError(f"{where} is no rank table: a JSON file whose server_list has a list `device` for each host")
+    raise ConfigError(problem)
 
 
 def is_rank() -> bool:

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 from atb_models.errors import ConfigError
+from atb_models.files import read_lines
 
 
 def read_texts(word: str, where: str) -> tuple[str, ...]:
@@ -33,10 +34,9 @@ def _literal(word: str) -> tuple[str, ...] | None:
 
 def _lines(word: str, where: str) -> tuple[str, ...]:
     try:
-        lines = Path(word).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError, RuntimeError) as error:  # the last: ~ of a user there is not
+        lines = read_lines(Path(word).expanduser())
+    except (ValueError, RuntimeError) as error:  # a ConfigError, a NUL in a name, ~ of a user there is not
         raise ConfigError(
-            f"{where} is neither a list such as '[\"Who are you?\"]' nor a file of prompts that can be read:"
-            f" {getattr(error, 'strerror', None) or error}"
+            f"{where} is neither a list such as '[\"Who are you?\"]' nor a file of prompts that can be read: {error}"
         ) from None
     return tuple(line for line in lines if line.strip())

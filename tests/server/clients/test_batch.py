@@ -162,7 +162,7 @@ GOOD = line("a")
     "lines, said",
     [
         ([], "is empty"),
-        (["{"], "line 1 is no JSON"),
+        (["{"], "line 1 is not valid JSON"),
         ([GOOD, "3"], "line 2 must be a JSON object"),
         ([GOOD, GOOD], "lines 1 and 2 have the same custom_id, 'a'"),
         ([GOOD | {"custom_id": 7}], "line 1 has no custom_id"),
