@@ -1,19 +1,17 @@
-"""From a conversation to a prompt in the model's form: Jinja templates, rendered in a sandbox."""
+"""From a conversation to a prompt in the model's form: a Jinja template, rendered in a sandbox."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from atb_models.errors import ConfigError, RequestError
-from atb_models.json_file import read_json
-from atb_models.models.families import FAMILIES
+from atb_models.errors import AtbError, RequestError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from atb_models.text.template_words import TemplateWords
 
 logger = logging.getLogger(__name__)
 
@@ -24,110 +22,116 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled template. tokens: the special tokens that it may name, such as bos_token.
+    """A template, read and compiled when first needed.
 
+    source: its text, or what gives it. tokens: the special tokens that it may name, such as bos_token. origin: what
+    messages call it; clients read them, so it holds no path.
     is_fallback: the family's documented plain format, for a checkpoint without a template; its first use is logged.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, Any], origin: str, *, is_fallback: bool = False) -> None:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = _to_json
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise ConfigError(f"{origin} is no valid Jinja template: {error}") from error
+    def __init__(
+        self, source: str | Callable[[], str], tokens: Mapping[str, Any], origin: str, *, is_fallback: bool = False
+    ) -> None:
+        self._source = source
         self._tokens = dict(tokens)
         self._origin = origin
-        self._to_announce = is_fallback
-        self._words = set(re.findall(r"""['".]\s*(\w+)""", source))
-        self._roles = {*ROLES, *_compared_words(source)}
+        self._is_fallback = self._to_announce = is_fallback
+        self._compiled: tuple[Template, TemplateWords] | None = None
 
-    def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation. Raises RequestError for a malformed message, or if the template refuses it."""
-        from jinja2 import TemplateError
+    def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The text of a conversation.
 
-        self._check(conversation)
+        variables: more that the template may name, such as tools and documents, which are None otherwise.
+        Raises RequestError when the template cannot be used, a message is malformed or the template refuses it.
+        """
+        template, words = self.compile()
+        messages = self._checked(conversation, words)
         if self._to_announce:
             self._to_announce = False
             logger.warning("the checkpoint has no chat template: using %s", self._origin)
+        names = {"tools": None, "documents": None, **self._tokens, **variables}
         try:
-            return self._template.render(
-                messages=conversation, add_generation_prompt=add_generation_prompt, **self._tokens
-            )
-        except (TemplateError, TypeError) as error:
-            raise RequestError(f"{self._origin} cannot render this conversation: {error}") from error
+            return template.render(**names, messages=messages, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # a template is a program and may fail in any way
+            raise RequestError(f"{self._origin} cannot render this conversation: {_said(error)}") from error
 
-    def _check(self, conversation: Sequence[Message]) -> None:
-        """Raises RequestError. Roles and keys beyond the usual ones are accepted only if the template names them."""
+    def compile(self, error: type[AtbError] = RequestError) -> tuple[Template, TemplateWords]:
+        """The template, ready to render, and what it reads. Raises `error` naming the line that is no Jinja."""
+        if self._compiled is None:
+            from jinja2 import TemplateSyntaxError
+
+            from atb_models.text.template_environment import make_environment
+            from atb_models.text.template_words import words_of
+
+            source = self._source if isinstance(self._source, str) else self._source()
+            environment = make_environment()
+            try:
+                self._compiled = environment.from_string(source), words_of(environment.parse(source))
+            except TemplateSyntaxError as failure:
+                place = f"{self._origin} is no valid Jinja template, line {failure.lineno}"
+                raise error(f"{place}: {_said(failure)}") from failure
+            except Exception as failure:  # nested too deeply, or Python refuses what Jinja made of it
+                raise error(f"{self._origin} is no valid Jinja template: {_said(failure)}") from failure
+        return self._compiled
+
+    def _checked(self, conversation: Sequence[Message], words: TemplateWords) -> list[Message]:
+        """The messages as the template takes them.
+
+        Roles and keys beyond the usual ones are fine only where the template does something with them.
+        """
         if not isinstance(conversation, (list, tuple)) or not conversation:
             raise RequestError("a conversation must be a list of messages, at least one, each with role and content")
-        for i, message in enumerate(conversation):
-            if not isinstance(message, Mapping):
-                raise RequestError(f"message {i} is {type(message).__name__}, but must have role and content")
-            missing = [key for key in KEYS if key not in message]
-            if missing:
-                raise RequestError(f"message {i} has no {' and no '.join(missing)}")
-            extra = [str(key) for key in message if key not in KEYS and key not in self._words]
-            if extra:
-                raise RequestError(f"message {i} has {', '.join(extra)}, which {self._origin} does not use")
-            role, content = message["role"], message["content"]
-            if role not in self._roles:
-                raise RequestError(f"message {i} has the role {role!r}, but only {', '.join(ROLES)} are known")
-            if not isinstance(content, str):
-                raise RequestError(f"message {i} has content of type {type(content).__name__}, but must have text")
+        return [self._checked_message(i, message, words) for i, message in enumerate(conversation)]
+
+    def _checked_message(self, i: int, message: Message, words: TemplateWords) -> Message:
+        if not isinstance(message, Mapping):
+            raise RequestError(f"message {i} is {type(message).__name__}, but must have role and content")
+        calls_tools = bool(message.get("tool_calls")) and "tool_calls" in words.keys
+        missing = [key for key in KEYS if key not in message and not (key == "content" and calls_tools)]
+        if missing:
+            raise RequestError(f"message {i} has no {' and no '.join(missing)}")
+        known = {*KEYS, *words.keys}
+        extra = [str(key) for key, value in message.items() if key not in known and value is not None]
+        if extra and not words.any_key:
+            raise RequestError(f"message {i} has {', '.join(extra)}, which {self._origin} does not use")
+        role = message["role"]
+        shown = words.any_role and not self._is_fallback
+        if not isinstance(role, str) or not (role in ROLES or role in words.roles or shown):
+            raise RequestError(f"message {i} has the role {role!r}, but only {', '.join(ROLES)} are known")
+        content = message.get("content")
+        if isinstance(content, str) or (content is None and calls_tools):
+            return message
+        if isinstance(content, (list, tuple)) and content and all(isinstance(part, Mapping) for part in content):
+            if words.takes_parts:
+                return message
+            if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
+                return {**message, "content": "".join(part["text"] for part in content)}
+        raise RequestError(f"message {i} has content of type {type(content).__name__}, but must have text")
 
 
-def _compared_words(source: str) -> set[str]:
-    """The words in a template's comparisons, such as == "tool" and in ["user", "function"]."""
-    compared = re.findall(r"""[=!]=\s*['"](\w+)['"]|['"](\w+)['"]\s*[=!]=""", source)
-    lists = re.findall(r"\bin\s*[\[(]([^\])]*)[\])]", source)
-    return {word for pair in compared for word in pair if word} | set(re.findall(r"\w+", " ".join(lists)))
+class NamedTemplates:
+    """Several templates by name: "tool_use" is for a chat with tools, "default" for all others."""
+
+    def __init__(self, templates: Mapping[str, ChatTemplate], origin: str) -> None:
+        self._templates = dict(templates)
+        self._origin = origin
+
+    def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """As ChatTemplate.render, of the template that fits. Raises RequestError too where none is the default."""
+        has_tools = variables.get("tools") is not None
+        chosen = (self._templates.get("tool_use") if has_tools else None) or self._templates.get("default")
+        if chosen is None:
+            names = ", ".join(sorted(self._templates))
+            raise RequestError(
+                f"{self._origin} has several chat templates, {names}, and none is the default;"
+                " name one with --chat_template"
+            )
+        return chosen.render(conversation, add_generation_prompt=add_generation_prompt, **variables)
+
+    def named(self, name: str) -> ChatTemplate | None:
+        """The template of that name."""
+        return self._templates.get(name)
 
 
-def find_template(
-    folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, Any], given: str | None
-) -> ChatTemplate | None:
-    """The template to use: the user's (a file or its text), else the checkpoint's, else its family's plain format."""
-    if given is not None:
-        return ChatTemplate(_given_template(given), tokens, "the given chat template")
-    file, config = folder / "chat_template.jinja", folder / "config.json"
-    if file.is_file():
-        return ChatTemplate(file.read_text(encoding="utf-8"), tokens, str(file))
-    source: Any = settings.get("chat_template")
-    if isinstance(source, list):  # several templates with names
-        source = next((item.get("template") for item in source if item.get("name") == "default"), None)
-    if source is not None:
-        return ChatTemplate(str(source), tokens, f"the chat template of {folder / 'tokenizer_config.json'}")
-    family = FAMILIES.get(str(read_json(config).get("model_type"))) if config.is_file() else None
-    if family is None:
-        return None
-    return ChatTemplate(family.chat_template, tokens, "its family's documented plain format", is_fallback=True)
-
-
-def _given_template(value: str) -> str:
-    """The text of a template that is given as the path of a file or as text."""
-    if os.path.isfile(value):
-        try:
-            return Path(value).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"chat template {value} cannot be read: {error}") from error
-    if "{{" in value or "{%" in value:
-        return value
-    raise ConfigError(f"chat_template {value!r} is neither a file nor a Jinja template with {{{{ }}}} or {{% %}}")
-
-
-def _raise_exception(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.json_file import is_there
-from atb_models.text.chat_template import ChatTemplate, Message, find_template
+from atb_models.text.chat_template import ChatTemplate, Message, NamedTemplates
+from atb_models.text.template_places import find_template
 from atb_models.text.tokenizer_added import JsonBackend
 from atb_models.text.tokenizer_json import (
     LLAMA_CLASSES,
@@ -50,7 +51,9 @@ class TokenizerBackend(Protocol):
 class Tokenizer:
     """A checkpoint's tokenizer. tokens: its special tokens by name. template: None if none is documented."""
 
-    def __init__(self, backend: TokenizerBackend, tokens: dict[str, Any], template: ChatTemplate | None) -> None:
+    def __init__(
+        self, backend: TokenizerBackend, tokens: dict[str, Any], template: ChatTemplate | NamedTemplates | None
+    ) -> None:
         self._backend = backend
         self._template = template
         self.bos_token_id = self._id(tokens.get("bos_token"))
@@ -79,15 +82,20 @@ class Tokenizer:
         """The vocabulary's entry for a token id, in its own spelling; None for an unknown id."""
         return self._backend.id_to_token(token_id)
 
-    def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, with special tokens. Raises RequestError if it is malformed."""
+    def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The text of a conversation, with special tokens. Raises RequestError if it or the template is malformed.
+
+        variables: more that the template may name, such as tools, a list of JSON schemas.
+        """
         if self._template is None:
             raise RequestError("this checkpoint has no chat template; give one with --chat_template")
-        return self._template.render(conversation, add_generation_prompt=add_generation_prompt)
+        return self._template.render(conversation, add_generation_prompt=add_generation_prompt, **variables)
 
-    def apply_chat_template(self, conversation: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """The token ids of a conversation. The template writes bos, so no second one is added."""
-        return self.encode(self.render_chat(conversation, add_generation_prompt), add_special_tokens=False)
+    def apply_chat_template(
+        self, conversation: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The token ids of a conversation; the template writes bos itself, so no second one is added."""
+        return self.encode(self.render_chat(conversation, add_generation_prompt, **variables), add_special_tokens=False)
 
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self._backend.token_to_id(token)

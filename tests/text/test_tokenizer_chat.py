@@ -30,14 +30,21 @@ DEEPSEEK_TEXT = "<s>Be brief.\n\nUser: Hi 你好\n\nAssistant: Hello</s>User: Wh
 USER = [{"role": "user", "content": "Hi"}]
 
 
-def load(folder: Path, template: Any = None, given: str | None = None, **config: Any) -> Tokenizer:
+def load(
+    folder: Path,
+    template: Any = None,
+    given: str | None = None,
+    *,
+    settings: dict[str, Any] | None = None,
+    **config: Any,
+) -> Tokenizer:
     vocab = {char: i for i, char in enumerate(pre_tokenizers.ByteLevel.alphabet())}
     tokenizer = JsonTokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in ("<s>", "</s>")])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = SETTINGS if template is None else {**SETTINGS, "chat_template": template}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    chosen = SETTINGS | (settings or {}) | ({} if template is None else {"chat_template": template})
+    (folder / "tokenizer_config.json").write_text(json.dumps(chosen))
     (folder / "config.json").write_text(json.dumps({**tiny.DEEPSEEK, **config}))
     loaded = load_tokenizer(folder, given)
     assert loaded is not None
@@ -79,10 +86,8 @@ def test_template_of_the_user_wins(tmp_path: Path) -> None:
 def test_template_that_is_neither_file_nor_jinja(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'/no/such.jinja' is neither a file nor a Jinja template"):
         load(tmp_path, given="/no/such.jinja")
-    with pytest.raises(ConfigError, match="the given chat template is no valid Jinja template: .*endfor"):
+    with pytest.raises(ConfigError, match="the given chat template is no valid Jinja template, line 1: .*endfor"):
         load(tmp_path, given="{% for m in messages %}")
-    with pytest.raises(ConfigError, match=r"the chat template of .*tokenizer_config\.json is no valid"):
-        load(tmp_path, "{{ ")
 
 
 def test_template_runs_in_a_sandbox(tmp_path: Path) -> None:
@@ -147,8 +152,9 @@ def test_real_deepseek_prompts(name: str) -> None:
 @pytest.mark.parametrize("family", ["deepseek", "qwen2_moe", "xverse"])
 @pytest.mark.parametrize("role", ["User", "Assistant", "role", "content"])
 def test_a_word_of_a_familys_format_is_no_role(family: str, role: str) -> None:
-    """A message with such a role would be left out of the prompt, and nobody would know."""
-    template = ChatTemplate(FAMILIES[family].chat_template, {"bos_token": "", "eos_token": ""}, "a format")
+    """A message with such a role would be left out of the prompt or unknown to the model, and nobody would know."""
+    tokens = {"bos_token": "", "eos_token": ""}
+    template = ChatTemplate(FAMILIES[family].chat_template, tokens, "a format", is_fallback=True)
     with pytest.raises(RequestError, match=f"message 0 has the role '{role}'"):
         template.render([{"role": role, "content": "lost"}])
 

@@ -43,10 +43,12 @@ class Message(Body):
     function_call: None = None
     tool_calls: Nothing = None
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """The message in the chat template's form."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text, **({} if self.name is None else {"name": self.name})}
+        content: Any = self.content
+        if not isinstance(self.content, str):
+            content = [{"type": "text", "text": part.text} for part in self.content]
+        return {"role": self.role, "content": content, **({} if self.name is None else {"name": self.name})}
 
 
 Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
