@@ -12,9 +12,10 @@ from atb_models.files import read_text
 from atb_models.json_file import is_there, read_json
 from atb_models.models.families import FAMILIES
 from atb_models.text.chat_template import ChatTemplate, NamedTemplates
+from atb_models.text.tokenizer_settings import SETTINGS
 
 FILE, FOLDER, LEGACY = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
-SETTINGS, FIELD = "tokenizer_config.json", "chat_template"
+FIELD = "chat_template"
 DEFAULT = "default"
 FORMS = "a template, an object of templates by name, or a list of objects with name and template"
 

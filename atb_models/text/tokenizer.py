@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from atb_models.errors import CheckpointError, ConfigError, RequestError
-from atb_models.json_file import is_there
+from atb_models.json_file import is_there, read_json
 from atb_models.text.chat_template import ChatTemplate, Message, NamedTemplates
 from atb_models.text.template_places import find_template
 from atb_models.text.tokenizer_added import JsonBackend
-from atb_models.text.tokenizer_json import (
+from atb_models.text.tokenizer_check import check_content, library_errors
+from atb_models.text.tokenizer_json import is_qwen_without_json, load_json_tokenizer
+from atb_models.text.tokenizer_settings import (
     LLAMA_CLASSES,
     PLAIN_CLASSES,
-    is_qwen_without_json,
-    load_json_tokenizer,
+    SETTINGS,
+    eos_texts,
     read_settings,
     special_tokens,
 )
@@ -26,7 +28,6 @@ from atb_models.text.tokenizer_json import (
 logger = logging.getLogger(__name__)
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-SETTINGS = "tokenizer_config.json"
 
 
 class Encoding(Protocol):
@@ -49,15 +50,25 @@ class TokenizerBackend(Protocol):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. tokens: its special tokens by name. template: None if none is documented."""
+    """A checkpoint's tokenizer.
+
+    tokens: its special tokens by name. template: None where nobody documents one. eos_texts: the end of an answer that
+    each of its files names. eos_token_ids: their ids.
+    """
 
     def __init__(
-        self, backend: TokenizerBackend, tokens: dict[str, Any], template: ChatTemplate | NamedTemplates | None
+        self,
+        backend: TokenizerBackend,
+        tokens: dict[str, Any],
+        template: ChatTemplate | NamedTemplates | None,
+        eos_texts: Mapping[str, str],
     ) -> None:
         self._backend = backend
         self._template = template
         self.bos_token_id = self._id(tokens.get("bos_token"))
         self.eos_token_id = self._id(tokens.get("eos_token"))
+        ids = {file: self._id(text) for file, text in eos_texts.items()}
+        self.eos_token_ids = {file: (index,) for file, index in ids.items() if index is not None}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text. add_special_tokens: with bos before them, if the tokenizer adds one."""
@@ -120,10 +131,11 @@ def load_tokenizer(
     if _is_plain(folder, settings, code, trust_remote_code):
         tokens = special_tokens(settings)
         template = find_template(folder, settings, tokens, chat_template)
-        return Tokenizer(JsonBackend(load_json_tokenizer(folder, settings)), tokens, template)
+        plain = JsonBackend(load_json_tokenizer(folder, settings))
+        return Tokenizer(plain, tokens, template, eos_texts(folder))
     backend = _TransformersBackend(folder, trust_remote_code=trust_remote_code)
     template = find_template(folder, settings, backend.tokens, chat_template)
-    return Tokenizer(backend, backend.tokens, template)
+    return Tokenizer(backend, backend.tokens, template, eos_texts(folder))
 
 
 def _own_code(settings: dict[str, Any]) -> str | None:
@@ -174,22 +186,26 @@ class _TransformersBackend:
     """A tokenizer class of transformers, loaded from the folder only."""
 
     def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
+        file = folder / "tokenizer.json"
+        if is_there(file):
+            check_content(file, read_json(file))
         with _quiet_transformers():
             from transformers import AutoTokenizer
 
             try:
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                    str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-                )
-            except Exception as error:  # a class, or its own code, may raise anything
-                hint = ""
+                with library_errors(f"the tokenizer in {folder} cannot be loaded"):
+                    self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                        str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+                    )
+            except CheckpointError as error:  # a class, or its own code, may raise anything
                 if "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower():
-                    hint = "; it needs: pip install sentencepiece protobuf"
-                raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}{hint}") from error
+                    raise CheckpointError(f"{error}; it needs: pip install sentencepiece protobuf") from None
+                raise
         self.tokens: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
-        return _Ids(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        with library_errors("the checkpoint's tokenizer cannot take this text", RequestError):
+            return _Ids(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self._tokenizer.decode(

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from atb_models.errors import RequestError
 from atb_models.text.byte_fallback import with_replacements
+from atb_models.text.tokenizer_check import library_errors
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -38,9 +40,10 @@ class JsonBackend:
             self._texts = {index: text for index, text in plain.items() if tokenizer.decode([index]) != text}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
-        if len(text) > LONG_TEXT:  # unlike `encode`, a batch of one lets other threads run meanwhile
-            return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        with library_errors("the checkpoint's tokenizer cannot take this text", RequestError):
+            if len(text) > LONG_TEXT:  # unlike `encode`, a batch of one lets other threads run meanwhile
+                return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         if not self._byte_ids.isdisjoint(ids):

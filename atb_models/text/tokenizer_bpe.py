@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atb_models.errors import CheckpointError
-from atb_models.json_file import check_present
+from atb_models.files import read_lines
+from atb_models.json_file import check_present, read_json
+from atb_models.text.tokenizer_check import check_merges, check_vocab, library_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as JsonTokenizer
 
-QWEN_CLASSES = frozenset(("Qwen2Tokenizer", "Qwen2TokenizerFast"))
 QWEN_FILES = ("vocab.json", "merges.txt")
 # A contraction; letters with one other character before them; one digit; marks; line ends; other blanks.
 QWEN_WORDS = (
@@ -25,13 +26,15 @@ def qwen_tokenizer(folder: Path) -> JsonTokenizer:
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as JsonTokenizer
 
-    vocab, merges = (folder / name for name in QWEN_FILES)
-    for path in (vocab, merges):
-        check_present(path)
-    try:
-        tokenizer = JsonTokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{vocab} and {merges.name} cannot be read: {error}") from error
+    vocab_path, merges_path = (folder / name for name in QWEN_FILES)
+    check_present(merges_path)
+    vocab = read_json(vocab_path)
+    check_vocab(vocab_path, vocab, "the vocabulary")
+    lines = read_lines(merges_path, error=CheckpointError)
+    merges = [line for number, line in enumerate(lines) if line and not (number == 0 and line.startswith("#version"))]
+    check_merges(merges_path, merges, vocab, name="merges")
+    with library_errors(f"{vocab_path} and {merges_path.name} cannot be read"):
+        tokenizer = JsonTokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -203,7 +203,7 @@ def test_auto_dtype(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{not json", "", "[1]", "\xff"])
 def test_unreadable_config_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match=r"config\.json (is not valid JSON|holds a JSON list)"):
+    with pytest.raises(CheckpointError, match=r"config\.json (is not valid JSON|is not UTF-8 text|holds a JSON list)"):
         load_model_config(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,15 @@ def test_the_users_own_template_is_told_at_once(tmp_path: Path) -> None:
         load(tmp_path, given=str(tmp_path / "mine.jinja"))
     with pytest.raises(ConfigError, match=f"chat template {tmp_path}/gbk.jinja is not UTF-8 text"):
         load(tmp_path, given=str(tmp_path / "gbk.jinja"))
+
+
+def test_tokens_of_newer_settings_are_variables(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    settings = {"extra_special_tokens": {"image_token": "<img>"}, "audio_token": "<snd>", "bos_token": "<s>"}
+    tokenizer = load(tmp_path / "new", "{{ image_token }}{{ audio_token }}{{ bos_token }}", settings=settings)
+    assert tokenizer.render_chat(USER) == "<img><snd><s>"
+    assert len(tokenizer.encode("<img>", add_special_tokens=False)) == 1
+    source = "{{ additional_special_tokens | join }}"
+    more = load(tmp_path, source, settings={"extra_special_tokens": ["<a>", {"content": "<b>"}]})
+    assert more.render_chat(USER) == "<a><b>"
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["extra_special_tokens"]

@@ -88,7 +88,7 @@ PAD_TOKEN = NEW_TOKEN | {"content": "<pad>"}
         PLAIN,
         PLAIN | {"clean_up_tokenization_spaces": True},
         PLAIN | {"bos_token": "<|new bos|>", "pad_token": "<pad>", "additional_special_tokens": ["<|im_end|>"]},
-        PLAIN | {"added_tokens_decoder": {"331": NEW_TOKEN | {"special": True}, "330": PAD_TOKEN}},
+        PLAIN | {"added_tokens_decoder": {"332": NEW_TOKEN | {"special": True}, "331": PAD_TOKEN}},
         LLAMA,
         LLAMA | {"unk_token": None},
         LLAMA | {"add_bos_token": False, "add_eos_token": True},
@@ -167,8 +167,8 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str) -> None:
 
 
 def test_json_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
-        load_tokenizer(write(tmp_path, PLAIN, '{"model": {"type": "Unheard"}}'))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: model cannot be used"):
+        load_tokenizer(write(tmp_path, PLAIN, '{"model": {"type": "Unheard", "vocab": {"a": 0}}}'))
 
 
 def test_bos_that_the_vocabulary_lacks_is_added_as_transformers_does(tmp_path: Path) -> None:
