@@ -28,6 +28,7 @@ from atb_models.errors import RequestError
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.device import choose_device
 from atb_models.models.config import ModelConfig
+from atb_models.models.generation import answer_ends
 from atb_models.outputs import RequestOutput
 from atb_models.ranks.spawn import open_group
 from atb_models.sampling_params import SamplingParams
@@ -257,7 +258,7 @@ class LLM:
         return Engine(
             self._runner,
             Scheduler(blocks, engine_limits(config, model)),
-            eos_token_ids=model.eos_token_ids,
+            eos_token_ids=answer_ends(model, self._tokenizer.eos_token_ids if self._tokenizer else {}),
             generation=model.generation,
             tokenizer=self._tokenizer,
             vocab_size=model.vocab_size,

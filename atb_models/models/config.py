@@ -45,7 +45,8 @@ class ModelConfig:
     torch_dtype: str | None = None  # fp16, bf16 or fp32, as the checkpoint declares
     initializer_range: float = 0.02
     bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()  # what ends an answer: all that the files below name
+    eos_by_file: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # the first alone counts elsewhere
     generation: Mapping[str, object] = field(default_factory=dict)  # sampling defaults, see models/generation.py
     overridden: tuple[str, ...] = ()  # the fields that config_overrides replaced
 

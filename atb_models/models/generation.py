@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from atb_models import env
 from atb_models.json_file import is_there, read_json
+from atb_models.models.config import ModelConfig
 from atb_models.models.config_fields import Fields
 from atb_models.sampling_table import FIELDS
 
@@ -63,25 +64,47 @@ WITHOUT_EFFECT = frozenset(
 def generation_fields(folder: Path, config: Fields, overrides: Container[str], *, log: bool) -> dict[str, Any]:
     """bos_token_id, eos_token_ids and the sampling defaults of a checkpoint.
 
-    generation_config.json comes first, config.json gives the token ids that it lacks; without the file the sampling
-    fields of config.json count, as they do for transformers. A field in `overrides` is taken from `config`.
-    REMOVE_GENERATION_CONFIG_DICT=1 ignores generation_config.json and all sampling fields. Raises ConfigError for a
-    value of the wrong type or range.
+    An answer ends with each id that either file names. bos_token_id is generation_config.json's, else config.json's;
+    without the first file the sampling fields of config.json count, as they do for transformers. A field in
+    `overrides` is taken from `config` alone. REMOVE_GENERATION_CONFIG_DICT=1 ignores generation_config.json and all
+    sampling fields. Raises ConfigError for a value of the wrong type or range.
     """
     path = folder / "generation_config.json"
     ignored = env.get("REMOVE_GENERATION_CONFIG_DICT")
     present = not ignored and is_there(path)
     file = Fields(read_json(path), path) if present else config
-    eos, bos = _eos_token_ids(file), file.optional_integer("bos_token_id", minimum=0)
-    config_eos, config_bos = _eos_token_ids(config), config.optional_integer("bos_token_id", minimum=0)
+    bos, config_bos = (fields.optional_integer("bos_token_id", minimum=0) for fields in (file, config))
+    sources = (config,) if "eos_token_id" in overrides else (file, config)
+    named = {fields.file.name: _eos_token_ids(fields) for fields in sources}
+    eos = {name: ids for name, ids in named.items() if ids}
     sampling = {} if ignored else _sampling(file)
     if log and not ignored:
         _report(file, is_generation_config=present)
     return {
         "bos_token_id": config_bos if bos is None or "bos_token_id" in overrides else bos,
-        "eos_token_ids": (config_eos if eos is None or "eos_token_id" in overrides else eos) or (),
+        "eos_token_ids": tuple(dict.fromkeys(token for ids in eos.values() for token in ids)),
+        "eos_by_file": eos,
         "generation": sampling,
     }
+
+
+def answer_ends(model: ModelConfig, by_file: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The ids that end an answer: those of the model's files and of the tokenizer's, `by_file`.
+
+    A fine-tune often changes one file and leaves the others of its base model. Warns where the files differ: where one
+    names an id that the first of them, which alone counts for transformers, does not. config_overrides replaces all.
+    """
+    if "eos_token_id" in model.overridden:
+        return model.eos_token_ids
+    named = {**model.eos_by_file, **by_file}
+    ends = tuple(dict.fromkeys(token for ids in named.values() for token in ids))
+    if named and set(ends) != set(next(iter(named.values()))):
+        said = ", ".join(f"{file} {' and '.join(map(str, ids))}" for file, ids in named.items())
+        logger.warning("the files differ in the token that ends an answer, each of these does: %s", said)
+    for token in ends:
+        if token >= model.vocab_size and token not in model.eos_token_ids:
+            logger.warning("the tokenizer's eos token id %d is outside vocab_size %d", token, model.vocab_size)
+    return ends
 
 
 def _eos_token_ids(fields: Fields) -> tuple[int, ...] | None:

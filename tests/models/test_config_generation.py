@@ -24,10 +24,10 @@ def load(folder: Path, generation: dict[str, Any] | None, **fields: Any) -> Mode
 
 
 @pytest.mark.parametrize(
-    ("eos", "expected"), [(7, (7,)), ([7, 8], (7, 8)), ([[7], [8]], (7, 8)), ([7, 7], (7,)), (None, (2,)), (0, (0,))]
+    ("eos", "expected"), [(7, (7,)), ([7, 8], (7, 8)), ([[7], [8]], (7, 8)), ([7, 7], (7,)), (None, ()), (0, (0,))]
 )
 def test_eos_is_an_id_or_a_list(tmp_path: Path, eos: Any, expected: tuple[int, ...]) -> None:
-    assert load(tmp_path, {"eos_token_id": eos}).eos_token_ids == expected
+    assert load(tmp_path, {"eos_token_id": eos}, eos_token_id=None).eos_token_ids == expected
 
 
 def test_ids_fall_back_to_config(tmp_path: Path) -> None:
