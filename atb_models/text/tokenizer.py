@@ -18,6 +18,7 @@ from atb_models.text.tokenizer_check import check_content, library_errors
 from atb_models.text.tokenizer_json import is_qwen_without_json, load_json_tokenizer
 from atb_models.text.tokenizer_settings import (
     LLAMA_CLASSES,
+    MOST_ID,
     PLAIN_CLASSES,
     SETTINGS,
     eos_texts,
@@ -87,7 +88,11 @@ class Tokenizer:
         clean_up_tokenization_spaces is ignored: removing blanks before punctuation would change text that was already
         streamed.
         """
-        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        try:
+            return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        except OverflowError:  # an id that no tokenizer can have
+            possible = [index for index in ids if 0 <= index <= MOST_ID]
+            return self._backend.decode(possible, skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's entry for a token id, in its own spelling; None for an unknown id."""

@@ -15,6 +15,7 @@ from atb_models.wording import message_lines, shown
 PARTS = ("truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
 EMPTY = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
 PROBE = "a 1\n你"
+MOST_SAID = 300  # characters of a message of the library, which may quote a value as a whole
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def library_errors(place: str, error: type[AtbError] = CheckpointError) -> Itera
     except BaseException as failure:
         if not isinstance(failure, Exception) and type(failure).__name__ != "PanicException":
             raise
-        raise error(f"{place}: {message_lines(failure)[0]}") from None
+        raise error(f"{place}: {message_lines(failure)[0][:MOST_SAID]}") from None
 
 
 def check_content(path: Path, content: dict[str, Any]) -> None:

@@ -87,8 +87,7 @@ def _build(text: str, content: dict[str, Any], path: Path) -> JsonTokenizer:
         merges = model.get("merges")
         if not isinstance(merges, list) or not merges or not all(isinstance(merge, list) for merge in merges):
             raise
-    explain_pairs = [piece for merge in merges for piece in merge]
-    if not all(isinstance(piece, str) and " " not in piece for piece in explain_pairs):
+    if not all(isinstance(piece, str) and " " not in piece for merge in merges for piece in merge):
         raise CheckpointError(f"{path}: model.merges has pieces with blanks, which this tokenizers cannot read")
     model["merges"] = [" ".join(merge) for merge in merges]
     model.pop("ignore_merges", None)

@@ -78,6 +78,8 @@ def json_rows(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dic
         for field, kind in fields.items():
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
                 raise ConfigError(f"{path}, line {number} needs a field {field} of type {kind.__name__}")
+            if isinstance(row[field], str) and not _is_text(row[field]):
+                raise ConfigError(f"{path}, line {number}: {field} has half a surrogate pair, which is no text")
         yield f"{path.name}:{number}", row
 
 
@@ -96,6 +98,14 @@ def csv_rows(path: Path, columns: Sequence[str], *, headed: bool = True) -> list
         if len(line) < needed:
             raise ConfigError(f"{path}, row {number} has {len(line)} cells where {needed} are needed")
     return [dict(zip(names, line, strict=False)) for line in lines]
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(path: Path) -> str:
