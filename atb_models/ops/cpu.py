@@ -7,6 +7,9 @@ one bfloat16 row takes 0.95 ms through oneDNN and 0.50 ms through torch's own ma
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,11 +23,19 @@ from atb_models.ops.weight import Weight
 WIDEN_ROWS = 8
 # Elements of a weight widened at a time: 8 MiB of float32, which stays in the last-level cache.
 WIDEN_ELEMENTS = 1 << 21
+# Held by whichever thread multiplies in bfloat16: oneDNN's switch is the process's, and a product of one row turns it
+# off. A product of many rows that another thread began meanwhile would be many times slower and round differently.
+ONEDNN_SWITCH = RLock()
+# A fork waits for the product, so that its child finds the switch as it was and nobody who holds it.
+os.register_at_fork(
+    before=ONEDNN_SWITCH.acquire, after_in_parent=ONEDNN_SWITCH.release, after_in_child=ONEDNN_SWITCH.release
+)
 
 
 def linear(x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
     if not _has_better(x_TI):
-        return basic.linear.reference(x_TI, weight_OI, bias_O)
+        with _turn(x_TI):
+            return basic.linear.reference(x_TI, weight_OI, bias_O)
     y_TO = x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
     _multiply(x_TI, weight_OI.rows, y_TO)
     return y_TO if bias_O is None else y_TO.add_(bias_O)
@@ -52,9 +63,15 @@ def _has_better(x_TI: Tensor) -> bool:
     return (x_TI.dtype == torch.float16 and rows >= WIDEN_ROWS) or (x_TI.dtype == torch.bfloat16 and rows == 1)
 
 
+def _turn(x_TI: Tensor) -> AbstractContextManager[object]:
+    """What a product of these rows holds while it runs."""
+    return ONEDNN_SWITCH if x_TI.dtype == torch.bfloat16 else nullcontext()
+
+
 def _multiply(x_TI: Tensor, weight_OI: Tensor, out_TO: Tensor) -> None:
     if not _has_better(x_TI):
-        torch.mm(x_TI, weight_OI.t(), out=out_TO)
+        with _turn(x_TI):
+            torch.mm(x_TI, weight_OI.t(), out=out_TO)
     elif x_TI.dtype == torch.bfloat16:
         _multiply_row(x_TI, weight_OI, out_TO)
     else:
@@ -62,14 +79,18 @@ def _multiply(x_TI: Tensor, weight_OI: Tensor, out_TO: Tensor) -> None:
 
 
 def _multiply_row(x_TI: Tensor, weight_OI: Tensor, out_TO: Tensor) -> None:
-    """With oneDNN out of the way torch takes its own matrix-vector product, which accumulates in float32."""
+    """With oneDNN out of the way torch takes its own matrix-vector product, which accumulates in float32.
+
+    No other way of calling torch avoids oneDNN: mv, addmv, bmm and linear look at the same switch.
+    """
     onednn: Any = torch.backends.mkldnn
-    enabled = onednn.enabled
-    onednn.enabled = False
-    try:
-        torch.mm(x_TI, weight_OI.t(), out=out_TO)
-    finally:
-        onednn.enabled = enabled
+    with ONEDNN_SWITCH:
+        enabled = onednn.enabled
+        onednn.enabled = False
+        try:
+            torch.mm(x_TI, weight_OI.t(), out=out_TO)
+        finally:
+            onednn.enabled = enabled
 
 
 def _multiply_widened(x_TI: Tensor, weight_OI: Tensor, out_TO: Tensor) -> None:
