@@ -49,6 +49,8 @@ def run_model(payload: str, group: RankGroup) -> None:
 
 
 def _join(setup: dict[str, Any]) -> RankGroup:
+    import torch
+
     from atb_models.ranks.group import MEET_TIMEOUT_S, RankPlacement, connect, spins
     from atb_models.ranks.health import Health
     from atb_models.ranks.segment import open_segment
@@ -61,6 +63,7 @@ def _join(setup: dict[str, Any]) -> RankGroup:
         from torch.distributed import TCPStore
 
         store = TCPStore("127.0.0.1", setup["port"], place.size, is_master=False, wait_for_workers=False)
+    torch.set_num_threads(setup["threads"])  # at most as many as rank 0's process has
     memory.meet(MEET_TIMEOUT_S)
     return connect(place, memory, store, health)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
 
 from atb_models.env import TORCHRUN_ID, is_set
 from atb_models.machine.cgroup import OWN, ROOT, cgroup_folders
@@ -26,12 +28,53 @@ def used_cores(ranks_here: int) -> int:
     return min(available_cores(), torch.get_num_threads() * ranks_here)
 
 
-def set_threads(ranks_here: int) -> None:
-    """Give each rank of this host its share of the cores, unless the user chose a number of threads."""
-    if not _user_chose_threads():
+class _ThreadClaims:
+    """How many threads the open groups of this process want. torch has one number for all, so the least counts."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()  # a group that is garbage collected gives up its claim in any thread, in this one too
+        self._claims: list[int] = []
+        self._without = 0  # torch's number where nobody claims one
+        self._set = 0  # the number set here last; another one found later is the user's choice
+
+    def add(self, threads: int) -> None:
+        with self._lock:
+            self._notice(first=not self._claims)
+            self._claims.append(threads)
+            self._apply()
+
+    def remove(self, threads: int) -> None:
+        with self._lock:
+            self._notice()
+            self._claims.remove(threads)
+            self._apply()
+
+    def _notice(self, *, first: bool = False) -> None:
         import torch  # not at the top: the launcher counts cores without torch
 
-        torch.set_num_threads(max(1, available_cores() // ranks_here))
+        if first or torch.get_num_threads() != self._set:
+            self._without = torch.get_num_threads()
+
+    def _apply(self) -> None:
+        import torch
+
+        self._set = min([self._without, *self._claims])
+        torch.set_num_threads(self._set)
+
+
+_CLAIMS = _ThreadClaims()
+
+
+def claim_threads(ranks_here: int) -> Callable[[], None]:
+    """Let torch use this rank's share of the cores at most, at least one thread, until the returned function is called.
+
+    What the user chose stands: OMP_NUM_THREADS, and fewer threads by torch.set_num_threads.
+    """
+    if _user_chose_threads():
+        return lambda: None
+    threads = max(1, available_cores() // ranks_here)
+    _CLAIMS.add(threads)
+    return lambda: _CLAIMS.remove(threads)
 
 
 def _user_chose_threads() -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from atb_models import env
 from atb_models.errors import ConfigError, RankError
-from atb_models.machine.cores import available_cores, set_threads
+from atb_models.machine.cores import available_cores, claim_threads
 from atb_models.machine.device import rank_device
 from atb_models.ranks.health import Health
 from atb_models.ranks.lifetime import die_with_parent
@@ -83,6 +83,7 @@ class RankGroup:
 
     rank, size: this rank and the number of ranks. ranks_here: ranks on this host; local: that is all of them.
     device: where this rank computes. Every wait for another rank raises RankError when one has died.
+    While it is open torch computes with this rank's share of the cores, see machine/cores.py.
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class RankGroup:
         self.device = device
         self.health = health or Health()
         self._host, self._tensors = host, tensors or host
-        self._end = weakref.finalize(self, _end, os.getpid(), host if self.rank == 0 else None, self.health, on_close)
+        closing = (on_close, claim_threads(place.local_size))
+        self._end = weakref.finalize(self, _end, os.getpid(), host if self.rank == 0 else None, self.health, closing)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place, with the same bits on every rank. On CPUs in rank order, in float32."""
@@ -201,7 +203,6 @@ def connect(
 ) -> RankGroup:
     """The group on the transports that this placement needs. Devices and several hosts need the store."""
     device = rank_device(place.device, place.local_rank)
-    set_threads(place.local_size)
     if memory is not None and place.device == "cpu":
         return RankGroup(place, device, memory, memory, health, on_close)
     import torch.distributed as dist
@@ -233,8 +234,8 @@ def spins(ranks_here: int) -> int:
     return SPINS if ranks_here <= available_cores() else 0
 
 
-def _end(owner: int, host: Transport | None, health: Health, on_close: Callable[[], None]) -> None:
-    """Rank 0 (the only one with a `host` here) tells the others to end, within CLOSE_TIMEOUT_S."""
+def _end(owner: int, host: Transport | None, health: Health, closing: Iterable[Callable[[], None]]) -> None:
+    """Rank 0 (the only one with a `host` here) tells the others to end, within CLOSE_TIMEOUT_S; then `closing`."""
     if os.getpid() != owner:
         return  # a process forked from the rank has only copies of its objects
     health.expect_end(CLOSE_TIMEOUT_S)
@@ -243,7 +244,8 @@ def _end(owner: int, host: Transport | None, health: Health, on_close: Callable[
             with contextlib.suppress(RankError):
                 host.send(None)
     finally:
-        on_close()
+        for close in closing:
+            close()
 
 
 def _open(transport: _T | None) -> _T:

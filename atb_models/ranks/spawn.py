@@ -53,7 +53,7 @@ def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> Ran
     that waits for it. The other ranks are killed.
     """
     check_device_for_each(device, size)
-    place, health, threads = RankPlacement(0, size, 0, size, device), Health(), torch.get_num_threads()
+    place, health = RankPlacement(0, size, 0, size, device), Health()
     segment = Segment(SharedMemory.bytes_needed(size))
     try:
         memory = SharedMemory(segment.memory, 0, size, health, spins=spins(size))
@@ -62,12 +62,17 @@ def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> Ran
             from torch.distributed import TCPStore
 
             store = TCPStore(LOOPBACK, 0, size, is_master=True, wait_for_workers=False)
-        setup = {"memory": segment.address, "port": store.port if store else 0, "target": target, "payload": payload}
+        setup = {
+            "memory": segment.address,
+            "port": store.port if store else 0,
+            "threads": torch.get_num_threads(),
+            "target": target,
+            "payload": payload,
+        }
         workers = _Workers(place, setup, health)
 
         def close() -> None:
             workers.close(kill=health.failure is not None)
-            torch.set_num_threads(threads)
 
         try:
             with health.doing("starting the ranks"):

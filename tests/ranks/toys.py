@@ -179,3 +179,9 @@ def torchrun_rank() -> None:
 
 if __name__ == "__main__":
     torchrun_rank()
+
+
+def report_threads(payload: str, group: RankGroup) -> None:
+    """Write the number of torch's threads to the file `payload`."""
+    Path(payload).write_text(str(torch.get_num_threads()))
+    group.barrier("the report")
