@@ -18,9 +18,6 @@ from atb_models.models.weights.dummy import DummyWeights
 from atb_models.models.weights.packer import Matched, Packer
 from atb_models.models.weights.weight_map import checkpoint_tensors
 
-# No thread that watches the bar: its stack and arena are address space that a limited process may not have.
-tqdm.monitor_interval = 0
-
 # Told after each tensor how many bytes are loaded, of how many.
 listeners: list[Callable[[int, int], None]] = []
 
@@ -46,6 +43,12 @@ def open_weights(folder: Path | str, load_format: str, model: nn.Module, config:
     return DummyWeights(model, config) if load_format == "dummy" else open_checkpoint(folder)
 
 
+class _Bar(tqdm):
+    """A bar without a thread that watches it, whose stack and arena are address space that may be limited."""
+
+    monitor_interval = 0
+
+
 def load_weights(
     model: nn.Module,
     config: ModelConfig,
@@ -68,7 +71,7 @@ def load_weights(
     total = sum(_bytes(filling, part) for _, filling, part in matched)
     done = 0
     packing = Packer(matched)
-    with tqdm(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
+    with _Bar(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor, filling, part in matched:
             check()
             target = packing.target(filling, part)
