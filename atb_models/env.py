@@ -296,13 +296,18 @@ def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
     Raises ConfigError naming the variable, its value and what is allowed.
     """
     variable = TABLE[name]
-    text = (os.environ if environ is None else environ).get(name) or variable.default
+    value = (os.environ if environ is None else environ).get(name)
+    text = value or variable.default
     if text is None:
         return None
     try:
         return variable.kind.parse(text)
     except (ValueError, KeyError):
-        raise ConfigError(f"{name}={text!r} must be {variable.kind.allowed}") from None
+        if not value:  # a default is allowed wherever its ~ stands for a folder
+            why = f"{name} is not set, and its default {text} needs a home folder, which this user has not; set it"
+        else:
+            why = f"{name}={text!r} must be {variable.kind.allowed}"
+        raise ConfigError(why) from None
 
 
 def is_set(name: str) -> bool:

@@ -27,7 +27,7 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     for name, look in (("driver", driver), ("CANN", cann), ("nnal", nnal), ("devices", _devices)):
         try:
             print(f"Ascend {name}: {look()}", file=out)
-        except (Unusual, ConfigError) as error:
+        except (Unusual, ConfigError, OSError, ValueError) as error:  # the last two: a file that cannot be read
             print(f"Ascend {name}: none seen; {error}", file=out)
     rows = [("variable", "value", "default", "use", "meaning")]
     for v in env.TABLE.values():
@@ -55,8 +55,9 @@ def _devices() -> str:
 
 def problems(environ: Mapping[str, str] | None = None) -> list[str]:
     """An error message for each variable of the table whose value is not allowed."""
+    environ = os.environ if environ is None else environ
     found = []
-    for name in env.TABLE:
+    for name in filter(environ.get, env.TABLE):
         try:
             env.get(name, environ)
         except ConfigError as error:

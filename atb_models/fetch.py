@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from atb_models.errors import CheckpointError, ConfigError
-from atb_models.files import read_text
+from atb_models.files import expanded, read_text
 from atb_models.json_file import is_there
 from atb_models.wording import message_lines
 
@@ -41,7 +41,7 @@ def model_folder(path: Path | str) -> Path:
     For a folder of the Hugging Face cache (models--org--name): the snapshot that its refs/main names, or its only one.
     Raises ConfigError, with the commands that fetch the model, if there is no such folder.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_file():
         raise ConfigError(f"model_path {path} is a file; give the folder that holds it: {folder.parent}")
     if not folder.is_dir():

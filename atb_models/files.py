@@ -58,6 +58,14 @@ def decode_text(raw: bytes, place: str, error: type[AtbError] = ConfigError) -> 
     return text.replace("\r\n", "\n")
 
 
+def expanded(path: Path | str) -> Path:
+    """The path with ~ replaced; ConfigError where this user has no home folder, or there is no user of that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: {Path(path).parts[0]} stands for no folder here; give the whole path") from None
+
+
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """A context manager that gives a temporary path; that file replaces `target` if the block ends without an error.
@@ -66,7 +74,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     be replaced, the contents are appended. Raises AtbError, which names the file, if it cannot be written; then no
     incomplete file is left.
     """
-    target = Path(os.path.abspath(target.expanduser()))
+    target = Path(os.path.abspath(expanded(target)))
     temporary = None
     try:
         if _is_stream(target):
@@ -91,7 +99,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 def check_file(target: Path, name: str) -> None:
     """Raises ConfigError if `written_whole` cannot write `target`. name: the variable or flag that chose it."""
-    target = Path(os.path.abspath(target.expanduser()))
+    target = Path(os.path.abspath(expanded(target)))
     if os.path.isdir(target):
         raise ConfigError(f"{name}: {target} is a folder; name a file")
     if os.path.exists(target) and not os.path.isfile(target):
@@ -103,7 +111,7 @@ def check_file(target: Path, name: str) -> None:
 
 def check_folder(folder: Path, name: str) -> None:
     """Raises ConfigError if `folder` cannot be made or written to. name: the variable or flag that chose it."""
-    folder = Path(os.path.abspath(folder.expanduser()))
+    folder = Path(os.path.abspath(expanded(folder)))
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not os.path.isdir(existing):
         raise ConfigError(f"{name}: {existing} is no folder, so nothing can be written to {folder}")

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from logging.handlers import RotatingFileHandler
-from pathlib import Path
 
 from atb_models import env
 from atb_models.errors import ConfigError
@@ -58,7 +57,7 @@ def _rank_zero_or_error(record: logging.LogRecord) -> bool:
 
 def _file_handler() -> logging.Handler:
     megabytes, files = env.get("MINDIE_LOG_ROTATE")
-    folder = Path(env.get("MINDIE_LOG_PATH")).expanduser() / "debug"
+    folder = env.get("MINDIE_LOG_PATH") / "debug"
     path = folder / f"mindie-llm_{os.getpid()}_{time.time_ns() // 1_000_000}.log"
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from atb_models import env
 from atb_models.command.values import AUTO
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.fetch import download, model_folder, needs_weights
+from atb_models.files import expanded
 
 
 def engine_config(args: argparse.Namespace, *, max_batch_size: int, max_seq_len: int | None = None) -> EngineConfig:
@@ -68,7 +68,7 @@ def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
         if fetch:
             raise ConfigError("--download needs a --model_path that names what to fetch")
         return None
-    if fetch and not Path(path).expanduser().is_dir():
+    if fetch and not expanded(path).is_dir():
         return str(download(path))
     return str(model_folder(path))
 
