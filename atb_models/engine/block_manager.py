@@ -1,8 +1,12 @@
 """Who owns which KV block: reference counts, prefix reuse, and the free queue.
 
-A block's life: free -> owned by one sequence that writes into it -> full and computed, then registered under the hash
-of its tokens and of everything before them, so that others may share it read-only -> unowned, waiting in the free queue
-where it is still found by its hash -> taken for new tokens, least recently used first, and forgotten.
+A block's life: free -> owned by one sequence that writes into it -> full as soon as a scheduled step has computed it:
+from then on registered under the hash of its tokens and of everything before them, so that others may share it
+read-only -> unowned, waiting in the free queue where it is still found by its hash -> taken for new tokens, least
+recently used first, and forgotten.
+
+Within a step every row's keys and values are written before any row attends to them, so rows of the step that computes
+a block may share it already.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ class BlockManager:
         self._block_of: dict[bytes, int] = {}
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._tokens_of: list[list[int]] = [[] for _ in range(num_blocks)]  # of registered blocks, to verify a match
+        self._promised: set[int] = set()  # registered, and computed by the step that is scheduled or runs
 
     @property
     def num_free(self) -> int:
@@ -51,7 +56,7 @@ class BlockManager:
     def admit(self, seq: Sequence) -> bool:
         """Give a sequence without blocks room for all its tokens, shared blocks first; False if there are too few.
 
-        Sets `num_computed_tokens` to the tokens found in the prefix cache.
+        Sets `num_computed_tokens` to the tokens found in the prefix cache, those of promised blocks included.
         """
         assert not seq.block_table and not seq.num_computed_tokens
         shared = self.match_prefix(seq)
@@ -75,16 +80,39 @@ class BlockManager:
         seq.block_table.extend(self._take() for _ in range(num_new))
         return True
 
-    def register(self, seq: Sequence) -> None:
-        """Offer the sequence's full blocks to others. Only after the step that computed them has run."""
-        num_full = seq.num_computed_tokens // self.block_size
+    def register(self, seq: Sequence, num_tokens: int) -> None:
+        """Offer the sequence's blocks that are full with `num_tokens` tokens, which the scheduled step completes.
+
+        `keep_promises` must follow when the step has run, `break_promises` if it does not run to its end.
+        """
+        num_full = num_tokens // self.block_size
         for i in range(seq.num_registered_blocks, num_full) if self.prefix_cache else ():
             key = self._chain_hash(seq, i)
-            if key not in self._block_of:  # else a twin computed at the same time was first: this one stays private
+            if key not in self._block_of:  # else a sequence that could not share it computes it too: it stays private
                 block = seq.block_table[i]
                 self._block_of[key], self._hash_of[block] = block, key
                 self._tokens_of[block] = seq.token_ids[i * self.block_size : (i + 1) * self.block_size]
+                self._promised.add(block)
         seq.num_registered_blocks = num_full
+
+    def keep_promises(self) -> None:
+        """The step has run: what was registered for it is computed."""
+        self._promised.clear()
+
+    def break_promises(self) -> None:
+        """The step was given up: forget the blocks that were registered for it."""
+        for block in self._promised:
+            self._forget(block)
+        self._promised.clear()
+
+    @property
+    def has_promises(self) -> bool:
+        """Whether blocks are registered for a step that has not run yet."""
+        return bool(self._promised)
+
+    def relies_on_promises(self, seq: Sequence) -> bool:
+        """Whether a token that counts as computed lies in a promised block."""
+        return not self._promised.isdisjoint(seq.block_table[: seq.num_computed_tokens // self.block_size])
 
     def free(self, seq: Sequence) -> None:
         """Give the sequence's blocks back: unregistered ones are reused first, ends of prefixes before beginnings."""
@@ -100,12 +128,16 @@ class BlockManager:
     def _take(self) -> int:
         """The least recently used free block, owned once and no longer found by its old hash."""
         block, _ = self._free.popitem(last=False)
+        self._forget(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        """From now on the block is not found by its hash, if it has one."""
         key = self._hash_of[block]
         if key is not None:
             del self._block_of[key]
             self._hash_of[block] = None
-        self._ref_counts[block] = 1
-        return block
 
     def _chain_hash(self, seq: Sequence, index: int) -> bytes:
         """Hash of the tokens of block `index` and, through its predecessor's hash, of all tokens before them."""
@@ -132,7 +164,7 @@ class BlockManager:
             assert len(seq.block_table) * size >= seq.num_computed_tokens, f"sequence {seq.seq_id}: too few blocks"
             assert len(set(seq.block_table)) == len(seq.block_table), f"sequence {seq.seq_id}: a block twice"
             for i, block in enumerate(seq.block_table):
-                if (i + 1) * size > seq.num_computed_tokens:  # still written to
+                if (i + 1) * size > seq.num_computed_tokens and block not in self._promised:  # still written to
                     assert owners[block] == 1, f"block {block}: shared while sequence {seq.seq_id} writes into it"
                     assert self._hash_of[block] is None, f"block {block}: offered before it was computed"
                 elif self._hash_of[block] is not None:

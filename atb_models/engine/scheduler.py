@@ -2,6 +2,8 @@
 
 First come, first served: `running` and then `waiting` are always in order of arrival. When blocks run out the newest
 running sequence gives way and goes back to the head of the queue; so the oldest always advances.
+
+Equal prompts share their blocks even if they are admitted to the same step: the first computes, the others follow it.
 """
 
 from __future__ import annotations
@@ -80,7 +82,12 @@ class Scheduler:
         self.waiting.append(seq)
 
     def schedule(self) -> list[Row]:
-        """The next step: decode rows first, then prefill chunks, each oldest first; empty only when nothing is left."""
+        """The next step: decode rows first, then prefill chunks, each oldest first; empty only when nothing is left.
+
+        `postprocess` must follow before the next one; where it did not, the step before counts as not run.
+        """
+        if self.block_manager.has_promises:
+            self._give_up_step()
         rows = self._decode_rows()
         budget = Budget(self.limits.max_prefill_tokens, self.limits.max_prompt_logits)
         for seq in self.running:
@@ -94,15 +101,13 @@ class Scheduler:
     def postprocess(self, rows: Iterable[Row], token_ids: Iterable[int]) -> None:
         """Record that the rows are computed and append `token_ids`, one for each row that completes, in row order."""
         tokens = iter(token_ids)
-        size = self.block_manager.block_size
+        self.block_manager.keep_promises()
         for row in rows:
             seq = row.seq
             token = next(tokens) if row.completes else None
             if seq.status is Status.FINISHED:  # aborted while the step ran
                 continue
             seq.num_computed_tokens += row.num_tokens
-            if seq.num_computed_tokens - seq.num_registered_blocks * size >= size:
-                self.block_manager.register(seq)
             if token is not None:
                 seq.append(token)
                 seq.status = Status.DECODE
@@ -146,8 +151,23 @@ class Scheduler:
             i += 1
             if seq.status is Status.DECODE:
                 if len(seq.token_ids) <= len(seq.block_table) * size or self._make_room(seq):
-                    rows.append(Row(seq, 1, True))
+                    rows.append(self._row(seq, 1))
         return rows
+
+    def _row(self, seq: Sequence, num_tokens: int) -> Row:
+        """The sequence's part of the step; the blocks that it completes are offered to those admitted after it."""
+        stop, size = seq.num_computed_tokens + num_tokens, self.block_manager.block_size
+        if stop - seq.num_registered_blocks * size >= size:
+            self.block_manager.register(seq, stop)
+        return Row(seq, num_tokens, stop == len(seq.token_ids))
+
+    def _give_up_step(self) -> None:
+        """Forget a step that did not run to its end, and what others were to find computed by it."""
+        while any(map(self.block_manager.relies_on_promises, self.running)):
+            self._preempt_newest()
+        self.block_manager.break_promises()
+        for seq in self.running:
+            seq.num_registered_blocks = seq.num_computed_tokens // self.block_manager.block_size
 
     def _make_room(self, seq: Sequence) -> bool:
         """Get the block for the sequence's next token, preempting newer ones; False if it was itself the newest."""
@@ -189,7 +209,7 @@ class Scheduler:
         """Append the sequence's next prefill chunk if the budget has tokens for it."""
         num_tokens = budget.take(seq)
         if num_tokens:
-            rows.append(Row(seq, num_tokens, seq.num_computed_tokens + num_tokens == len(seq.token_ids)))
+            rows.append(self._row(seq, num_tokens))
             self.num_chunks += 1
 
     def _length_limit(self, seq: Sequence) -> int:

@@ -18,7 +18,8 @@ def computed(manager: BlockManager, tokens: list[int]) -> Sequence:
     seq = sequence(tokens)
     assert manager.admit(seq)
     seq.num_computed_tokens = len(tokens) - 1
-    manager.register(seq)
+    manager.register(seq, seq.num_computed_tokens)
+    manager.keep_promises()
     return seq
 
 
@@ -52,15 +53,34 @@ def test_a_computed_prefix_is_shared() -> None:
     assert manager.num_free == 5
 
 
-def test_nothing_is_shared_before_it_is_computed() -> None:
+def test_nothing_is_shared_before_a_step_computes_it() -> None:
     manager = BlockManager(8, 4)
     first = sequence(list(range(10)))
     manager.admit(first)
-    manager.register(first)
     assert manager.match_prefix(sequence(list(range(10)))) == []
-    first.num_computed_tokens = 7
-    manager.register(first)
+    manager.register(first, 3)
+    assert manager.match_prefix(sequence(list(range(10)))) == [] and not manager.has_promises
+    manager.register(first, 7)
+    assert manager.match_prefix(sequence(list(range(10)))) == first.block_table[:1] and manager.has_promises
+    manager.check([first])
+
+
+def test_a_broken_promise_is_forgotten() -> None:
+    manager = BlockManager(8, 4)
+    first, twin = sequence(list(range(10))), sequence(list(range(10)))
+    manager.admit(first)
+    manager.register(first, 4)
+    first.num_computed_tokens = 4
+    manager.keep_promises()
+    manager.register(first, 10)
+    manager.admit(twin)
+    assert twin.num_computed_tokens == 8
+    assert manager.relies_on_promises(twin) and not manager.relies_on_promises(first)
+    manager.free(twin)
+    manager.break_promises()
+    first.num_registered_blocks = 1
     assert manager.match_prefix(sequence(list(range(10)))) == first.block_table[:1]
+    manager.check([first])
 
 
 def test_a_partial_last_block_is_never_shared() -> None:
@@ -147,13 +167,14 @@ def test_a_used_prefix_is_recent() -> None:
     assert len(manager.match_prefix(sequence([1, 1, 9]))) == 1
 
 
-def test_twins_computed_side_by_side_stay_separate() -> None:
+def test_twins_that_were_admitted_together_stay_separate() -> None:
     manager = BlockManager(8, 2)
     one, two = sequence([1, 1, 2, 2, 3]), sequence([1, 1, 2, 2, 3])
     assert manager.admit(one) and manager.admit(two)
     for seq in (one, two):
+        manager.register(seq, 4)
         seq.num_computed_tokens = 4
-        manager.register(seq)
+        manager.keep_promises()
         manager.check([one, two])
     assert not set(one.block_table) & set(two.block_table)
     manager.free(one)
