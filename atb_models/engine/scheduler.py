@@ -200,9 +200,9 @@ class Scheduler:
             return False
         self.running.append(self.waiting.popleft())
         seq.status = Status.PREFILL
-        self.num_prefix_hit_tokens += seq.num_computed_tokens
-        if seq.scheduled_s is None:
+        if seq.scheduled_s is None:  # later it finds its own blocks again, which saved nobody anything
             seq.scheduled_s, seq.num_cached_tokens = perf_counter(), seq.num_computed_tokens
+            self.num_prefix_hit_tokens += seq.num_cached_tokens
         return True
 
     def _add_chunk(self, rows: list[Row], seq: Sequence, budget: Budget) -> None:

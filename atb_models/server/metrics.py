@@ -160,7 +160,7 @@ class _EngineSeries(Collector):
         load, facts = client.load, client.facts
         total = facts.total_blocks if facts else 0
         prompt_rate, generation_rate = self._rates(load)
-        hit_rate = min(1.0, load.prefix_hit_tokens / max(1, load.prompt_tokens))
+        hit_rate = load.prefix_hit_tokens / max(1, load.prompt_tokens)
         yield self._counter("num_preemptions", "Requests that gave their blocks back to others.", load.preemptions)
         yield self._counter("prompt_tokens", "Prompt tokens of all requests.", load.prompt_tokens)
         yield self._counter("generation_tokens", "New tokens of all requests.", load.generated_tokens)
@@ -177,9 +177,9 @@ class _EngineSeries(Collector):
             ("cpu_cache_usage_perc", "Always 0: nothing is swapped.", 0),
             ("kv_blocks", "KV blocks in all.", total),
             ("kv_blocks_free", "KV blocks that no request owns.", load.free_blocks),
-            ("npu_prefix_cache_hit_rate", "Share of the prompt tokens found in the prefix cache.", hit_rate),
+            ("npu_prefix_cache_hit_rate", "Share of the prompt tokens that others had computed.", hit_rate),
             ("all_radix_match_num", "Prompt tokens looked up in the prefix cache.", load.prompt_tokens),
-            ("npu_radix_match_hit_num", "Of these, found.", load.prefix_hit_tokens),
+            ("npu_radix_match_hit_num", "Of these, found: computed for another request.", load.prefix_hit_tokens),
         ):  # fmt: skip
             yield self._gauge(name, text, value)
 

@@ -210,6 +210,25 @@ def test_a_hook_that_fails_does_no_harm() -> None:
 # ----------------------------------------------------------------------------------------------- counts, the real model
 
 
+def test_a_preempted_request_does_not_count_its_own_blocks() -> None:
+    """Prompts that share nothing: whatever they find again, nobody else had computed it."""
+    engine = fake_engine(10, prefill=64)
+    seqs = add(engine, *[[5 + i] * 9 for i in range(4)], params=SamplingParams(max_tokens=20))
+    drain(engine)
+    counts = engine.counts()
+    assert counts["preemptions"] > 0 and counts["prefix_hit_tokens"] == 0
+    assert [seq.num_cached_tokens for seq in seqs] == [0] * 4
+
+
+def test_hits_are_the_sum_of_what_the_requests_found() -> None:
+    engine = fake_engine(16, prefill=11)
+    seqs = add(engine, *[PROMPT[: 5 + 3 * (i % 5)] for i in range(12)], params=SamplingParams(max_tokens=12))
+    drain(engine)
+    counts = engine.counts()
+    assert counts["preemptions"] > 0
+    assert 0 < counts["prefix_hit_tokens"] == sum(seq.num_cached_tokens for seq in seqs) < counts["prompt_tokens"]
+
+
 def test_copies_of_an_input_are_computed_once(demo: Path) -> None:
     prompt = list(range(10, 330))
     with LLM(demo, device="cpu", dtype="fp32", kv_blocks=256, block_size=16, max_seq_len=512, max_batch_size=8) as llm:
