@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from atb_models.engine.owner import Owner
 from atb_models.engine.sampling.logprobs import token_logprobs
 from atb_models.engine.sampling.sampler import sample
 from atb_models.engine.scheduler import Row, Scheduler
@@ -58,6 +59,7 @@ class Engine:
     empty and refuses stop strings. vocab_size: ids beyond are refused.
     on_step(rows, logits [L, V], sampled tokens): called in each step before the rows are marked as computed; it may
     look, not change.
+    Requests and steps raise RequestError in a process that was forked from the `owner`'s.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Engine:
         vocab_size: int | None = None,
         on_step: Callable[[list[Row], Tensor, list[int]], None] | None = None,
     ) -> None:
+        self.owner = Owner()
         self.runner, self.scheduler, self.tokenizer, self.on_step = runner, scheduler, tokenizer, on_step
         self.eos_token_ids, self.vocab_size = frozenset(eos_token_ids), vocab_size
         self.generation = dict(generation or {})
@@ -92,6 +95,7 @@ class Engine:
         stream: `step` returns an output for each of its tokens, not only the last. want_prompt_logits: the logits of
         all prompt tokens are collected in the sequence's `prompt_logits`; it ends after its first token.
         """
+        self.owner.check()
         params = params or SamplingParams()
         resolved = params.resolve(self.generation)
         seq = Sequence(
@@ -129,6 +133,7 @@ class Engine:
         `collect` must follow before the next launch. In between a program may work on the host, and add and abort
         requests.
         """
+        self.owner.check()
         assert self._launched is None, "the step before was not collected"
         started = perf_counter()
         rows = self.scheduler.schedule()
@@ -143,6 +148,7 @@ class Engine:
 
     def collect(self) -> list[RequestOutput]:
         """Second half: sample the launched step's tokens, append and deliver them; [] where none was launched."""
+        self.owner.check()
         if self._launched is None:
             return []
         started, launched, self._launched = perf_counter(), self._launched, None
@@ -158,6 +164,7 @@ class Engine:
 
     def abort(self, seq_id: int) -> RequestOutput | None:
         """End a request at once with what it has; None if it has ended before."""
+        self.owner.check()
         seq = self.scheduler.abort(seq_id)
         if seq is None:
             return None

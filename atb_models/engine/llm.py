@@ -21,6 +21,7 @@ from atb_models.engine.expert_counts import ExpertCounts
 from atb_models.engine.graph_capture import decide_capture
 from atb_models.engine.kv_pool import agree_on_kv_blocks, engine_limits, sequence_limit
 from atb_models.engine.model_runner import ModelRunner, serve
+from atb_models.engine.owner import Owner
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.engine.stream import OutputStream
@@ -56,6 +57,8 @@ class LLM:
     graph_capture: capture decode steps as graphs at the start and replay them; None does so where the device can (npu).
     An EngineConfig in the place of model_path stands for all of them.
 
+    It belongs to the process that made it: in a fork of that process every call raises RequestError, only `close`
+    does nothing there.
     Raises ConfigError, CheckpointError, CapacityError or RankError.
     """
 
@@ -82,6 +85,7 @@ class LLM:
     ) -> None:
         assert isinstance(model_path, EngineConfig), "the decorator makes it of the fields"
         self.config = config = model_path
+        self._owner = Owner()
         model_config = self._model_config()
         kind = choose_device(config.device, deterministic=config.deterministic)
         self.config = config = replace(config, graph_capture=decide_capture(config.graph_capture, kind))
@@ -133,6 +137,7 @@ class LLM:
         (`delta` is its new text, `finish_reason` set on its last); leaving the iterator early aborts what still runs.
         Raises RequestError or CapacityError naming the prompt; then none of them is run.
         """
+        self._owner.check()
         requests = [self._token_ids(prompt) for prompt in _listed(prompts)]
         return self._answer(requests, params, stream=stream)
 
@@ -162,6 +167,7 @@ class LLM:
         stream: bool = False,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
         """The assistant's next turn of each conversation, a list of {"role", "content"}; otherwise like `generate`."""
+        self._owner.check()
         tokenizer = self._need_tokenizer("a conversation")
         return self._answer([tokenizer.apply_chat_template(one) for one in conversations], params, stream=stream)
 
@@ -176,6 +182,7 @@ class LLM:
 
         A list of prompts runs as one batch and gives a list.
         """
+        self._owner.check()
         token_ids = _plain(token_ids)
         batch = bool(token_ids) and not isinstance(token_ids[0], Integral)
         prompts: Any = [_plain(prompt) for prompt in token_ids] if batch else [token_ids]
@@ -188,6 +195,7 @@ class LLM:
     @property
     def engine(self) -> Engine:
         """What answers, for programs that add and abort requests between its steps."""
+        self._owner.check()
         return self._engine
 
     @property
@@ -197,6 +205,7 @@ class LLM:
 
     def check(self) -> None:
         """Raise RankError if a rank has died, which else shows in the next step."""
+        self._owner.check()
         self._group.health.look()
 
     @property
@@ -212,22 +221,24 @@ class LLM:
     @property
     def on_step(self) -> StepHook | None:
         """Called in every step with its rows, their logits [L, V] (good until the next one) and the sampled tokens."""
-        return self._engine.on_step
+        return self.engine.on_step
 
     @on_step.setter
     def on_step(self, hook: StepHook | None) -> None:
-        self._engine.on_step = hook
+        self.engine.on_step = hook
 
     def metrics(self) -> dict[str, Any]:
         """Counts of the engine since its start and step times since `reset_timings`; see Engine.metrics."""
-        return self._engine.metrics()
+        return self.engine.metrics()
 
     def reset_timings(self) -> None:
         """Forget the step times measured so far; counts stay."""
-        self._engine.reset_timings()
+        self.engine.reset_timings()
 
     def close(self) -> None:
         """End the ranks and let go of the model; safe to repeat. A closed LLM answers no more."""
+        if not self._owner.is_here:
+            return
         experts, self._experts = getattr(self, "_experts", None), None
         try:
             if experts is not None:
@@ -244,6 +255,9 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise RequestError("an LLM cannot be sent to another process; make one in each process that needs one")
 
     def _model_config(self) -> ModelConfig:
         """config.json, read once; what cannot be shared is refused before any rank is started. Rank 0 logs."""
@@ -274,7 +288,7 @@ class LLM:
         self, prompts: abc.Sequence[Ids], params: abc.Sequence[SamplingParams], **options: bool
     ) -> OutputStream:
         """Queue all prompts, or none where one is refused."""
-        if self._engine.has_work():
+        if self.engine.has_work():
             raise RequestError("a streamed call of this LLM is still open; read it to its end or close() it first")
         sequences: list[Sequence] = []
         try:

@@ -19,6 +19,7 @@ class OutputStream(Iterator[RequestOutput]):
         self._ready: deque[RequestOutput] = deque()
 
     def __next__(self) -> RequestOutput:
+        self._engine.owner.check()
         try:
             while not self._ready:
                 if not self._engine.has_work():
@@ -30,7 +31,9 @@ class OutputStream(Iterator[RequestOutput]):
         return self._ready.popleft()
 
     def close(self) -> None:
-        """Abort the requests that have not ended; safe to repeat."""
+        """Abort the requests that have not ended; safe to repeat, and without effect in a fork of the process."""
+        if not self._engine.owner.is_here:
+            return
         for sequence in self.sequences:
             self._engine.abort(sequence.seq_id)
 
