@@ -39,6 +39,14 @@ def check_present(path: Path, why: str = "") -> None:
         raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself; run 'git lfs pull' in its folder")
 
 
+def check_size(path: Path, most: int) -> None:
+    """Raise CheckpointError for a file of more than `most` bytes, before it is read and parsed into many times that."""
+    check_present(path)
+    size = path.stat().st_size
+    if size > most:
+        raise CheckpointError(f"{path} has {size} bytes, but at most {most} are read; it is no such file, or damaged")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises CheckpointError if it is missing, unreadable or no object."""
     return json_object(checkpoint_text(path), str(path), CheckpointError)
@@ -46,10 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def checkpoint_text(path: Path) -> str:
     """The text of a checkpoint's file. Raises CheckpointError if it is missing, unreadable or too large to be one."""
-    check_present(path)
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise CheckpointError(f"{path} has {size} bytes, but such a file has at most {MOST_BYTES}; fetch it again")
+    check_size(path, MOST_BYTES)
     return decode_text(read_bytes(path, error=CheckpointError), str(path), CheckpointError)
 
 

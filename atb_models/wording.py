@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 GIB = 1 << 30
+SHOWN = 120  # characters of a value in a message
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -27,3 +30,21 @@ def gib(size: int) -> str:
 def counted(number: int, noun: str) -> str:
     """Such as "1 sequence" and "2 sequences"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shown(value: object) -> str:
+    """A value that somebody gave, as a message shows it: however long, deep or large it is, on one short line."""
+    if isinstance(value, int) and value.bit_length() > 4 * SHOWN:
+        return f"a number of about {value.bit_length() * 3 // 10} digits"
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; a number in it of thousands of digits
+        return f"a {type(value).__name__} that is too deep or too large to be shown"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+def named(names: Iterable[str], most: int = 20) -> str:
+    """The first names in order, joined by commas, and how many more there are."""
+    ordered = sorted(names)
+    texts = [name if name.isprintable() and len(name) <= SHOWN else shown(name) for name in ordered[:most]]
+    return ", ".join(texts) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")

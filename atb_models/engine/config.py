@@ -18,9 +18,20 @@ from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.dtypes import DTYPES
+from atb_models.wording import shown
 
 DEVICES = ("npu", "cuda", "cpu")
 LOAD_FORMATS = ("auto", "dummy")
+# The largest that each may be: tokens and blocks are counted in 32 bits, and a step has a place for every request.
+SIZES = {
+    "tp": 1 << 12,
+    "block_size": 1 << 16,
+    "max_batch_size": 1 << 14,
+    "max_seq_len": 2**31 - 1,
+    "max_prefill_tokens": 2**31 - 1,
+    "kv_blocks": 2**31 - 1,
+}
+MOST_LEVELS = 16  # of lists and dicts in an override; config.json has 3
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
@@ -65,18 +76,26 @@ class EngineConfig:
         if not isinstance(self.graph_capture, bool | None):
             raise ConfigError(f"graph_capture must be True, False or None, not {self.graph_capture!r}")
         self._check_overrides()
-        for name in ("tp", "block_size", "max_batch_size", "max_seq_len", "max_prefill_tokens", "kv_blocks"):
+        for name, most in SIZES.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name} must be a whole number of 1 or more, not {value!r}")
+                raise ConfigError(f"{name} must be a whole number of 1 or more, not {shown(value)}")
+            if value is not None and value > most:
+                raise ConfigError(f"{name} must be at most {most}, not {shown(value)}")
 
     def _check_overrides(self) -> None:
         overrides = self.config_overrides
+        if overrides is None:
+            return
         try:
-            if overrides is not None and not (isinstance(overrides, dict) and json.dumps(overrides)):
-                raise TypeError("not a dict")
-        except TypeError as error:
-            raise ConfigError(f"config_overrides must be a dict of JSON values, not {overrides!r}: {error}") from None
+            if not isinstance(overrides, dict) or not all(isinstance(name, str) for name in overrides):
+                raise TypeError("not a dict of names")
+            if _depth(json.loads(json.dumps(overrides))) > MOST_LEVELS:
+                raise ValueError("nested too deeply")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"config_overrides must be a dict of JSON values, not {shown(overrides)}: {error}"
+            ) from None
 
     @property
     def folder(self) -> Path:
@@ -123,3 +142,9 @@ def config_or_fields(init: Constructor) -> Constructor:
         init(self, config)
 
     return cast(Constructor, construct)
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and dicts in a JSON value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)

@@ -9,22 +9,29 @@ from pathlib import Path
 from typing import Any, Final
 
 from atb_models.errors import ConfigError
+from atb_models.models.config_bounds import MOST, MOST_INTEGER, MOST_ITEMS, RANGES
+from atb_models.wording import named, shown
 
 REQUIRED: Final = object()
 
 
 class Fields:
-    """The raw fields of one JSON file. Each getter checks type and range and notes the field as known."""
+    """The raw fields of one JSON file. Each getter checks type and range and notes the field as known.
 
-    def __init__(self, raw: Mapping[str, Any], file: Path) -> None:
-        self.raw = raw
+    overrides: fields that replace those of the file. Ranges that a getter does not give are those of config_bounds.py.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], file: Path, overrides: Mapping[str, Any] | None = None) -> None:
+        self.overrides = dict(overrides or {})
+        self.raw = {**raw, **self.overrides}
         self.file = file
         self.known: set[str] = set()
         self.without_effect: set[str] = set()  # beside the values that other fields have
 
     def fail(self, name: str, why: str) -> ConfigError:
         """The error for a field whose value cannot be honoured."""
-        return ConfigError(f"{self.file}: {name} is {self.raw.get(name)!r}, {why}")
+        where = "config_overrides" if name in self.overrides else self.file
+        return ConfigError(f"{where}: {name} is {shown(self.raw.get(name))}, {why}")
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it stands, `default` when absent or null; ConfigError when required and absent."""
@@ -35,11 +42,11 @@ class Fields:
             raise ConfigError(f"{self.file}: {name} is {state}, but the model cannot be built without it")
         return default if value is None else value
 
-    def integer(self, name: str, default: Any = REQUIRED, minimum: int = 1) -> int:
-        """An integer of at least `minimum`."""
-        value = self.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.fail(name, f"but must be an integer of at least {minimum}")
+    def integer(self, name: str, default: Any = REQUIRED, minimum: int = 1, maximum: int | None = None) -> int:
+        """An integer from `minimum` to `maximum`; None: what config_bounds.py says."""
+        value, most = self.get(name, default), MOST.get(name, MOST_INTEGER) if maximum is None else maximum
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= most:
+            raise self.fail(name, f"but must be an integer of at least {minimum} and at most {most}")
         return value
 
     def optional_integer(self, name: str, minimum: int = 1) -> int | None:
@@ -47,12 +54,17 @@ class Fields:
         return None if self.get(name) is None else self.integer(name, minimum=minimum)
 
     def number(self, name: str, default: Any = REQUIRED, minimum: float = 0.0, *, exclusive: bool = True) -> float:
-        """A finite number above `minimum` (or equal to it, unless `exclusive`)."""
+        """A finite number in the range that config_bounds.py gives it, or above `minimum` (or equal to it, unless
+        `exclusive`)."""
         value = self.get(name, default)
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not fits or value < minimum or (exclusive and value == minimum):
+        number = _float(value)
+        if name in RANGES:
+            low, high = RANGES[name]
+            if number is None or not low <= number <= high:
+                raise self.fail(name, f"but must be a number from {low:g} to {high:g}")
+        elif number is None or number < minimum or (exclusive and number == minimum):
             raise self.fail(name, f"but must be a number {'above' if exclusive else 'of at least'} {minimum:g}")
-        return float(value)
+        return number
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""
@@ -75,26 +87,37 @@ class Fields:
             return None
         items = value if isinstance(value, list) else [value]
         flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in items]
-        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in flat):
+        if len(items) > MOST_ITEMS or not all(type(item) is int and 0 <= item <= MOST_INTEGER for item in flat):
             raise self.fail(name, f"but must be a token id or a list of token ids{sequence_hint}")
         return tuple(dict.fromkeys(flat))
 
-    def integers(self, name: str) -> tuple[int, ...]:
+    def integers(self, name: str) -> frozenset[int]:
         """A list of integers of at least 0, empty when absent or null."""
         value = self.get(name, [])
-        fits = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-        if not fits:
-            raise self.fail(name, "but must be a list of integers of at least 0")
-        return tuple(value)
+        fits = isinstance(value, list) and all(type(item) is int and 0 <= item <= MOST_INTEGER for item in value)
+        if not fits or len(value) > MOST_ITEMS:
+            raise self.fail(name, f"but must be a list of integers of at least 0, at most {MOST_ITEMS} of them")
+        return frozenset(value)
 
-    def check_overrides(self, overrides: Mapping[str, Any]) -> None:
+    def check_overrides(self) -> None:
         """Refuse an override that no getter ever asked for: it would be accepted and ignored."""
-        for name in overrides:
+        for name in self.overrides:
             if name in self.known:
                 continue
             close = get_close_matches(name, sorted(self.known), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(self.known))}"
-            raise ConfigError(f"config_overrides: {name} is no field that changes this model{hint}")
+            raise ConfigError(f"config_overrides: {named([name])} is no field that changes this model{hint}")
+
+
+def _float(value: object) -> float | None:
+    """The number as a finite float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer that no float holds
+        return None
+    return number if math.isfinite(number) else None
 
 
 def attention_bias(fields: Fields) -> dict[str, Any]:
@@ -116,14 +139,14 @@ def rope_fields(fields: Fields) -> dict[str, float]:
         if not isinstance(scaling, dict):
             raise fields.fail(name, 'but must be null or an object such as {"type": "linear", "factor": 2.0}')
         inner = Fields(scaling, Path(f"{fields.file}: {name}"))
-        kinds = {kind for kind in (scaling.get("type"), scaling.get("rope_type")) if kind is not None}
-        if kinds == {"linear"}:
+        kinds = [kind for kind in (scaling.get("type"), scaling.get("rope_type")) if kind is not None]
+        if kinds and all(kind == "linear" for kind in kinds):
             rope["rope_scaling_factor"] = inner.number("factor")
-        elif kinds - {"default"} or (not kinds and "factor" in scaling):
+        elif any(kind != "default" for kind in kinds) or (not kinds and "factor" in scaling):
             raise fields.fail(name, "but only null and the type 'linear' are supported")
         if "rope_theta" in scaling:
             rope["rope_theta"] = inner.number("rope_theta")
         left = scaling.keys() - inner.known - {"type", "rope_type", "factor"}
         if left:
-            raise fields.fail(name, f"and {', '.join(sorted(left))} in it is not supported")
+            raise fields.fail(name, f"and {named(left)} in it is not supported")
     return rope

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from atb_models.errors import ConfigError
-from atb_models.json_file import is_there, read_json
+from atb_models.json_file import check_size, is_there, read_json
 from atb_models.models.config import ModelConfig
+from atb_models.models.config_bounds import MOST, MOST_EXPERTS
 from atb_models.models.config_fields import Fields, rope_fields
 from atb_models.models.config_tables import ONLY, WITHOUT_EFFECT
 from atb_models.models.dtypes import DTYPES
 from atb_models.models.families import FAMILIES
 from atb_models.models.family import Family
+from atb_models.models.generation import MOST_BYTES, SAMPLING, generation_fields
 from atb_models.models.generation import NEUTRAL as GENERATION_NEUTRAL
-from atb_models.models.generation import SAMPLING, generation_fields
 from atb_models.models.generation import WITHOUT_EFFECT as GENERATION_WITHOUT_EFFECT
+from atb_models.wording import named
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +36,15 @@ def load_model_config(
     path = Path(folder) / "config.json"
     if not is_there(path):
         raise ConfigError(f"{path} does not exist: {folder} is no checkpoint folder, it holds {_contents(path.parent)}")
-    changes = dict(overrides or {})
-    fields = Fields({**read_json(path), **changes}, path)
+    check_size(path, MOST_BYTES)
+    fields = Fields(read_json(path), path, overrides)
     family = _family(fields)
     values = {**decoder_fields(fields), **family.parse_config(fields)}
-    values.update(generation_fields(path.parent, fields, changes, log=log))
-    fields.check_overrides(changes)
-    _check_rest(fields, log=log)
-    config = ModelConfig(**values, overridden=tuple(sorted(changes)))
+    values.update(generation_fields(path.parent, fields, fields.overrides, log=log))
+    config = ModelConfig(**values, overridden=tuple(sorted(fields.overrides)))
     _check_consistent(config, fields, log=log)
+    _check_rest(fields, log=log)
+    fields.check_overrides()
     return config
 
 
@@ -52,6 +54,9 @@ def decoder_fields(fields: Fields) -> dict[str, Any]:
     hidden = fields.integer("hidden_size")
     if fields.get("head_dim") is None and hidden % heads != 0:
         raise fields.fail("hidden_size", f"but must be a multiple of num_attention_heads, which is {heads}")
+    if fields.get("head_dim") is None and hidden // heads > MOST["head_dim"]:
+        most = heads * MOST["head_dim"]
+        raise fields.fail("hidden_size", f"but may be at most {most} for {heads} attention heads without a head_dim")
     fields.choice("hidden_act", ("silu",), "silu")
     attention = fields.get("layer_types", [])
     if not isinstance(attention, list) or any(kind != "full_attention" for kind in attention):
@@ -88,7 +93,7 @@ def _torch_dtype(fields: Fields) -> str | None:
     if value is None:
         return None
     supported = {names.torch: short for short, names in DTYPES.items()}
-    short = supported.get(str(value).removeprefix("torch."))
+    short = supported.get(value.removeprefix("torch.")) if isinstance(value, str) else None
     if short is None:
         raise fields.fail(name, f"but only {', '.join(supported)} are supported")
     return short
@@ -109,9 +114,9 @@ def _check_rest(fields: Fields, *, log: bool) -> None:
         else:
             unknown.append(name)
     if log and without_effect:
-        logger.info("%s: without effect here: %s", fields.file, ", ".join(sorted(without_effect)))
+        logger.info("%s: without effect here: %s", fields.file, named(without_effect))
     if log and unknown:
-        logger.warning("%s: unknown fields are ignored: %s", fields.file, ", ".join(sorted(unknown)))
+        logger.warning("%s: unknown fields are ignored: %s", fields.file, named(unknown))
 
 
 def _check_consistent(config: ModelConfig, fields: Fields, *, log: bool) -> None:
@@ -127,9 +132,14 @@ def _check_consistent(config: ModelConfig, fields: Fields, *, log: bool) -> None
         )
     if config.num_experts:
         _check_groups(config, fields)
-    for token in (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,))):
-        if log and token >= config.vocab_size:
-            logger.warning("%s: bos or eos token id %d is outside vocab_size %d", fields.file, token, config.vocab_size)
+    experts = sum(config.moe_layers) * config.num_experts
+    if experts > MOST_EXPERTS:
+        why = f"which with {config.num_experts} experts each makes {experts} experts, more than {MOST_EXPERTS}"
+        raise fields.fail("num_hidden_layers", why)
+    ids = (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,)))
+    outside = next((token for token in ids if token >= config.vocab_size), None)
+    if log and outside is not None:
+        logger.warning("%s: bos or eos token id %d is outside vocab_size %d", fields.file, outside, config.vocab_size)
 
 
 def _check_groups(config: ModelConfig, fields: Fields) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from atb_models import env
-from atb_models.json_file import is_there, read_json
+from atb_models.json_file import check_size, is_there, read_json
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_fields import Fields
 from atb_models.sampling_table import FIELDS
+from atb_models.wording import named, shown
 
 logger = logging.getLogger(__name__)
+
+MOST_BYTES = 4 << 20  # of this file, and of the config.json beside it; published ones have 100 kB at most
 
 FIELDS_BY_NAME = {row.generation: row for row in FIELDS if row.generation is not None}
 SAMPLING = ("do_sample", *FIELDS_BY_NAME)
@@ -72,11 +75,13 @@ def generation_fields(folder: Path, config: Fields, overrides: Container[str], *
     path = folder / "generation_config.json"
     ignored = env.get("REMOVE_GENERATION_CONFIG_DICT")
     present = not ignored and is_there(path)
+    if present:
+        check_size(path, MOST_BYTES)
     file = Fields(read_json(path), path) if present else config
     bos, config_bos = (fields.optional_integer("bos_token_id", minimum=0) for fields in (file, config))
     sources = (config,) if "eos_token_id" in overrides else (file, config)
-    named = {fields.file.name: _eos_token_ids(fields) for fields in sources}
-    eos = {name: ids for name, ids in named.items() if ids}
+    said = {fields.file.name: _eos_token_ids(fields) for fields in sources}
+    eos = {name: ids for name, ids in said.items() if ids}
     sampling = {} if ignored else _sampling(file)
     if log and not ignored:
         _report(file, is_generation_config=present)
@@ -128,9 +133,12 @@ def _sampling(fields: Fields) -> dict[str, Any]:
 
 def _report(fields: Fields, *, is_generation_config: bool) -> None:
     """Warn of each field that would change the answer and is not applied, and of unknown ones."""
+    unknown = []
     for name, value in fields.raw.items():
         if name in NEUTRAL:
             if value is not None and value != NEUTRAL[name]:
-                logger.warning("%s: %s=%r is not supported and not applied", fields.file, name, value)
+                logger.warning("%s: %s=%s is not supported and not applied", fields.file, name, shown(value))
         elif is_generation_config and name not in fields.known | WITHOUT_EFFECT:
-            logger.warning("%s: unknown field %s is ignored", fields.file, name)
+            unknown.append(name)
+    if unknown:
+        logger.warning("%s: unknown fields are ignored: %s", fields.file, named(unknown))

@@ -1,0 +1,62 @@
+"""How large the numbers of config.json may be. Checked before anything is made whose size depends on them.
+
+Sizes are bounded by the largest published decoder and eight times as much, rounded up to a power of two: beyond that a
+number is damage or a joke, and a table of its layers or experts would fill the memory before anybody looked at it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+# What no table names: 32-bit integers hold token ids, positions and counts on every backend.
+MOST_INTEGER: Final = 2**31 - 1
+# Entries of a list, such as ids that end an answer, or layers without experts.
+MOST_ITEMS: Final = 4096
+# Layers times experts of a layer: each is three tensors of a checkpoint. Kimi K2 has 60 times 384.
+MOST_EXPERTS: Final = 1 << 16
+
+_LAYERS = 1 << 10  # Llama 3.1 405B: 126
+_HIDDEN = 1 << 18  # Nemotron-4 340B: 18,432
+_WIDTH = 1 << 20  # of a feed-forward; Nemotron-4 340B: 73,728
+_HEADS = 1 << 10  # Llama 3.1 405B and DeepSeek-V3: 128
+_EXPERTS = 1 << 12  # of a layer; DeepSeek-V3 256, Kimi K2 384, Qwen3-Next 512
+_SHARED = 1 << 10  # experts that every token takes; published: 4 at most
+
+MOST: Final[dict[str, int]] = {
+    "num_hidden_layers": _LAYERS,
+    "hidden_size": _HIDDEN,
+    "intermediate_size": _WIDTH,
+    "moe_intermediate_size": _WIDTH,
+    "shared_expert_intermediate_size": _WIDTH,
+    "num_attention_heads": _HEADS,
+    "num_key_value_heads": _HEADS,
+    "head_dim": 1 << 11,  # Gemma: 256
+    "vocab_size": 1 << 21,  # Gemma 3: 262,208
+    "max_position_embeddings": 1 << 27,  # Llama 4 Scout: 10,485,760
+    "num_experts": _EXPERTS,
+    "n_routed_experts": _EXPERTS,
+    "num_experts_per_tok": _EXPERTS,
+    "moe_top_k": _EXPERTS,
+    "n_shared_experts": _SHARED,
+    "num_shared_experts": _SHARED,
+}
+
+
+class Range(NamedTuple):
+    """From `low` to `high`, both allowed."""
+
+    low: float
+    high: float
+
+
+# Beyond these a model computes nothing that depends on its input.
+RANGES: Final[dict[str, Range]] = {
+    # added to a mean square of float32 numbers, which ends at 1e-38; published: 1e-12 to 1e-3
+    "rms_norm_eps": Range(1e-30, 0.1),
+    # the wave length of the slowest rotation over that of the fastest; published: 1e4 to 1e10
+    "rope_theta": Range(1.0, 1e15),
+    # of positions; published: 2 to 128. Below 1 positions would be spread apart
+    "factor": Range(1.0, 1e6),
+    # the standard deviation of random weights; published: 0.002 to 0.1
+    "initializer_range": Range(0.0, 100.0),
+}
