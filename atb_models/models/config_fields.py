@@ -27,6 +27,7 @@ class Fields:
         self.file = file
         self.known: set[str] = set()
         self.without_effect: set[str] = set()  # beside the values that other fields have
+        self._removable = raw.keys()
 
     def fail(self, name: str, why: str) -> ConfigError:
         """The error for a field whose value cannot be honoured."""
@@ -80,6 +81,12 @@ class Fields:
             raise self.fail(name, f"but only {', '.join(map(repr, supported))} is supported")
         return str(value)
 
+    def only(self, name: str, allowed: tuple[Any, ...]) -> None:
+        """Refuse any value but those that change nothing."""
+        if self.get(name) not in allowed:
+            choice = [value for value in allowed if value is not None][:1] or [None]
+            raise self.fail(name, f"but only {choice[0]!r} is supported")
+
     def token_ids(self, name: str, sequence_hint: str = "") -> tuple[int, ...] | None:
         """A token id or a list of them, None when absent or null; [[1], [2]] is read as [1, 2]."""
         value = self.get(name)
@@ -100,9 +107,12 @@ class Fields:
         return frozenset(value)
 
     def check_overrides(self) -> None:
-        """Refuse an override that no getter ever asked for: it would be accepted and ignored."""
-        for name in self.overrides:
-            if name in self.known:
+        """Refuse an override that no getter ever asked for: it would be accepted and ignored.
+
+        null takes a field of the file away, whichever it is.
+        """
+        for name, value in self.overrides.items():
+            if name in self.known or (value is None and name in self._removable):
                 continue
             close = get_close_matches(name, sorted(self.known), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(self.known))}"

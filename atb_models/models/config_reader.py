@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from atb_models.json_file import check_size, is_there, read_json
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_bounds import MOST, MOST_EXPERTS
 from atb_models.models.config_fields import Fields, rope_fields
-from atb_models.models.config_tables import ONLY, WITHOUT_EFFECT
+from atb_models.models.config_neutral import NEUTRAL, SAME, TELLING, TOLD_NEUTRAL, is_same
+from atb_models.models.config_tables import WITHOUT_EFFECT
 from atb_models.models.dtypes import DTYPES
 from atb_models.models.families import FAMILIES
 from atb_models.models.family import Family
@@ -43,7 +45,7 @@ def load_model_config(
     values.update(generation_fields(path.parent, fields, fields.overrides, log=log))
     config = ModelConfig(**values, overridden=tuple(sorted(fields.overrides)))
     _check_consistent(config, fields, log=log)
-    _check_rest(fields, log=log)
+    _check_rest(config, fields, log=log)
     fields.check_overrides()
     return config
 
@@ -99,7 +101,7 @@ def _torch_dtype(fields: Fields) -> str | None:
     return short
 
 
-def _check_rest(fields: Fields, *, log: bool) -> None:
+def _check_rest(config: ModelConfig, fields: Fields, *, log: bool) -> None:
     """Refuse, name or warn of the fields that the family's parser did not ask for."""
     without_effect, unknown = [], []
     generation = {*SAMPLING, *GENERATION_NEUTRAL, *GENERATION_WITHOUT_EFFECT}
@@ -108,15 +110,30 @@ def _check_rest(fields: Fields, *, log: bool) -> None:
             continue
         if name in fields.without_effect | WITHOUT_EFFECT | generation:
             without_effect.append(name)
-        elif name in ONLY:
-            if value not in ONLY[name]:
-                raise fields.fail(name, f"but only {ONLY[name][0]!r} is supported")
+        elif name in NEUTRAL:
+            fields.only(name, NEUTRAL[name])
+        elif name in SAME:
+            _check_same(config, fields, name)
+        elif TELLING.search(name) and (value is True or value not in TOLD_NEUTRAL):
+            away = json.dumps({name: None})
+            raise fields.fail(
+                name,
+                "which this project does not know, but by its name it changes the model's mathematics;"
+                f" if it does not, --config_overrides '{away}' takes it away",
+            )
         else:
             unknown.append(name)
     if log and without_effect:
         logger.info("%s: without effect here: %s", fields.file, named(without_effect))
     if log and unknown:
         logger.warning("%s: unknown fields are ignored: %s", fields.file, named(unknown))
+
+
+def _check_same(config: ModelConfig, fields: Fields, name: str) -> None:
+    """Refuse a field that says otherwise than those that the model is built from."""
+    wanted = SAME[name](config)
+    if not is_same(fields.get(name), wanted):
+        raise fields.fail(name, f"but only {wanted!r} is supported, which the other fields say")
 
 
 def _check_consistent(config: ModelConfig, fields: Fields, *, log: bool) -> None:

@@ -1,8 +1,6 @@
-"""Fields of config.json that this project knows and does not need: without effect, or accepted in one value only."""
+"""Fields of config.json that this project knows and does not need: they have no effect here."""
 
 from __future__ import annotations
-
-from typing import Any
 
 # Training only, bookkeeping, or concerning outputs that an inference engine does not return.
 WITHOUT_EFFECT = frozenset(
@@ -14,18 +12,8 @@ WITHOUT_EFFECT = frozenset(
     output_attentions output_hidden_states output_scores return_dict return_dict_in_generate tf_legacy_loss
     finetuning_task problem_type num_labels id2label label2id task_specific_params prefix tokenizer_class
     pad_token_id sep_token_id decoder_start_token_id cross_attention_hidden_size max_tokenizer_truncation
+    max_window_layers alibi_bias_max attn_impl init_device scale_attention_softmax_in_fp32 attention_softmax_in_fp32
+    reorder_and_upcast_attn slow_but_exact embedding_fraction moe_token_dropout router_z_loss_coef
+    layerdrop resid_pdrop embd_pdrop attn_pdrop
     """.split()
 )
-
-# Any other value would change the model's mathematics.
-ONLY: dict[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-    "compression_config": (None,),
-    "partial_rotary_factor": (1, None),
-    "sliding_window": (None,),
-    "use_sliding_window": (False, None),
-    "residual_in_fp32": (False, None),
-}

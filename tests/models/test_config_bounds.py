@@ -128,6 +128,8 @@ def test_products(tmp_path: Path) -> None:
         ("layer_types", "full_attention"),
         ("layer_types", ["sliding_attention"] * 100_000),
         ("norm_topk_prob", "true"),
+        ("clip_qkv", 10**400),
+        ("logit_scale", [[[[]]]] * 10_000),
     ],
 )
 def test_other_types_and_lengths(name: str, value: Any, tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_deep_nesting(nested: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("depth", [50, 500, 900])
 def test_nesting_that_can_just_be_read(depth: int, tmp_path: Path) -> None:
-    for name in ("hidden_size", "rope_scaling", "eos_token_id", "layer_types"):
+    for name in ("hidden_size", "rope_scaling", "clip_qkv", "use_alibi_2", "eos_token_id", "layer_types"):
         text = json.dumps(FAMILIES["deepseek"] | {name: "HERE"}).replace('"HERE"', "[" * depth + "]" * depth)
         (tmp_path / "config.json").write_text(text)
         assert f"config.json: {name} is " in refusal(tmp_path)

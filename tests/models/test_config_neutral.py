@@ -1,0 +1,155 @@
+"""Fields that change a model's mathematics: refused with file, field and value, unless they change nothing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tiny import FAMILIES
+
+from atb_models.errors import ConfigError
+from atb_models.models.config import ModelConfig
+from atb_models.models.config_neutral import NEUTRAL, SAME, TELLING
+from atb_models.models.config_reader import load_model_config
+
+# Fields of the table that a family reads itself, by other rules.
+READ = {
+    "deepseek": {"scoring_func", "first_k_dense_replace", "moe_layer_freq"},
+    "qwen": {"decoder_sparse_step", "mlp_only_layers", "sliding_window"},
+    "xverse": set(),
+}
+
+
+def write(folder: Path, family: str = "deepseek", **fields: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps({**FAMILIES[family], **fields}))
+    return folder
+
+
+def load(folder: Path, family: str = "deepseek", **fields: Any) -> ModelConfig:
+    return load_model_config(write(folder, family, **fields))
+
+
+def other_than(allowed: tuple[Any, ...]) -> list[Any]:
+    """Values of the field's own types, none of them neutral."""
+    candidates: list[Any] = [True, False, 3, 0.25, -1, "something else", {"method": "other"}, [1, 2]]
+    return [value for value in candidates if value not in allowed]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_field_that_changes_the_mathematics_is_refused(family: str, tmp_path: Path) -> None:
+    assert len(NEUTRAL) > 200
+    for name in NEUTRAL.keys() - READ[family]:
+        for value in NEUTRAL[name]:
+            load(tmp_path, family, **{name: value})
+        for value in other_than(NEUTRAL[name]):
+            with pytest.raises(ConfigError) as refusal:
+                load(tmp_path, family, **{name: value})
+            assert str(refusal.value).startswith(f"{tmp_path / 'config.json'}: {name} is {value!r}, but only "), name
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "neutral", "other"),
+    [
+        ("deepseek", "attention_multiplier", 8**-0.5, 0.0078125),
+        ("deepseek", "softmax_scale", 8**-0.5, 1.0),
+        ("qwen", "query_pre_attn_scalar", 8, 256),
+        ("xverse", "rotary_dim", 8, 4),
+        ("deepseek", "v_head_dim", 8.0, 128),
+        ("xverse", "dim_model_base", 64, 256),
+        ("qwen", "layer_norm_eps", 1e-6, 1e-5),
+        ("deepseek", "rotary_emb_base", 10000, 500000),
+        ("xverse", "num_experts_per_tok", 3, 4),
+        ("deepseek", "moe_top_k", 3, 2),
+        ("xverse", "norm_topk_prob", True, False),
+        ("deepseek", "query_pre_attn_scalar", 8, 10**400),
+        ("deepseek", "attn_scale", 8**-0.5, "large"),
+        ("deepseek", "attn_scale", None, True),
+    ],
+)
+def test_one_that_repeats_another_must_agree_with_it(
+    family: str, field: str, neutral: Any, other: Any, tmp_path: Path
+) -> None:
+    assert field in SAME
+    load(tmp_path, family, **{field: neutral})
+    with pytest.raises(ConfigError, match=f"config.json: {field} is .*, but only .* is supported, which the other fie"):
+        load(tmp_path, family, **{field: other})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pre_softmax_softcapping", 30.0), ("mlp_multipliers", [0.8, 0.5]), ("ssm_out_multiplier", 0.1),
+        ("head_logits_scaling", 13.0), ("kv_cache_quantization", "int8"), ("weight_quant", {"bits": 4}),
+        ("mup_hidden_scale", 2), ("clip_hidden", 1e4), ("rope_variant", "2d"), ("vision_rope_theta", 1e4),
+        ("sliding_tokens", 512), ("o_lora_rank_2", 3), ("lora_rank", 16), ("query_softmax_mode", "off_by_one"),
+        ("qk_norm_2", True), ("parallel_attn_mode", "gptj"), ("use_alibi_bias", True), ("window_pattern", "LG"),
+    ],
+)  # fmt: skip
+def test_an_unknown_field_whose_name_tells_is_refused_and_can_be_taken_away(
+    field: str, value: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{field} is .* by its name it changes the .*'{{\"{field}\": null}}' takes"):
+        load(tmp_path, **{field: value})
+    assert load_model_config(tmp_path, {field: None}).overridden == (field,)
+    load(tmp_path, **{field: None})
+
+
+def test_a_known_field_can_be_taken_away_too(tmp_path: Path) -> None:
+    write(tmp_path, clip_qkv=6.0)
+    assert load_model_config(tmp_path, {"clip_qkv": None}).model_type == "deepseek"
+    with pytest.raises(ConfigError, match="config_overrides: clip_qkv is 8.0, but only"):
+        load_model_config(tmp_path, {"clip_qkv": 8.0})
+    with pytest.raises(ConfigError, match="qk_norm_2 is no field that changes this model"):
+        load_model_config(tmp_path, {"clip_qkv": None, "qk_norm_2": None})  # which the file has not
+
+
+def test_bookkeeping_of_unknown_names_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd = {"trained_by": "us", "n_tokens": 3, "line\nbreak": 1, "x" * 500: 1, "flash_attention_version": 2}
+    load(tmp_path, **odd, **{f"extra_{i:03d}": i for i in range(200)})
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "unknown fields are ignored" in warning and "extra_000, extra_001" in warning and "and 185 more" in warning
+    assert "\n" not in warning and len(warning) < 1000
+
+
+def published_decoder_fields() -> Iterator[tuple[str, str, Any]]:
+    """(class, field, default) of the configuration classes of transformers' causal language models."""
+    models = Path(transformers.__file__).parent / "models"
+    decoders = "bloom falcon fuyu gpt2 gpt_bigcode gpt_neo gpt_neox gptj llama mistral mixtral mpt opt persimmon phi"
+    for model in decoders.split():
+        (path,) = models.glob(f"{model}/configuration_{model}.py")
+        classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        for node in [node for one in classes if not one.name.endswith("OnnxConfig") for node in one.body]:
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                names = [argument.arg for argument in node.args.args][len(node.args.args) - len(node.args.defaults) :]
+                for name, default in zip(names, node.args.defaults, strict=True):
+                    if isinstance(default, ast.Constant):
+                        yield model, name, default.value
+
+
+def test_no_field_of_published_decoders_that_acts_on_numbers_is_unknown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is left is sizes under other names, which the tensors' shapes tell, token ids, and dropout in training."""
+    sizes = re.compile(
+        r"(^|_)(n|num|max|d|ffn|dff|hidden|image|patch|vocab|intermediate)(_|$)|_(dim|size|ratio|layers|heads?)$|token_id"
+        r"|dropout|pdrop|summary|initializer|init_std|use_cache|verbose|length|group_size|multi_query|attention_heads"
+    )
+    acting = {name for _, name, _ in published_decoder_fields() if not sizes.search(name)}
+    assert len(acting) > 40
+    load(tmp_path, **{name: None for name in acting if name not in FAMILIES["deepseek"]})
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] or [""]
+    assert "unknown fields" not in warning, warning
+
+
+def test_names_of_our_own_fields_tell_nothing_wrong() -> None:
+    """A family that reads a field is not hindered; harmless names of the published checkpoints are not caught."""
+    harmless = ("initializer_range", "vocab_size", "normalize", "eclipse", "european", "topology")
+    caught = [name for name in harmless if TELLING.search(name)]
+    assert caught == []
