@@ -8,15 +8,6 @@ GIB = 1 << 30
 SHOWN = 120  # characters of a value in a message
 
 
-def shown(value: object, most: int = 80) -> str:
-    """A value of a file in a message, cut where it is long."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, or nesting beyond measure
-        return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
 def message_lines(error: object) -> list[str]:
     """The lines of what an exception of a library says, at least one: its class where it says nothing."""
     return [line for line in str(error).strip().split("\n") if line] or [type(error).__name__]
