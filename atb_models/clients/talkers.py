@@ -67,6 +67,7 @@ class LocalTalker:
                 show(output.delta)
                 reply.text, reply.is_cut = output.text, output.finish_reason == "length"
                 reply.prompt_tokens, reply.answer_tokens = len(output.prompt_token_ids), len(output.token_ids)
+                output.raise_for_error()
                 if noted and output.finish_reason is None:
                     reply.is_stopped = True
                     break

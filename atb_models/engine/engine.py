@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from atb_models.engine.owner import Owner
 from atb_models.engine.sampling.logprobs import token_logprobs
-from atb_models.engine.sampling.sampler import sample
+from atb_models.engine.sampling.sampler import NO_TOKEN, sample
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import RequestError
@@ -20,6 +21,9 @@ from atb_models.outputs import FinishReason, RequestOutput, TokenLogprobs
 from atb_models.sampling_params import SamplingParams
 from atb_models.text.detokenizer import Detokenizer
 
+logger = logging.getLogger(__name__)
+
+NO_FINITE_LOGIT = "not one of the model's logits for the next token is a finite number, so there is no next token"
 TIMED_STEPS = 100_000  # the last so many of each kind are remembered
 
 
@@ -57,8 +61,8 @@ class Engine:
 
     eos_token_ids: ids that end a request. generation: the checkpoint's sampling defaults. tokenizer: None leaves texts
     empty and refuses stop strings. vocab_size: ids beyond are refused.
-    on_step(rows, logits [L, V], sampled tokens): called in each step before the rows are marked as computed; it may
-    look, not change.
+    on_step(rows, logits [L, V], sampled tokens, NO_TOKEN where there is none): called in each step before the rows are
+    marked as computed; it may look, not change.
     Requests and steps raise RequestError in a process that was forked from the `owner`'s.
     """
 
@@ -78,6 +82,7 @@ class Engine:
         self.eos_token_ids, self.vocab_size = frozenset(eos_token_ids), vocab_size
         self.generation = dict(generation or {})
         self._launched: Launched | None = None
+        self._has_warned = False  # of logits that are no numbers
         self._num_steps = self._largest_batch = self._num_prompt_tokens = self._num_generated_tokens = 0
         self.reset_timings()
 
@@ -153,11 +158,11 @@ class Engine:
             return []
         started, launched, self._launched = perf_counter(), self._launched, None
         seqs, logits_BV = self._rows_to_sample(launched.rows, launched.logits_LV)
-        tokens, logprobs = sample(logits_BV, seqs)
+        tokens, logprobs = sample(logits_BV, seqs, self._warn_of_no_numbers)
         if self.on_step is not None:
             self.on_step(launched.rows, launched.logits_LV, tokens)
         self.scheduler.postprocess(launched.rows, tokens)
-        outputs = self._deliver(seqs, logprobs)
+        outputs = self._deliver(seqs, tokens, logprobs)
         self._largest_batch = max(self._largest_batch, len(launched.rows))
         self._record(launched, perf_counter() - started)
         return outputs
@@ -230,12 +235,17 @@ class Engine:
         assert len(logits_LV) == len(seqs), f"{len(logits_LV)} rows of logits for {len(seqs)} sequences"
         return seqs, logits_LV
 
-    def _deliver(self, seqs: list[Sequence], logprobs: list[TokenLogprobs | None] | None) -> list[RequestOutput]:
+    def _deliver(
+        self, seqs: list[Sequence], tokens: list[int], logprobs: list[TokenLogprobs | None] | None
+    ) -> list[RequestOutput]:
         """End what has to end and build the outputs of requests with news."""
         outputs = []
-        self._num_generated_tokens += len(seqs)
+        self._num_generated_tokens += len(seqs) - tokens.count(NO_TOKEN)
         for row, seq in enumerate(seqs):
             if seq.status is Status.FINISHED:  # aborted while the step ran
+                continue
+            if tokens[row] == NO_TOKEN:
+                outputs.append(self._fail(seq, NO_FINITE_LOGIT))
                 continue
             if seq.first_token_s is None:
                 seq.first_token_s = perf_counter()
@@ -249,6 +259,23 @@ class Engine:
             if reason is not None or seq.stream:
                 outputs.append(seq.output())
         return outputs
+
+    def _fail(self, seq: Sequence, error: str) -> RequestOutput:
+        """End a sequence that cannot go on."""
+        self._close_text(seq)
+        seq.error = error
+        self.scheduler.finish(seq, "error")
+        return seq.output()
+
+    def _warn_of_no_numbers(self, logits_NV: Tensor) -> None:
+        """Say once what the rows of logits tell of the model."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the model gave logits that are no finite numbers, %d of %d in one step: such tokens are never chosen."
+                " Weights that are no numbers, or a dtype that overflows (fp16; try --dtype bf16 or fp32), do this",
+                int((~logits_NV.isfinite()).sum()), logits_NV.numel(),
+            )  # fmt: skip
 
     @staticmethod
     def _finish_reason(seq: Sequence) -> FinishReason | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from atb_models.engine.block_manager import BlockManager
+from atb_models.engine.sampling.sampler import NO_TOKEN
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import CapacityError, RequestError
 from atb_models.limits import Limits
@@ -99,7 +100,10 @@ class Scheduler:
         return rows
 
     def postprocess(self, rows: Iterable[Row], token_ids: Iterable[int]) -> None:
-        """Record that the rows are computed and append `token_ids`, one for each row that completes, in row order."""
+        """Record that the rows are computed and append `token_ids`, one for each row that completes, in row order.
+
+        A row with `NO_TOKEN` gets none; its sequence must be ended before the next step.
+        """
         tokens = iter(token_ids)
         self.block_manager.keep_promises()
         for row in rows:
@@ -108,7 +112,7 @@ class Scheduler:
             if seq.status is Status.FINISHED:  # aborted while the step ran
                 continue
             seq.num_computed_tokens += row.num_tokens
-            if token is not None:
+            if token is not None and token != NO_TOKEN:
                 seq.append(token)
                 seq.status = Status.DECODE
 

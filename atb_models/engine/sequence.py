@@ -50,8 +50,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrival_s", "block_hashes", "block_table", "detokenizer", "ends_with_pool", "finish_reason", "finished_s",
-        "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
+        "arrival_s", "block_hashes", "block_table", "detokenizer", "ends_with_pool", "error", "finish_reason",
+        "finished_s", "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
         "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_logprobs",
         "processors", "prompt_token_ids", "random", "scheduled_s", "seq_id", "status", "stop_ids", "stream",
         "token_ids", "want_prompt_logits",
@@ -87,6 +87,7 @@ class Sequence:
 
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
+        self.error: str | None = None  # why it ended with "error"
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # found in the prefix cache when it was first admitted
         self.num_preemptions = 0
@@ -148,6 +149,7 @@ class Sequence:
             prompt_logprobs=self.prompt_logprobs if self.knows_prompt else None,
             delta=self.detokenizer.take() if self.stream and self.detokenizer is not None else "",
             metrics=self._metrics(),
+            error=self.error,
         )
 
     def _metrics(self) -> dict[str, float]:

@@ -60,6 +60,8 @@ def run(argv: Sequence[str]) -> None:
     _warn_of_lengths(outputs, prepared.lengths)
     if env.get("ATB_LLM_TOKEN_IDS_SAVE_ENABLE"):
         save_token_ids(env.get("ATB_LLM_TOKEN_IDS_SAVE_FOLDER"), outputs)
+    for output in outputs:
+        output.raise_for_error()
 
 
 def _say_before(config: EngineConfig, device: str) -> None:

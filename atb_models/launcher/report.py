@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from atb_models.files import written_whole
-from atb_models.outputs import RequestOutput
+from atb_models.outputs import RequestOutput, finite
 
 
 class AnswerPrinter:
@@ -45,7 +45,8 @@ class AnswerPrinter:
         elif self.printed:
             lines.insert(0, "")
         if output.logprobs is not None:
-            lines.append(f"Logprobs[{output.index}]: {json.dumps(output.logprobs)}")
+            shown = [{token: finite(value) for token, value in known.items()} for known in output.logprobs]
+            lines.append(f"Logprobs[{output.index}]: {json.dumps(shown, allow_nan=False)}")
         self.out.write("\n".join(lines) + "\n")
         self.current, self.printed = self.current + 1, 0
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atb_models import __version__
 from atb_models.errors import AtbError
-from atb_models.server.errors import BadRequest, Invalid, ServiceError, invalid
+from atb_models.server.errors import BadRequest, Broken, Invalid, ServiceError, invalid
 from atb_models.server.middleware import LimitBody, RequireKey
 from atb_models.server.replies import error_reply
 from atb_models.server.service import Service
@@ -130,4 +130,4 @@ async def _left(request: Request, error: Any) -> Response:
 async def _broken(request: Request, error: Any) -> Response:
     """The reply for a fault of the service; details are in the log only."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_reply(request.url.path, ServiceError("internal error; the log of the service has more"))
+    return error_reply(request.url.path, Broken())

@@ -14,7 +14,7 @@ from atb_models.engine.config import EngineConfig
 from atb_models.ranks.lifetime import child_environment
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.channel import packed, read_message
-from atb_models.server.errors import EngineGone, Unservable
+from atb_models.server.errors import EngineGone, ModelFailed, Unservable
 from atb_models.server.messages import (
     Abort,
     Accepted,
@@ -179,7 +179,10 @@ class EngineClient:
             return
         if piece.finish_reason is not None:
             del self._tickets[piece.request_id]
-        ticket.push(piece)
+        if piece.error is not None:
+            ticket.fail(ModelFailed(piece.error))
+        else:
+            ticket.push(piece)
 
     def _fail(self, cause: str, status: int) -> None:
         """Set the failure, unless there is one: the first is kept."""

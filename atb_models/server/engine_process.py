@@ -203,6 +203,7 @@ class _Live:
             logprobs=None if output.logprobs is None else output.logprobs[start:],
             prompt_logprobs=output.prompt_logprobs if start == 0 else None,
             metrics=output.metrics,
+            error=output.error,
         )
 
 

@@ -51,6 +51,19 @@ class Busy(ServiceError):
         self.retry_after = retry_after
 
 
+class Broken(ServiceError):
+    """A fault of ours: what it was is in the log, not in the reply."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error; the log of the service has more")
+
+
+class ModelFailed(ServiceError):
+    """The model cannot go on with this request; others run."""
+
+    status, kind = 500, "model_error"
+
+
 class TimedOut(ServiceError):
     """The answer took longer than the service allows."""
 

@@ -82,7 +82,7 @@ class Piece(NamedTuple):
     """From the engine: what a request has gained since its last piece. The last piece has a finish_reason.
 
     logprobs: of these token_ids, as in RequestOutput. prompt_logprobs: in the first piece, if they were asked for.
-    metrics: as in RequestOutput. A tuple, because there is one for each request of a step and pickle takes four times
+    metrics, error: as in RequestOutput. A tuple, because there is one for each request of a step and pickle takes four times
     as long for a dataclass.
     """
 
@@ -93,6 +93,7 @@ class Piece(NamedTuple):
     logprobs: list[TokenLogprobs] | None
     prompt_logprobs: list[TokenLogprobs | None] | None
     metrics: dict[str, float]
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -11,9 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from atb_models.server.errors import ServiceError
+from atb_models.server.errors import Broken, ServiceError
 from atb_models.server.job import Answer, Job
 from atb_models.server.replies import as_json
+
+logger = logging.getLogger(__name__)
 
 UNREAD_S = 5.0  # for a client to read after the time for its answer is over
 
@@ -75,9 +78,12 @@ class EventStream(Response):
         try:
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-        except ServiceError as error:
-            await send({"type": "http.response.body", "body": self._failed(error), "more_body": False})
-            raise
+        except Exception as error:
+            told = error if isinstance(error, ServiceError) else Broken()
+            if told is not error:
+                logger.error("an event of a stream could not be made", exc_info=error)
+            await send({"type": "http.response.body", "body": self._failed(told), "more_body": False})
+            raise told from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

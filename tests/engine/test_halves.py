@@ -108,8 +108,9 @@ def test_an_abort_while_the_device_works_drops_the_token(options: dict[str, int]
 def test_everything_may_end_and_begin_anew_while_the_device_works() -> None:
     engine, runner = device_engine()
     old = [engine.add_request(prompt, PARAMS) for prompt in PROMPTS[:2]]
-    engine.step()
     assert engine.launch()
+    runner.finish()
+    assert engine.collect() == [] and engine.launch()
     for seq in old:
         engine.abort(seq.seq_id)
     assert not engine.has_work()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atb_models.engine.sampling.logprobs import token_logprobs
+from atb_models.engine.sampling.logprobs import finite_only, token_logprobs
 from atb_models.engine.sampling.processors import process
 from atb_models.engine.sequence import Sequence
 from atb_models.outputs import TokenLogprobs
@@ -19,25 +19,50 @@ from atb_models.outputs import TokenLogprobs
 FIRST_CANDIDATES, MORE_CANDIDATES = 256, 16
 # Uniform numbers end this far below 1, so that none can round up to the whole mass of a row.
 BELOW_ONE = 1 - 2**-22
-TINY, LEAST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).min / 2
+TINY = torch.finfo(torch.float32).tiny
+NO_TOKEN = -1  # in place of a token where not one logit of a row is a finite number
 
 
 @torch.inference_mode()
-def sample(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> tuple[list[int], list[TokenLogprobs | None] | None]:
+def sample(
+    logits_BV: Tensor,
+    seqs: abc.Sequence[Sequence],
+    on_no_number: abc.Callable[[Tensor], None] | None = None,
+) -> tuple[list[int], list[TokenLogprobs | None] | None]:
     """Choose one token per row of float32 logits; log-probabilities (None if nobody wants any) of the raw logits.
 
-    A row's token depends on its own logits, parameters and random stream only, not on the rows beside it.
+    A row's token depends on its own logits, parameters and random stream only, not on the rows beside it. Only tokens
+    with a finite logit are chosen; a row without any gets `NO_TOKEN` and no log-probabilities.
+    on_no_number: called with the rows [N, V] that have a logit of NaN or +infinity, or no finite one.
     """
-    if all(seq.is_plain_greedy for seq in seqs):
-        return _most_probable(logits_BV).tolist(), None
     processed_BV = process(logits_BV, [seq.processors for seq in seqs])
     tokens_B = _most_probable(processed_BV)
-    drawn = [row for row, seq in enumerate(seqs) if seq.params.temperature]
+    chosen_B = processed_BV.gather(1, tokens_B[:, None]).squeeze(1)
+    # NaN and +infinity are what argmax takes first, so that a finite choice tells that a row has neither.
+    bad = [] if chosen_B.isfinite().all() else (~chosen_B.isfinite()).nonzero().squeeze(1).tolist()
+    empty: set[int] = set()
+    if bad:
+        processed_BV, empty = _numbers_only(processed_BV, bad, tokens_B)
+        if on_no_number is not None:
+            on_no_number(logits_BV[bad])
+    drawn = [row for row, seq in enumerate(seqs) if seq.params.temperature and row not in empty]
     if drawn:
         index = torch.tensor(drawn, device=logits_BV.device)
         tokens_B[index] = _draw(processed_BV[index], [seqs[row] for row in drawn])
-    tokens = tokens_B.tolist()
+    tokens = [NO_TOKEN if row in empty else token for row, token in enumerate(tokens_B.tolist())]
     return tokens, _logprobs(logits_BV, seqs, tokens)
+
+
+def _numbers_only(logits_BV: Tensor, bad: list[int], tokens_B: Tensor) -> tuple[Tensor, set[int]]:
+    """A copy with -infinity for what is no finite number in the `bad` rows, and which of these have no finite number.
+
+    Writes the most probable token of each bad row to tokens_B [B].
+    """
+    index = torch.tensor(bad, device=logits_BV.device)
+    rows_NV = finite_only(logits_BV[index])
+    tokens_B[index] = _most_probable(rows_NV)
+    logits_BV = logits_BV.index_copy(0, index, rows_NV)
+    return logits_BV, {bad[row] for row in (rows_NV.amax(-1) == -torch.inf).nonzero().squeeze(1).tolist()}
 
 
 def _most_probable(logits_BV: Tensor) -> Tensor:
@@ -52,10 +77,8 @@ def _column(values: list[float], like: Tensor) -> Tensor:
 
 
 def _draw(logits_BV: Tensor, seqs: abc.Sequence[Sequence]) -> Tensor:
-    """One token per row of rows that are not greedy -> ids [B]."""
+    """One token per row of rows that are not greedy -> ids [B]. Logits are finite or -infinity, one finite at least."""
     params = [seq.params for seq in seqs]
-    # A model that overflows in its dtype must not take the engine with it: no number is the least probable.
-    logits_BV = torch.nan_to_num(logits_BV, nan=LEAST, posinf=-LEAST, neginf=LEAST)
     # Subtracting the maximum first keeps any temperature, however small, from overflowing; 0 / 0 it must not become.
     temperature_B1 = _column([max(p.temperature or 0.0, TINY) for p in params], logits_BV)
     probs_BV = torch.softmax((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature_B1, -1)
@@ -136,7 +159,7 @@ def _top_k_top_p(probs_BV: Tensor, top_k: list[int], top_p: list[float]) -> tupl
 
 def _logprobs(logits_BV: Tensor, seqs: abc.Sequence[Sequence], tokens: list[int]) -> list[TokenLogprobs | None] | None:
     """What `token_logprobs` says of the chosen tokens; None for rows that want none, or where no row wants any."""
-    rows = [row for row, seq in enumerate(seqs) if seq.logprobs is not None]
+    rows = [row for row, seq in enumerate(seqs) if seq.logprobs is not None and tokens[row] != NO_TOKEN]
     if not rows:
         return None
     params = [seqs[row].params for row in rows]

@@ -36,4 +36,9 @@ class SingleLogits:
         return self._flat.index_select(0, self._places_N)
 
     def write(self, logits_N: Tensor) -> None:
+        """Put logits [N] in their places, but what a finite logit has become stays finite.
+
+        What overflows in float32 is as large as float32 can be, and 0 * infinity, or 0 / 0, of a penalty is 0.
+        """
+        logits_N = torch.where(self.read().isfinite(), logits_N.nan_to_num(nan=0.0), logits_N)
         self._flat.index_copy_(0, self._places_N, logits_N)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from typing_extensions import TypedDict
 
-from atb_models.outputs import TokenLogprobs
+from atb_models.outputs import TokenLogprobs, finite
 from atb_models.server.words import WordTable
-
-LEAST = -9999.0  # OpenAI's number for a token that is impossible
 
 
 class TopLogprob(TypedDict):
@@ -49,10 +47,6 @@ def _chat_token(words: WordTable, token_id: int, logprob: float) -> TopLogprob:
 def most_probable(known: TokenLogprobs, count: int) -> list[tuple[int, float]]:
     """(token id, log-probability) of the `count` most probable tokens, the best first."""
     return sorted(known.items(), key=lambda item: -item[1])[:count]
-
-
-def finite(logprob: float) -> float:
-    return max(logprob, LEAST)
 
 
 class CompletionLogprobs(TypedDict):

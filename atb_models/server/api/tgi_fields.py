@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from atb_models.outputs import finite
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.api.common import Body
-from atb_models.server.api.logprobs import finite
 from atb_models.server.api.sampling import Count, Off, One, Penalty, Repetition, Seed, Stops, Temperature, TopK, TopP
 from atb_models.server.job import Answer
 from atb_models.server.service import Service

@@ -41,6 +41,7 @@ def choose(model: LanguageModel, prompts: Sequence[str], words: Mapping[str, str
     params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True, logprob_token_ids=list(ids.values()))
     choices = []
     for output in model.generate([prompt_ids(model, prompt, chat=chat) for prompt in prompts], params):
+        output.raise_for_error()
         assert output.logprobs is not None
         logprobs = {label: _finite(output.logprobs[0][token]) for label, token in ids.items()}
         choices.append(Choice(max(logprobs, key=logprobs.__getitem__), logprobs, output))
@@ -59,7 +60,10 @@ def write(
         frequency_penalty=0,
         stop=list(stop),
     )
-    return model.generate([prompt_ids(model, prompt, chat=chat) for prompt in prompts], params)
+    outputs = model.generate([prompt_ids(model, prompt, chat=chat) for prompt in prompts], params)
+    for output in outputs:
+        output.raise_for_error()
+    return outputs
 
 
 def continuations(
@@ -89,6 +93,7 @@ def logprobs_of(model: LanguageModel, pairs: Sequence[tuple[list[int], list[int]
     )
     sums = []
     for (first, second), output in zip(pairs, outputs, strict=True):
+        output.raise_for_error()
         assert output.prompt_logprobs is not None
         found: list[Any] = output.prompt_logprobs[len(first) :]
         sums.append(_finite(math.fsum(at[token] for at, token in zip(found, second, strict=True))))

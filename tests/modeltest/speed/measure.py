@@ -110,6 +110,8 @@ def measure(
     finally:
         llm.on_step = None
     meter.tell()
+    for output in outputs:
+        output.raise_for_error()
     metrics, lengths = llm.metrics(), [len(output.prompt_token_ids) for output in outputs]
     seconds = metrics["decode_step_s"]
     rows = meter.decode_rows[len(meter.decode_rows) - len(seconds) :]  # the engine keeps the last so many times
