@@ -51,5 +51,5 @@ class RequestOutput:
 
 
 def finite(logprob: float) -> float:
-    """A log-probability as JSON can have it: -9999, OpenAI's number for what cannot be, for what is no number or less."""
+    """A log-probability as JSON can have it; -9999, OpenAI's number for what cannot be, for all that is no number."""
     return max(logprob, LEAST_LOGPROB) if math.isfinite(logprob) else LEAST_LOGPROB

@@ -115,7 +115,7 @@ FIELDS = (
     SamplingField("seed", "whole number", "of sampling", names=_everywhere("seed")),
     SamplingField("stop", "texts", "texts that end an answer", names=_everywhere("stop")),
     SamplingField("stop_token_ids", "token ids", "tokens that end an answer", names=_openai("stop_token_ids")),
-    SamplingField("ignore_eos", "yes or no", "go on after the end-of-sentence token", names=_openai("ignore_eos")),
+    SamplingField("ignore_eos", "yes or no", "go on after the end-of-sentence token", names=_everywhere("ignore_eos")),
     SamplingField(
         "logprobs", "whole number", "print the log probabilities of the chosen and the n likeliest tokens", low=0,
         names=NamesByForm(chat=("top_logprobs",), completion=("logprobs",), tgi=("top_n_tokens",)),

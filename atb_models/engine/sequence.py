@@ -51,10 +51,10 @@ class Sequence:
 
     __slots__ = (
         "arrival_s", "block_hashes", "block_table", "detokenizer", "ends_with_pool", "error", "finish_reason",
-        "finished_s", "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens", "num_computed_tokens",
-        "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "prompt_logits", "prompt_logprobs",
-        "processors", "prompt_token_ids", "random", "scheduled_s", "seq_id", "status", "stop_ids", "stream",
-        "token_ids", "want_prompt_logits",
+        "finished_s", "first_token_s", "index", "is_plain_greedy", "logprobs", "max_len", "num_cached_tokens",
+        "num_computed_tokens", "num_preemptions", "num_prompt_tokens", "num_registered_blocks", "params", "processors",
+        "prompt_logits", "prompt_logprobs", "prompt_token_ids", "random", "scheduled_s", "seq_id", "status",
+        "stop_ids", "stream", "token_ids", "want_prompt_logits",
     )  # fmt: skip
 
     def __init__(

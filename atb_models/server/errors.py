@@ -107,8 +107,7 @@ def _depth(place: tuple[str | int, ...]) -> tuple[int, list[int]]:
 def _why(problem: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         return "is not known here"
-    is_unsupported = problem["type"] == "none_required" or problem.get("ctx", {}).get("max_length") == 0
-    return UNSUPPORTED if is_unsupported else str(problem["msg"])
+    return str(problem["msg"])
 
 
 UNSUPPORTED = "is not supported"  # of a field that is accepted only with the value that changes nothing

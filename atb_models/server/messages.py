@@ -82,8 +82,8 @@ class Piece(NamedTuple):
     """From the engine: what a request has gained since its last piece. The last piece has a finish_reason.
 
     logprobs: of these token_ids, as in RequestOutput. prompt_logprobs: in the first piece, if they were asked for.
-    metrics, error: as in RequestOutput. A tuple, because there is one for each request of a step and pickle takes four times
-    as long for a dataclass.
+    metrics, error: as in RequestOutput. A tuple, because there is one for each request of a step and pickle takes four
+    times as long for a dataclass.
     """
 
     request_id: int

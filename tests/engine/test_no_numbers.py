@@ -128,7 +128,8 @@ def test_the_request_ends_with_an_error_and_others_go_on(stream: bool, caplog: p
         assert last[index].finish_reason == "error"
         assert last[index].token_ids == alone(prompt, 5 - len(prompt)), "what it had by then"
         assert "not one of the model's logits" in (last[index].error or "")
-        with pytest.raises(AtbError, match=f"request {index} ended with an error after {5 - len(prompt)} tokens: not one"):
+        told = f"request {index} ended with an error after {5 - len(prompt)} tokens: not one"
+        with pytest.raises(AtbError, match=told):
             last[index].raise_for_error()
     last[1].raise_for_error()
     assert engine.counts()["generated_tokens"] == 6 + 2 + 3

@@ -30,7 +30,7 @@ def _bodies(text: str, *, stream: bool) -> dict[str, dict[str, Any]]:
     mindie = {"parameters": {"max_new_tokens": 4, "details": True}}
     flag = {"stream": True} if stream else {}
     bodies = {
-        "/v1/chat/completions": {"messages": user, "max_tokens": 4, "logprobs": True, "top_logprobs": 20, "n": 2, **flag},
+        "/v1/chat/completions": {"messages": user, "max_tokens": 4, "logprobs": True, "top_logprobs": 20, **flag},
         "/v1/completions": {"prompt": text, "max_tokens": 4, "logprobs": 20, "echo": True, **flag},
         "/": tgi | flag,
         "/generate": tgi | flag,

@@ -17,20 +17,37 @@ from atb_models.server.stream import event
 
 
 class Body(BaseModel):
-    """A request's body. Unknown fields are refused by name; numbers may not be strings or infinite."""
+    """A request's body, or an object in it. Unknown fields are refused by name unless they are null, which counts as
+    left out. Numbers may not be strings or infinite. 4.0 is a whole number, as in JSON Schema."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"additionalProperties": {"type": "null"}},
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _few(cls, data: Any) -> Any:
-        """Refuse bodies with very many fields: reporting each wrong one would hold up the other clients.
+    def _asked(cls, data: Any) -> Any:
+        """The fields that are not null. Very many fields are refused: reporting each would hold up the other clients.
 
         For the items of a list `fail_fast` does the same.
         """
-        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+        if not isinstance(data, dict):
+            return data
+        if len(data) > MAX_FIELDS:
             raise PydanticCustomError("fields", "has {count} fields, far more than are known", {"count": len(data)})
-        return data
+        return {name: _whole(value) for name, value in data.items() if value is not None}
+
+
+def _whole(value: Any, depth: int = 2) -> Any:
+    """A value with 4 in place of 4.0, in lists and lists of lists too; what takes fractions takes whole numbers."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list) and depth and not {float, list}.isdisjoint(map(type, value)):
+        return [_whole(one, depth - 1) for one in value]
+    return value
 
 
 MAX_FIELDS = 256

@@ -72,8 +72,6 @@ def _kind(schema: dict[str, Any]) -> str:
         return str(schema["$ref"]).rsplit("/", 1)[-1]
     if "const" in schema or "enum" in schema:
         return " or ".join(map(json.dumps, schema.get("enum", [schema.get("const")])))
-    if 0 in (schema.get("maxItems"), schema.get("maxProperties")):
-        return f"empty {schema['type']}"
     if schema.get("type") == "array":
         return "list of " + _kind(schema.get("items", {}))
     if "minimum" in schema and schema["minimum"] == schema.get("maximum"):

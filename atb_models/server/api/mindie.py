@@ -12,7 +12,7 @@ from starlette.responses import Response
 from typing_extensions import NotRequired, TypedDict
 
 from atb_models.sampling_params import SamplingParams
-from atb_models.server.api.common import EVENTS, Body, Here, Ids, failure_event, responses
+from atb_models.server.api.common import EVENTS, Body, Here, Ids, TokenId, failure_event, responses
 from atb_models.server.api.sampling import Off
 from atb_models.server.api.tgi_fields import CommonParameters, EndReason, end_reason
 from atb_models.server.errors import Invalid
@@ -48,7 +48,7 @@ class InferBody(Body):
     """Either inputs, a text, or input_id, its token ids."""
 
     inputs: str | None = None
-    input_id: Ids | None = None
+    input_id: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
     stream: bool | None = None
     parameters: MindieParameters = Field(default_factory=MindieParameters)
 
@@ -68,10 +68,10 @@ class Inferred(TypedDict):
 @router.post("/infer", responses=responses(Inferred, EVENTS))
 async def infer(request: Request, body: InferBody, service: Here) -> Response:
     """Continue a text or token ids."""
-    if (body.inputs is None) == (body.input_id is None):
+    if (not body.input_id and body.inputs is None) or (body.input_id and body.inputs):
         raise Invalid("must have either inputs or input_id, and not both", "inputs")
-    ids = body.input_id if body.inputs is None else await service.encode(body.inputs)
-    return await _infer(request, ids or [], body, service)
+    ids = body.input_id or await service.encode(body.inputs or "")
+    return await _infer(request, ids, body, service)
 
 
 @router.post("/infer_token", responses=responses(Inferred, EVENTS))

@@ -14,24 +14,29 @@ from pydantic_core import PydanticCustomError
 
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.api.common import Body, TokenId
+from atb_models.server.errors import UNSUPPORTED
 
 
-def _only(value: bool) -> Callable[[bool], bool]:
-    """A check that refuses the other boolean; Literal would accept 0 and 1 too."""
+def _only(*values: Any) -> Callable[[Any], Any]:
+    """A check that refuses all other values. 1 is not True and 0 is not False."""
 
-    def check(given: bool) -> bool:
-        if given is not value:
-            raise PydanticCustomError("unsupported", "is not supported")
+    def check(given: Any) -> Any:
+        if not any(given == value and isinstance(given, bool) == isinstance(value, bool) for value in values):
+            raise PydanticCustomError("unsupported", UNSUPPORTED)
         return given
 
     return check
 
 
 # Fields that some clients always send: accepted only with the value that changes nothing.
-Off = Annotated[bool, AfterValidator(_only(False)), Field(json_schema_extra={"const": False})] | None
-On = Annotated[bool, AfterValidator(_only(True)), Field(json_schema_extra={"const": True})] | None
-One = Annotated[float, Field(ge=1, le=1)] | None
-Nothing = Annotated[list[Any], Field(max_length=0)] | Annotated[dict[str, Any], Field(max_length=0)] | None
+Off = Annotated[Any, AfterValidator(_only(False)), Field(json_schema_extra={"enum": [False]})] | None
+On = Annotated[Any, AfterValidator(_only(True)), Field(json_schema_extra={"enum": [True]})] | None
+Zero = Annotated[Any, AfterValidator(_only(0)), Field(json_schema_extra={"enum": [0]})] | None
+One = Annotated[Any, AfterValidator(_only(1)), Field(json_schema_extra={"enum": [1]})] | None
+Nothing = (
+    Annotated[Any, AfterValidator(_only(False, "", [], {})), Field(json_schema_extra={"enum": [False, "", [], {}]})]
+    | None
+)
 
 Temperature = Annotated[float, Field(ge=0)]
 TopK = Annotated[int, Field(ge=-1, lt=2**31)]
@@ -46,7 +51,27 @@ MAX_STOPS = 64
 Stops = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 
 
-class Sampling(Body):
+class AtRest(Body):
+    """Fields that clients of all forms send by default, taken where they ask for nothing. A form that knows one of them
+    has it itself."""
+
+    length_penalty: One = None
+    early_stopping: Off = None
+    use_beam_search: Off = None
+    include_stop_str_in_output: Off = None
+    skip_special_tokens: On = None
+    spaces_between_special_tokens: On = None
+    min_tokens: Zero = None
+    typical_p: One = None
+    watermark: Off = None
+    logit_bias: Nothing = None
+    bad_words: Nothing = None
+    echo: Off = None
+    return_token_ids: Off = None
+    return_tokens_as_token_ids: Off = None
+
+
+class Sampling(AtRest):
     """Fields that OpenAI's and vLLM's bodies have in common."""
 
     temperature: Temperature | None = None
@@ -60,12 +85,6 @@ class Sampling(Body):
     stop: StopText | Stops | None = None
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
-    length_penalty: One = None
-    early_stopping: Off = None
-    use_beam_search: Off = None
-    include_stop_str_in_output: Off = None
-    skip_special_tokens: On = None
-    spaces_between_special_tokens: On = None
 
     def params(self, **others: Any) -> SamplingParams:
         """The parameters; others: fields that differ between kinds of bodies, such as max_tokens."""

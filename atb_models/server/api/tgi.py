@@ -35,13 +35,12 @@ router = APIRouter(tags=["TGI"])
 class TgiParameters(CommonParameters):
     """truncate: number of the prompt's last tokens to use. top_n_tokens: alternatives, as `top_tokens` in details."""
 
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     truncate: Count | None = None
     return_full_text: bool | None = None
     decoder_input_details: bool | None = None
     top_n_tokens: Annotated[int, Field(ge=0, le=20)] | None = None
     grammar: Nothing = None
-    adapter_id: None = None
+    adapter_id: Nothing = None
 
     @property
     def has_details(self) -> bool:

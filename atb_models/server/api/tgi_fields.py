@@ -8,8 +8,20 @@ from typing_extensions import TypedDict
 
 from atb_models.outputs import finite
 from atb_models.sampling_params import SamplingParams
-from atb_models.server.api.common import Body
-from atb_models.server.api.sampling import Count, Off, One, Penalty, Repetition, Seed, Stops, Temperature, TopK, TopP
+from atb_models.server.api.sampling import (
+    AtRest,
+    Count,
+    Nothing,
+    One,
+    Penalty,
+    Repetition,
+    Seed,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+    Zero,
+)
 from atb_models.server.job import Answer
 from atb_models.server.service import Service
 
@@ -18,20 +30,24 @@ MAX_NEW_TOKENS = 20
 EndReason = Literal["length", "eos_token", "stop_sequence"]
 
 
-class CommonParameters(Body):
+class CommonParameters(AtRest):
     """Parameters of both. A stop string is not part of the answer's text."""
 
     max_new_tokens: Count | None = None
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
-    typical_p: One = None
     do_sample: bool | None = None
     seed: Seed | None = None
     repetition_penalty: Repetition | None = None
     frequency_penalty: Penalty | None = None
-    watermark: Off = None
+    min_p: Zero = None
+    presence_penalty: Zero = None
     stop: Stops | None = None
+    stop_token_ids: Nothing = None
+    ignore_eos: bool | None = None
+    n: One = None
+    best_of: One = None
     details: bool | None = None
 
     def params(self, **others: Any) -> SamplingParams:
@@ -44,6 +60,7 @@ class CommonParameters(Body):
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,
             stop=self.stop,
+            ignore_eos=bool(self.ignore_eos),
             **others,
         )
 

@@ -10,7 +10,8 @@ from starlette.responses import Response
 from typing_extensions import NotRequired, TypedDict
 
 from atb_models.server.api.common import Body, Here, TokenId, check_model, responses
-from atb_models.server.api.openai.chat import Messages
+from atb_models.server.api.openai.chat import Message
+from atb_models.server.api.sampling import Nothing, Off
 from atb_models.server.errors import Invalid
 from atb_models.server.replies import Reply
 
@@ -20,14 +21,17 @@ router = APIRouter(tags=["vLLM"])
 class TokenizeBody(Body):
     """Either prompt, a text, or messages, a conversation.
 
-    add_special_tokens: for a prompt only. add_generation_prompt: for a conversation only. Both are true if not given.
+    add_special_tokens: for a prompt only. add_generation_prompt: without effect on a prompt. Both are true if not given.
     """
 
     model: str | None = None
     prompt: str | None = None
-    messages: Messages | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: Off = None
+    chat_template_kwargs: Nothing = None
+    tools: Nothing = None
     return_token_strs: bool | None = None
 
 
@@ -42,11 +46,9 @@ class Tokens(TypedDict):
 async def tokenize(body: TokenizeBody, service: Here) -> Response:
     """The token ids of a text or of a conversation."""
     check_model(service, body.model)
-    if body.prompt is not None and body.messages is None:
-        if body.add_generation_prompt is not None:
-            raise Invalid("add_generation_prompt needs messages", "add_generation_prompt")
+    if body.prompt is not None and not body.messages:
         ids = await service.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
-    elif body.messages is not None and body.prompt is None:
+    elif body.messages and not body.prompt:
         if body.add_special_tokens:
             raise Invalid("add_special_tokens needs prompt: a chat template writes its own", "add_special_tokens")
         messages = [message.plain() for message in body.messages]

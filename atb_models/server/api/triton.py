@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v2", tags=["MindIE"])
 class TritonBody(Body):
     """id: returned with the answer."""
 
-    id: Annotated[str, Field(pattern="^[0-9A-Za-z_-]{1,256}$")] | None = None
+    id: Annotated[str, Field(pattern="^[0-9A-Za-z_-]{0,256}$")] | None = None
     text_input: str
     parameters: MindieParameters = Field(default_factory=MindieParameters)
 

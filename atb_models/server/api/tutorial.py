@@ -45,7 +45,7 @@ class TutorialReply(TypedDict):
 
 def _form(body: Any) -> str | None:
     """The form of a body; None for neither or both."""
-    forms = [name for name in ("prompt", "inputs") if isinstance(body, dict) and name in body]
+    forms = [name for name in ("prompt", "inputs") if isinstance(body, dict) and body.get(name) is not None]
     return form_tag(forms[0]) if len(forms) == 1 else None
 
 

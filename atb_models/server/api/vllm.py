@@ -9,7 +9,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from atb_models.server.api.common import check_model
-from atb_models.server.api.sampling import Choices, Count, Sampling
+from atb_models.server.api.sampling import Choices, Count, Nothing, Sampling
 from atb_models.server.errors import BadRequest, ServiceError
 from atb_models.server.job import Job
 from atb_models.server.replies import Reply, as_json, error_body
@@ -29,8 +29,8 @@ class VllmBody(Sampling):
     max_tokens: Count | None = None
     n: Choices | None = None
     best_of: Count | None = None
-    logprobs: None = None
-    prompt_logprobs: None = None
+    logprobs: Nothing = None
+    prompt_logprobs: Nothing = None
 
 
 class Texts(TypedDict):

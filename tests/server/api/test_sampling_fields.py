@@ -14,6 +14,7 @@ from atb_models.sampling_table import BY_NAME, FIELDS, FORMS, Form, SamplingFiel
 from atb_models.server.api.mindie import InferBody, InferTokenBody, MindieParameters
 from atb_models.server.api.openai.chat import ChatBody
 from atb_models.server.api.openai.completions import CompletionBody
+from atb_models.server.api.sampling import AtRest
 from atb_models.server.api.tgi import TgiBody, TgiParameters
 from atb_models.server.api.triton import TritonBody
 from atb_models.server.api.vllm import VllmBody
@@ -31,21 +32,20 @@ NEEDED: dict[Form, dict[str, Any]] = {
     "mindie": {},
 }
 # Fields that say nothing of how tokens are chosen, or that are taken only where they ask for nothing.
-AT_REST = set("length_penalty early_stopping use_beam_search include_stop_str_in_output skip_special_tokens".split())
-AT_REST |= {"spaces_between_special_tokens"}
+AT_REST = set(AtRest.model_fields)
 OPENAI = AT_REST | set(
-    "model n best_of stream stream_options user safety_identifier prompt_cache_key logit_bias metadata store"
-    " service_tier priority add_special_tokens".split()
+    "model n best_of stream stream_options user safety_identifier prompt_cache_key metadata store"
+    " service_tier priority add_special_tokens response_format".split()
 )
-TGI = {"do_sample", "details", "typical_p", "watermark"}
+TGI = AT_REST | set("do_sample details min_p presence_penalty stop_token_ids n best_of".split())
 OTHERS: dict[Form, set[str]] = {
     "chat": OPENAI | set(
-        "messages logprobs add_generation_prompt response_format tools tool_choice functions function_call"
+        "messages logprobs add_generation_prompt documents include_reasoning tools tool_choice functions function_call"
         " parallel_tool_calls modalities reasoning_effort verbosity chat_template_kwargs continue_final_message".split()
     ),
     "completion": OPENAI | {"prompt", "echo", "suffix"},
     "vllm": AT_REST | {"prompt", "model", "stream", "n", "best_of", "logprobs", "prompt_logprobs"},
-    "tgi": TGI | set("best_of truncate return_full_text decoder_input_details grammar adapter_id".split()),
+    "tgi": TGI | set("truncate return_full_text decoder_input_details grammar adapter_id".split()),
     "mindie": TGI | {"priority", "timeout", "perf_stat"},
 }  # fmt: skip
 VALUES: dict[str, Any] = {

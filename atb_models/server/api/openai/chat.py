@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from atb_models.server.api.common import EVENTS, Body, Here, OpenAIError, check_model, failure_event, responses
 from atb_models.server.api.logprobs import ChatLogprobs, chat_logprobs
 from atb_models.server.api.openai.fields import OpenAIBody, Timings, Usage, head, sums
-from atb_models.server.api.sampling import Count, Nothing, Off
-from atb_models.server.errors import BadRequest
+from atb_models.server.api.sampling import Count, Nothing, Off, On
+from atb_models.server.errors import UNSUPPORTED, BadRequest
 from atb_models.server.job import Job
 from atb_models.server.replies import Reply
 from atb_models.server.service import Service, variants
@@ -35,27 +36,35 @@ class Message(Body):
     """A turn. The fields beside role and content are those of a reply's message, which clients send back."""
 
     role: str
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
-    refusal: None = None
+    refusal: Nothing = None
     annotations: Nothing = None
-    audio: None = None
-    function_call: None = None
+    audio: Nothing = None
+    function_call: Nothing = None
     tool_calls: Nothing = None
+    tool_call_id: Nothing = None
+    reasoning: Nothing = None
+    reasoning_content: Nothing = None
 
     def plain(self) -> dict[str, Any]:
         """The message in the chat template's form."""
         content: Any = self.content
         if not isinstance(self.content, str):
             content = [{"type": "text", "text": part.text} for part in self.content]
-        return {"role": self.role, "content": content, **({} if self.name is None else {"name": self.name})}
+        return {"role": self.role, "content": content, **({"name": self.name} if self.name else {})}
 
 
+def _not_called(tools: Any, info: ValidationInfo) -> Any:
+    """Tools that the body itself says shall not be called ask for nothing."""
+    choice = info.data.get("tool_choice" if info.field_name == "tools" else "function_call")
+    if tools and choice != "none":
+        raise PydanticCustomError("unsupported", UNSUPPORTED)
+    return tools
+
+
+Tools = Annotated[list[Any] | dict[str, Any] | str | None, AfterValidator(_not_called)]
 Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-
-
-class TextFormat(Body):
-    type: Literal["text"]
 
 
 class ChatBody(OpenAIBody):
@@ -67,16 +76,17 @@ class ChatBody(OpenAIBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
-    response_format: TextFormat | None = None
-    tools: Nothing = None
     tool_choice: Literal["none", "auto"] | None = None
-    functions: Nothing = None
+    tools: Tools = None
     function_call: Literal["none", "auto"] | None = None
+    functions: Tools = None
     parallel_tool_calls: bool | None = None
-    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     chat_template_kwargs: Nothing = None
+    documents: Nothing = None
+    include_reasoning: On = None
     continue_final_message: Off = None
     add_special_tokens: Off = None
 
@@ -92,7 +102,7 @@ class ChatBody(OpenAIBody):
     @property
     def tops(self) -> int | None:
         """SamplingParams' logprobs."""
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise BadRequest("top_logprobs needs logprobs", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from atb_models.server.api.common import EVENTS, Here, Ids, OpenAIError, check_model, failure_event, responses
 from atb_models.server.api.logprobs import CompletionLogprobs, TextPlaces, completion_logprobs
 from atb_models.server.api.openai.fields import OpenAIBody, Timings, Usage, head, sums
+from atb_models.server.api.sampling import Off
 from atb_models.server.errors import BadRequest
 from atb_models.server.job import Answer, Job, News
 from atb_models.server.replies import Reply
@@ -35,7 +36,7 @@ class CompletionBody(OpenAIBody):
     prompt: str | Ids | Texts | Annotated[list[Ids], Field(min_length=1, max_length=1024, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | Off = None
     suffix: Literal[""] | None = None
     add_special_tokens: bool | None = None
 

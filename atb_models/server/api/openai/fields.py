@@ -19,6 +19,11 @@ from atb_models.server.job import Answer
 class StreamOptions(Body):
     include_usage: bool | None = None
     include_obfuscation: Off = None
+    continuous_usage_stats: Off = None
+
+
+class TextFormat(Body):
+    type: Literal["text"]
 
 
 class OpenAIBody(Sampling):
@@ -32,7 +37,7 @@ class OpenAIBody(Sampling):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    logit_bias: Nothing = None
+    response_format: TextFormat | None = None
     metadata: Nothing = None
     store: Off = None
     service_tier: Literal["auto", "default"] | None = None
@@ -44,7 +49,7 @@ class OpenAIBody(Sampling):
         count = self.n or 1
         if self.best_of not in (None, count):
             raise BadRequest(f"best_of is {self.best_of} and n {count}; only equal ones are supported", "best_of")
-        if self.stream_options is not None and not self.stream:
+        if self.wants_usage and not self.stream:
             raise BadRequest("stream_options needs stream", "stream_options")
         return count
 
