@@ -111,15 +111,16 @@ class _Teller(logging.Handler):
 
 def _facts(llm: LLM) -> Facts:
     scheduler = llm.engine.scheduler
+    blocks = scheduler.block_manager
     return Facts(
         dtype=llm.config.dtype,
         device=llm.device.type,
         size=llm.size,
         vocab_size=llm.engine.vocab_size or 0,
-        max_seq_len=scheduler.limits.max_seq_len,
+        max_seq_len=min(scheduler.limits.max_seq_len, blocks.num_blocks * blocks.block_size),
         max_batch_size=scheduler.limits.max_batch_size,
-        block_size=scheduler.block_manager.block_size,
-        total_blocks=scheduler.block_manager.num_blocks,
+        block_size=blocks.block_size,
+        total_blocks=blocks.num_blocks,
     )
 
 

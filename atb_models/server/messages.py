@@ -40,7 +40,10 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Facts of the engine that the front needs. size: number of ranks. pool_tokens: tokens that the KV cache holds."""
+    """Facts of the engine that the front needs. size: number of ranks. pool_tokens: tokens that the KV cache holds.
+
+    max_seq_len: tokens of prompt and answer that a request can have, limited by the model, the flag and the KV cache.
+    """
 
     dtype: str
     device: str
