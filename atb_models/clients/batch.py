@@ -16,6 +16,7 @@ from atb_models.clients.backends import BatchBackend, Remote, local
 from atb_models.clients.batch_file import URLS, Answers, Request, read_requests
 from atb_models.clients.flags import MODEL, SERVER, check_apart, model_of, server_flags, server_of
 from atb_models.clients.http import ServerRefusal
+from atb_models.command.descriptors import raise_descriptor_limit
 from atb_models.command.engine_options import engine_config, model_name
 from atb_models.command.exit_status import print_error
 from atb_models.command.model_flags import cache_flags, model_flags
@@ -37,6 +38,7 @@ def main(words: list[str]) -> int:
         raise ConfigError(f"{source} is the input and the output; name another output")
     requests = read_requests(source)
     log.setup()
+    raise_descriptor_limit()
     with Answers(target) as answers:
         left = [request for request in requests if request.custom_id not in answers.statuses]
         if len(left) < len(requests):

@@ -17,6 +17,7 @@ from atb_models.clients.flags import model_of, server_flags, server_of
 from atb_models.clients.http import RemoteServer
 from atb_models.clients.jsonl import read_objects
 from atb_models.clients.load import Body, Outcome, arrivals, ask_once, closed_loop, open_loop, random_bodies
+from atb_models.command.descriptors import raise_descriptor_limit
 from atb_models.command.parser import Parser
 from atb_models.command.values import json_object, positive, positive_number
 from atb_models.errors import AtbError, ConfigError
@@ -29,6 +30,7 @@ NUM_REQUESTS, INPUT_LEN, OUTPUT_LEN = 100, 128, 32
 def main(words: list[str]) -> int:
     """Measure, print the table, write the file. The exit status: 1 if no request was answered."""
     args = parse_args(words)
+    raise_descriptor_limit()
     server, bodies = server_of(args), _bodies(args)
     found = asyncio.run(_measure(server, bodies, args))
     print(table(found))

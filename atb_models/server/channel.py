@@ -32,6 +32,8 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        self._poll = select.poll()  # select.select takes no descriptor from 1024 on
+        self._poll.register(end, select.POLLIN)
         self._bytes = bytearray()
         self.closed = False
 
@@ -45,7 +47,7 @@ class Channel:
     def take(self, wait_s: float | None) -> list[Any]:
         """All messages that have arrived. Waits at most `timeout_s` seconds for a first one; None: without limit."""
         messages: list[Any] = []
-        while not self.closed and select.select([self._socket], [], [], wait_s)[0]:
+        while not self.closed and self._poll.poll(None if wait_s is None else 1e3 * wait_s):
             try:
                 data = self._socket.recv(READ_BYTES)
             except ConnectionResetError:

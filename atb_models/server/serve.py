@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from atb_models import env, log
+from atb_models.command.descriptors import raise_descriptor_limit
 from atb_models.command.engine_options import engine_config, model_name
 from atb_models.command.exit_status import INTERRUPTED, print_error, run_guarded
 from atb_models.command.parser import typed
@@ -25,6 +26,7 @@ from atb_models.errors import ConfigError
 from atb_models.server.app import Access, create_app
 from atb_models.server.args import access, parse_args
 from atb_models.server.engine_client import EngineClient
+from atb_models.server.http.accept_errors import AcceptErrors
 from atb_models.server.service import Service, Settings
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 from atb_models.wording import counted
@@ -48,6 +50,7 @@ def serve(argv: Sequence[str]) -> int:
     """Check all that can be checked, then serve until told to end. Under torchrun every rank runs this."""
     log.setup()
     args = parse_args(argv)
+    raise_descriptor_limit()
     granted = access(args)
     config = engine_config(args, max_batch_size=args.max_batch_size, max_seq_len=args.max_seq_len)
     config.load_model_config()
@@ -165,6 +168,7 @@ class Front:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         self._url = address(sock, tls=self._options.ssl_certfile is not None)
         logger.info("listening on %s, the model is loading", self._url)
+        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         serving = asyncio.ensure_future(self._server.serve(sockets=[sock]))
         engine = asyncio.ensure_future(self._keep_engine())
         ending = asyncio.ensure_future(self._told_to_end.wait())

@@ -52,8 +52,10 @@ Stops = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 
 
 class AtRest(Body):
-    """Fields that clients of all forms send by default, taken where they ask for nothing. A form that knows one of them
-    has it itself."""
+    """Fields that clients of all forms send by default, accepted only with the value that changes nothing.
+
+    A form that supports one of them defines it again.
+    """
 
     length_penalty: One = None
     early_stopping: Off = None

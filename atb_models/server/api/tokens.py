@@ -21,7 +21,7 @@ router = APIRouter(tags=["vLLM"])
 class TokenizeBody(Body):
     """Either prompt, a text, or messages, a conversation.
 
-    add_special_tokens: for a prompt only. add_generation_prompt: without effect on a prompt. Both are true if not given.
+    add_special_tokens: for a prompt only. add_generation_prompt: no effect on a prompt. Both are true if not given.
     """
 
     model: str | None = None
