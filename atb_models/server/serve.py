@@ -27,6 +27,7 @@ from atb_models.server.app import Access, create_app
 from atb_models.server.args import access, parse_args
 from atb_models.server.engine_client import EngineClient
 from atb_models.server.http.accept_errors import AcceptErrors
+from atb_models.server.http.half_close import HalfCloseProtocol
 from atb_models.server.service import Service, Settings
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 from atb_models.wording import counted
@@ -148,6 +149,7 @@ class Front:
         self._server = _Server(
             uvicorn.Config(
                 create_app(service, granted),
+                http=HalfCloseProtocol,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
