@@ -30,7 +30,9 @@ from atb_models.server.messages import (
     Refused,
     Report,
     Stepped,
+    Stepping,
 )
+from atb_models.server.pace import Pace
 
 EXIT_TIMEOUT_S = 10.0  # for the engine to end after it was told to; then it is killed
 
@@ -79,6 +81,7 @@ class EngineClient:
         self.facts: Facts | None = None
         self.detail = "starting"
         self.load = Load()
+        self.pace = Pace()
         self.failure: str | None = None
         self.cause = ""
         self.status = 0
@@ -156,10 +159,14 @@ class EngineClient:
     def _hear(self, report: Report) -> None:
         if isinstance(report, Stepped):
             self.load = report.load
+            self.pace.stepped(report.load)
             self._asking.set()
             for piece in report.pieces:
                 self._give(piece)
             self.on_step(report.load)
+        elif isinstance(report, Stepping):
+            self.pace.began(report.prompt_tokens)
+            self._asking.set()
         elif isinstance(report, Accepted):
             if ticket := self._tickets.get(report.request_id):
                 ticket.accept()

@@ -41,10 +41,15 @@ from atb_models.server.messages import (
     Piece,
     Refused,
     Stepped,
+    Stepping,
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from atb_models import LLM
+    from atb_models.engine.engine import Runner
+    from atb_models.engine.scheduler import Row
 
 logger = logging.getLogger("atb_models.server.engine_process")  # __name__ is __main__
 
@@ -129,6 +134,7 @@ class EngineLoop:
 
     def __init__(self, llm: LLM, channel: Channel) -> None:
         self._llm, self._engine, self._channel = llm, llm.engine, channel
+        self._engine.runner = _Announced(self._engine.runner, channel)
         self._live: dict[int, _Live] = {}
         self._checked = False
 
@@ -184,6 +190,19 @@ class EngineLoop:
     def _load(self) -> Load:
         counts = self._engine.counts()
         return Load(**{name: counts[name] for name in LOAD})
+
+
+class _Announced:
+    """A runner that tells the front of steps that may take long, before they do."""
+
+    def __init__(self, runner: Runner, channel: Channel) -> None:
+        self._runner, self._channel = runner, channel
+
+    def run(self, rows: list[Row]) -> Tensor:
+        prompt_tokens = sum(row.num_tokens for row in rows if row.is_prefill)
+        if prompt_tokens:
+            self._channel.send(Stepping(prompt_tokens))
+        return self._runner.run(rows)
 
 
 @dataclass

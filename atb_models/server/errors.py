@@ -61,7 +61,7 @@ class Broken(ServiceError):
 class ModelFailed(ServiceError):
     """The model cannot go on with this request; others run."""
 
-    status, kind = 500, "model_error"
+    status = 500
 
 
 class TimedOut(ServiceError):

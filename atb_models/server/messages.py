@@ -116,6 +116,13 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepping:
+    """From the engine: a step with so many prompt tokens begins. Steps without any are not announced."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stepped:
     """From the engine: the results of a step, or the answer to `Ask`."""
 
@@ -132,4 +139,4 @@ class Failed:
 
 
 Command = Add | Abort | Ask
-Report = Loading | Loaded | Accepted | Refused | Stepped | Failed
+Report = Loading | Loaded | Accepted | Refused | Stepping | Stepped | Failed

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from atb_models.server.messages import Load
+from atb_models.server.pace import LEAST_S, PATIENCE, REMEMBERED
 from atb_models.server.stream import ClientLeft
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ LATENCY_S = (1, 2.5, 5, 10, 15, 20, 30, 40, 50, 60)
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 TOKENS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 128_000)
 
+ALLOWED = (
+    f"For the running step, before /health says 503: {PATIENCE:g} times the slowest of the last {REMEMBERED} steps of"
+    f" its size, at least {LEAST_S:g}."
+)
 ENDINGS = {
     "request_success": "Requests answered to their end.",
     "request_failed": "Requests refused by the engine, not answered in time, or lost to a fault of the service.",
@@ -179,6 +184,8 @@ class _EngineSeries(Collector):
             ("kv_blocks_free", "KV blocks that no request owns.", load.free_blocks),
             ("npu_prefix_cache_hit_rate", "Share of the prompt tokens that others had computed.", hit_rate),
             ("all_radix_match_num", "Prompt tokens looked up in the prefix cache.", load.prompt_tokens),
+            ("engine_step_age_seconds", "Of the running step; 0 at rest.", client.pace.age_s or 0.0),
+            ("engine_step_allowed_seconds", ALLOWED, client.pace.allowed_s),
             ("npu_radix_match_hit_num", "Of these, found: computed for another request.", load.prefix_hit_tokens),
         ):  # fmt: skip
             yield self._gauge(name, text, value)

@@ -85,14 +85,14 @@ def test_a_whole_answer(spoilt: Running, path: str) -> None:
     assert "Sundar" in str(strict(data))
     response, data = spoilt.request("POST", path, _bodies(BAD, stream=False)[path])
     assert response.status == 500 and WHY in str(strict(data)["error"]), data
-    assert "model_error" in str(strict(data))
+    assert "internal_error" in str(strict(data))
 
 
 @pytest.mark.parametrize("path", _bodies("", stream=True))
 def test_a_stream(spoilt: Running, path: str) -> None:
     assert "Sund" in str(_events(spoilt, path, _bodies(GOOD, stream=True)[path]))
     last = _events(spoilt, path, _bodies(BAD, stream=True)[path])[-1]
-    assert WHY in str(last["error"]) and "model_error" in str(last)
+    assert WHY in str(last["error"]) and "internal_error" in str(last)
 
 
 def test_vllm_s_stream(spoilt: Running) -> None:
@@ -105,7 +105,7 @@ def test_others_go_on_and_the_metrics_count(spoilt: Running) -> None:
     before = values(spoilt)
     bodies = [_bodies(text, stream=False)["/v1/completions"] for text in (GOOD, BAD)]
     error = spoilt.json("/v1/completions", bodies[0] | {"prompt": [GOOD, BAD]}, status=500)["error"]
-    assert WHY in error["message"] and error["type"] == "model_error"
+    assert WHY in error["message"] and error["type"] == "internal_error"
     answer = spoilt.json("/v1/completions", bodies[0])["choices"][0]
     assert "Sundar" in answer["text"]
     now = values(spoilt)

@@ -8,21 +8,40 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from atb_models.server.api.common import Here
+from atb_models.server.engine_client import EngineClient
 from atb_models.server.replies import Reply
 from atb_models.server.service import Service, State
+from atb_models.wording import counted
 
 router = APIRouter(tags=["health"])
 
 
-ANSWER_S = 10.0  # a step with a long prompt may take this long
+ANSWER_S = 10.0  # for an engine that has nothing to do
 
 
 @router.get("/health")
 async def health(service: Here) -> Response:
-    """Asks the engine and its ranks. 200: they answer. 503: they are loading, ending or dead, or do not answer."""
-    if service.state is State.READY and not await service.client.answers(ANSWER_S) and service.state is State.READY:
-        return Reply({"status": "silent", "detail": f"the engine has not answered for {ANSWER_S:g} s"}, 503)
+    """200: the engine and its ranks answer, or run a step that is not overdue. 503: they are loading, ending or dead,
+    do not answer, or their step is overdue."""
+    if service.state is State.READY:
+        silence = await _silence(service.client)
+        if silence is not None and service.state is State.READY:
+            return Reply({"status": "silent", "detail": silence}, 503)
     return _state(service)
+
+
+async def _silence(client: EngineClient) -> str | None:
+    """What is wrong with an engine that is loaded; None for one that works."""
+    pace = client.pace
+    if pace.age_s is None and not await client.answers(ANSWER_S) and pace.age_s is None:
+        return f"the engine has not answered for {ANSWER_S:g} s"
+    age_s, allowed_s = pace.age_s or 0.0, pace.allowed_s
+    if age_s <= allowed_s:
+        return None
+    return (
+        f"the engine's step has taken {age_s:.1f} s; with {counted(pace.prompt_tokens, 'prompt token')} it should take"
+        f" {allowed_s:.1f} s at most"
+    )
 
 
 @router.get("/ready")

@@ -15,6 +15,7 @@ from atb_models.server.errors import TimedOut
 from atb_models.server.job import Answer
 from atb_models.server.messages import Load
 from atb_models.server.metrics import Metrics
+from atb_models.server.pace import Pace
 from atb_models.server.stream import ClientLeft
 from tests.server.raw import PATH, completion, values
 from tests.server.running import Running
@@ -94,7 +95,7 @@ def _shown(metrics: Metrics) -> dict[str, float]:
 
 
 def _metrics(load: Load | None = None) -> tuple[Metrics, Any]:
-    client = SimpleNamespace(load=load or Load(), facts=SimpleNamespace(total_blocks=10))
+    client = SimpleNamespace(load=load or Load(), facts=SimpleNamespace(total_blocks=10), pace=Pace())
     return Metrics("m", lambda: client), client  # type: ignore[arg-type, return-value]
 
 
