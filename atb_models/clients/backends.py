@@ -105,8 +105,16 @@ async def local(config: EngineConfig, model_name: str, *, load_tokenizer: bool) 
     if load_tokenizer:
         tokenizer = tokenizer_of(config.folder, config.chat_template, config.trust_remote_code)
     client = EngineClient(config)
-    settings = Settings(model_name, config.folder, max_queue=1 << 30, request_timeout_s=math.inf)
-    app = create_app(Service(client, tokenizer, settings), Access(max_body_bytes=1 << 40, body_timeout_s=math.inf))
+    settings = Settings(
+        model_name,
+        config.folder,
+        max_queue=1 << 30,
+        request_timeout_s=math.inf,
+        chat_template=config.chat_template,
+        trust_remote_code=config.trust_remote_code,
+    )
+    service = Service(client, tokenizer, settings)
+    app = create_app(service, Access(max_body_bytes=1 << 40, body_timeout_s=math.inf, held_bytes=1 << 40))
     ready = asyncio.Event()
     running = asyncio.ensure_future(client.run(ready.set))
     waiting = asyncio.ensure_future(ready.wait())
@@ -118,5 +126,6 @@ async def local(config: EngineConfig, model_name: str, *, load_tokenizer: bool) 
         yield Local(app)
     finally:
         waiting.cancel()
+        service.texts.close()
         client.stop()
         await running

@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from atb_models import __version__
 from atb_models.errors import AtbError
 from atb_models.server.errors import BadRequest, Broken, Invalid, ServiceError, invalid
+from atb_models.server.http.held_bodies import SHARE_BYTES
 from atb_models.server.middleware import LimitBody, RequireKey
 from atb_models.server.replies import error_reply
 from atb_models.server.service import Service
-from atb_models.server.stream import ClientLeft
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Access:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 << 20
     body_timeout_s: float = 30.0
+    held_bytes: int = SHARE_BYTES
 
 
 def create_app(service: Service, access: Access) -> FastAPI:
@@ -58,9 +59,13 @@ def create_app(service: Service, access: Access) -> FastAPI:
     app.add_exception_handler(AtbError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientLeft, _left)
     app.add_exception_handler(Exception, _broken)
-    app.add_middleware(LimitBody, max_bytes=access.max_body_bytes, timeout_s=access.body_timeout_s)
+    app.add_middleware(
+        LimitBody,
+        max_bytes=access.max_body_bytes,
+        timeout_s=access.body_timeout_s,
+        share_bytes=access.held_bytes,
+    )
     app.add_middleware(RequireKey, keys=access.keys)
     if access.cors_origins:
         app.add_middleware(
@@ -121,10 +126,6 @@ async def _http_error(request: Request, error: Any) -> Response:
     reply = error_reply(request.url.path, other)
     reply.headers.update(error.headers or {})
     return reply
-
-
-async def _left(request: Request, error: Any) -> Response:
-    return Response(status_code=499)
 
 
 async def _broken(request: Request, error: Any) -> Response:

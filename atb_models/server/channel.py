@@ -44,6 +44,10 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             self.closed = True
 
+    def is_quiet(self, for_s: float) -> bool:
+        """Whether nothing arrives for so many seconds, not even a part of a message or the channel's end."""
+        return not self._poll.poll(1e3 * for_s)
+
     def take(self, wait_s: float | None) -> list[Any]:
         """All messages that have arrived. Waits at most `timeout_s` seconds for a first one; None: without limit."""
         messages: list[Any] = []

@@ -11,7 +11,7 @@ from types import TracebackType
 from atb_models.outputs import FinishReason, TokenLogprobs
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.engine_client import EngineClient, Ticket
-from atb_models.server.errors import TimedOut
+from atb_models.server.errors import TimedOut, Unservable
 from atb_models.server.messages import Piece
 
 
@@ -74,10 +74,11 @@ class Job:
         stream: bool,
         timeout_s: float,
         on_end: Callable[[Job, BaseException | None], None],
+        field: str | None = None,
     ) -> None:
         self.answers = [Answer(prompt) for prompt in prompts]
         self.started_s = perf_counter()
-        self._client, self._on_end = client, on_end
+        self._client, self._on_end, self._field = client, on_end, field
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._timeout_s, self._deadline = timeout_s, self._loop.time() + timeout_s
@@ -135,6 +136,8 @@ class Job:
         if self._loop.time() >= self._deadline:
             raise TimedOut(f"the answer was not complete after {self._timeout_s:g} s")
         for ticket in self._tickets:
+            if isinstance(ticket.error, Unservable) and self._field is not None:
+                raise Unservable(f"{self._field}: {ticket.error}", self._field)
             if ticket.error is not None:
                 raise ticket.error
 

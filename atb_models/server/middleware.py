@@ -9,9 +9,11 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from atb_models.server.errors import ServiceError
+from atb_models.server.errors import Busy, ServiceError
+from atb_models.server.http.held_bodies import HELD, SHARE_BYTES, SMALL_BYTES, HeldBodies, HeldBody
 from atb_models.server.replies import error_reply
 
+MOST_OBJECTS = 1 << 14  # of a body: messages and parts of them
 OPEN_PATHS = ("/health", "/ready")
 
 
@@ -60,40 +62,78 @@ def _is_open(scope: Scope) -> bool:
 
 
 class LimitBody:
-    """Reads the body before the endpoint: at most `max_bytes`, within `timeout_s` seconds."""
+    """Reads the body before the endpoint: at most `max_bytes`, within `timeout_s` seconds, and no more than there is
+    room for. Ends the endpoint when the client leaves."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float, share_bytes: int = SHARE_BYTES) -> None:
         self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
+        self._held = HeldBodies(share_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        held = scope[HELD] = self._held.body()
         try:
-            body = await asyncio.wait_for(self._read(scope, receive), self._timeout_s)
+            body = await asyncio.wait_for(self._read(scope, receive, held), self._timeout_s)
         except asyncio.TimeoutError:
             await _refuse(TooSlow(f"the body did not arrive within {self._timeout_s:g} s"), scope, send)
-        except TooLarge as error:
+        except (TooLarge, Busy) as error:
+            held.release()
             await _refuse(error, scope, send, self._discard(receive))
         else:
             if body is not None:
-                await self._app(scope, _Replay(body, receive), send)
+                await self._answer(body, scope, receive, send)
+        finally:
+            held.release()
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the endpoint answer, unless the client leaves before the answer is complete."""
+        is_complete = False
+
+        async def noting(message: Message) -> None:
+            nonlocal is_complete
+            if message["type"] == "http.response.start":
+                scope[HELD].release()
+            elif message["type"] == "http.response.body":
+                is_complete = not message.get("more_body", False)
+            await send(message)
+
+        leaving = asyncio.ensure_future(_left(receive))
+        working = asyncio.ensure_future(self._app(scope, _Replay(body, leaving), noting))
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not is_complete:
+                working.cancel()
+            await asyncio.wait((working,))
+            if not working.cancelled():
+                working.result()
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _read(self, scope: Scope, receive: Receive, held: HeldBody) -> bytes | None:
         """The body; None if the client left before it was complete."""
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > self._max_bytes:
             raise TooLarge(f"the body has {int(length[:20])} bytes, at most {self._max_bytes} are taken")
-        body = bytearray()
+        parts, size = [], 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_bytes:
                 raise TooLarge(f"the body has more than {self._max_bytes} bytes")
+            held.read(size)
             if not message.get("more_body"):
-                return bytes(body)
+                break
+        body = b"".join(parts)
+        held.parse(body)
+        _check_objects(body)
+        return body
 
     async def _discard(self, receive: Receive) -> None:
         """Read the rest of the body: a client that sends it all before it reads would get no reply otherwise."""
@@ -101,21 +141,34 @@ class LimitBody:
             await asyncio.wait_for(_to_the_end(receive), self._timeout_s)
 
 
+def _check_objects(body: bytes) -> None:
+    """Raises TooLarge for more objects than are checked in a moment. In a text a quotation mark has a stroke before
+    it, so that `{"` begins an object, or ends a text."""
+    if len(body) > SMALL_BYTES and body.translate(None, b" \t\r\n").count(b'{"') > MOST_OBJECTS:
+        raise TooLarge(f"the body has more than {MOST_OBJECTS} JSON objects")
+
+
 async def _to_the_end(receive: Receive) -> None:
     while (await receive()).get("more_body"):
         pass
 
 
-class _Replay:
-    """Gives the endpoint the body that was read, then what follows it."""
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
-    def __init__(self, body: bytes, receive: Receive) -> None:
+
+class _Replay:
+    """Gives the endpoint the body that was read, then the client's leaving."""
+
+    def __init__(self, body: bytes, leaving: asyncio.Future[None]) -> None:
         self._body: bytes | None = body
-        self._receive = receive
+        self._leaving = leaving
 
     async def __call__(self) -> Message:
         if self._body is None:
-            return await self._receive()
+            await asyncio.wait((self._leaving,))
+            return {"type": "http.disconnect"}
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
 

@@ -65,6 +65,8 @@ def serve(argv: Sequence[str]) -> int:
         max_queue=args.max_queue,
         request_timeout_s=args.request_timeout,
         log_prompts=args.log_prompts,
+        chat_template=args.chat_template,
+        trust_remote_code=args.trust_remote_code,
     )
     tokenizer = (
         load_tokenizer(config.folder, args.chat_template, args.trust_remote_code) if args.load_tokenizer else None
@@ -182,6 +184,7 @@ class Front:
         self._server.should_exit = True
         self._server.force_exit = self._told_again.is_set()
         await asyncio.gather(serving, engine)
+        self._service.texts.close()
         return self._status
 
     async def _keep_engine(self) -> None:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
 
-from atb_models.errors import RequestError
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.engine_client import EngineClient
 from atb_models.server.errors import BadRequest, Busy, EngineGone
 from atb_models.server.job import Job
 from atb_models.server.messages import Facts
 from atb_models.server.metrics import Metrics
+from atb_models.server.tokenizing.process import TokenizerSource
+from atb_models.server.tokenizing.texts import Texts
 from atb_models.server.words import WordTable
-from atb_models.text.chat_template import Message
 from atb_models.text.tokenizer import Tokenizer
-from atb_models.text.tokenizer_added import LONG_TEXT
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 MAX_RETRY_S = 60
+FAR_TOO_LONG = 2  # times what a request can have
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,8 @@ class Settings:
     max_queue: int = 256
     request_timeout_s: float = 600.0
     log_prompts: bool = False
+    chat_template: str | None = None
+    trust_remote_code: bool = False
 
 
 class State(Enum):
@@ -58,6 +57,8 @@ class Service:
     def __init__(self, client: EngineClient, tokenizer: Tokenizer | None, settings: Settings) -> None:
         self.client, self.tokenizer, self.settings = client, tokenizer, settings
         self.words = WordTable(tokenizer)
+        source = TokenizerSource(settings.folder, settings.chat_template, settings.trust_remote_code)
+        self.texts = Texts(tokenizer, source, lambda: self.facts.max_seq_len)
         self.metrics = Metrics(settings.model_name, lambda: self.client)
         self.draining = False
         self.open_jobs = 0
@@ -101,13 +102,16 @@ class Service:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         stream: bool,
+        field: str,
         timeout_s: float = math.inf,
     ) -> Job:
         """Submit these prompts. timeout_s: given if the client waits for less than the service's own limit.
 
+        field: where the prompts stand in the body, for messages.
         Raises EngineGone, Busy if the queue is full, BadRequest for more prompts than the queue could ever take.
         """
-        self.check_count(len(prompts))
+        self.check_count(len(prompts), field)
+        self.check_lengths(prompts, field)
         facts = self.facts
         limit, there = facts.max_batch_size + self.settings.max_queue, self.client.open_requests
         if there + len(prompts) > limit:
@@ -119,45 +123,21 @@ class Service:
         self.metrics.received(len(prompts))
         self.open_jobs += 1
         timeout_s = min(timeout_s, self.settings.request_timeout_s)
-        return Job(self.client, prompts, each, stream=stream, timeout_s=timeout_s, on_end=self._ended)
+        return Job(self.client, prompts, each, stream=stream, timeout_s=timeout_s, on_end=self._ended, field=field)
 
-    def check_count(self, prompts: int) -> None:
+    def check_count(self, prompts: int, field: str) -> None:
         """Raises EngineGone, or BadRequest for more prompts than could ever run or wait together."""
         limit = self.facts.max_batch_size + self.settings.max_queue
         if prompts > limit:
-            raise BadRequest(f"{prompts} requests in one, but at most {limit} may run or wait at once")
+            raise BadRequest(f"{field}: {prompts} requests in one, but at most {limit} may run or wait at once", field)
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. Raises BadRequest."""
-        (ids,) = await self.encode_all([text], add_special_tokens=add_special_tokens)
-        return ids
-
-    async def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text. Raises BadRequest."""
-        size = sum(map(len, texts))
-        return await self._aside(size, lambda: [self._tokens().encode(text, add_special_tokens) for text in texts])
-
-    async def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, up to the start of the assistant's turn. Raises BadRequest."""
-        size = sum(len(str(message.get("content", ""))) for message in messages)
-        return await self._aside(
-            size, lambda: self._tokens().apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
-        )
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids. Raises BadRequest."""
-        return self._tokens().decode(token_ids, skip_special_tokens)
-
-    def _tokens(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise BadRequest("this checkpoint has no tokenizer files; give token ids instead of text")
-        return self.tokenizer
-
-    async def _aside(self, size: int, work: Callable[[], T]) -> T:
-        try:
-            return await asyncio.to_thread(work) if size > LONG_TEXT else work()
-        except RequestError as error:
-            raise BadRequest(str(error)) from None
+    def check_lengths(self, prompts: Sequence[list[int]], field: str) -> None:
+        """Raises BadRequest for prompts so long that they shall not even be sent to the engine, which refuses others
+        that do not fit."""
+        most = self.facts.max_seq_len
+        longest = max(map(len, prompts), default=0)
+        if longest > FAR_TOO_LONG * most:
+            raise BadRequest(f"{field}: the prompt has {longest} tokens, but at most {most - 1} fit", field)
 
     def _retry_s(self, facts: Facts) -> int:
         """Seconds until one of the running requests ends, on average, and makes room in the queue."""

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from atb_models.server.errors import Broken, ServiceError
+from atb_models.server.http.held_bodies import release_body
 from atb_models.server.job import Answer, Job
 from atb_models.server.replies import as_json
 
@@ -22,13 +23,15 @@ UNREAD_S = 5.0  # for a client to read after the time for its answer is over
 
 
 class ClientLeft(Exception):
-    """The client has closed its connection."""
+    """The client does not read its answer."""
 
 
 async def whole(request: Request, job: Job) -> list[Answer]:
-    """All answers of a job. Raises ClientLeft, after ending the job, if the client leaves."""
+    """All answers of a job, which ends if this is cancelled because the client has left."""
     with job:
-        return await _while_there(request.receive, job.whole())
+        await job.accepted()
+        release_body(request.scope)
+        return await job.whole()
 
 
 def event(data: Any) -> bytes:
@@ -51,7 +54,7 @@ async def streamed(
 
 
 class EventStream(Response):
-    """Sends `events`; ends the job if the client leaves.
+    """Sends `events`; ends the job if the client does not read them, or if this is cancelled because it has left.
 
     After the first byte an error can only be told in the stream: `failed` makes the last event of it.
     """
@@ -71,7 +74,10 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientLeft, ServiceError):  # the client has been told
             with self._job:
-                await _while_there(receive, self._send(send), self._job.remaining_s + UNREAD_S)
+                try:
+                    await asyncio.wait_for(self._send(send), self._job.remaining_s + UNREAD_S)
+                except asyncio.TimeoutError:
+                    raise ClientLeft from None
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -85,25 +91,3 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": self._failed(told), "more_body": False})
             raise told from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _while_there(receive: Receive, work: Any, timeout_s: float | None = None) -> Any:
-    """The result of `work`. If the client leaves first, `work` is cancelled and ClientLeft is raised.
-
-    timeout_s: a client that does not read for so long counts as one that has left.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
-    try:
-        await asyncio.wait((working, leaving), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeft
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

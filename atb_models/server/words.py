@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from atb_models.text.byte_letters import BYTE_OF_LETTER
 from atb_models.text.detokenizer import REPLACEMENT
 from atb_models.text.tokenizer import Tokenizer
 
+AT_ONCE = 1024  # words that are looked up without serving others
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte that is no whole character
 
 
@@ -45,6 +49,14 @@ class WordTable:
             word = self._known[token_id] = self._word(token_id)
         return word
 
+    async def each(self, token_ids: Sequence[int]) -> list[Word]:
+        """The word of each token. Others are served in between, as there may be very many."""
+        found: list[Word] = []
+        for start in range(0, len(token_ids), AT_ONCE):
+            found += [self[token_id] for token_id in token_ids[start : start + AT_ONCE]]
+            await asyncio.sleep(0)
+        return found
+
     def _word(self, token_id: int) -> Word:
         if self._tokenizer is None:
             return Word(f"token_id:{token_id}", None, False)
@@ -63,13 +75,3 @@ def _bytes(piece: str | None) -> bytes | None:
         return bytes.fromhex(match[1])
     values = [BYTE_OF_LETTER.get(letter) for letter in piece]
     return bytes(value for value in values if value is not None) if None not in values else None
-
-
-def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable bytes stand for themselves, the others are U+0100 and up, in order."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF_LETTER = _byte_letters()

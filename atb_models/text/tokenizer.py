@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.json_file import is_there, read_json
 from atb_models.text.chat_template import ChatTemplate, Message, NamedTemplates
 from atb_models.text.template_places import find_template
+from atb_models.text.token_bytes import most_bytes_of_a_token
 from atb_models.text.tokenizer_added import JsonBackend
 from atb_models.text.tokenizer_check import check_content, library_errors
 from atb_models.text.tokenizer_json import is_qwen_without_json, load_json_tokenizer
@@ -48,6 +50,9 @@ class TokenizerBackend(Protocol):
     def token_to_id(self, token: str) -> int | None: ...
 
     def id_to_token(self, token_id: int) -> str | None: ...
+
+    @property
+    def most_bytes_of_a_token(self) -> int | None: ...
 
 
 class Tokenizer:
@@ -97,6 +102,11 @@ class Tokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's entry for a token id, in its own spelling; None for an unknown id."""
         return self._backend.id_to_token(token_id)
+
+    def least_tokens(self, num_bytes: int) -> int:
+        """Tokens that a text of so many bytes has at least; 0 where the tokenizer may drop or merge any number."""
+        most = self._backend.most_bytes_of_a_token
+        return 0 if most is None else -(-num_bytes // most)
 
     def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation, with special tokens. Raises RequestError if it or the template is malformed.
@@ -217,6 +227,11 @@ class _TransformersBackend:
             ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
+
+    @cached_property
+    def most_bytes_of_a_token(self) -> int | None:
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if fast is None else most_bytes_of_a_token(fast)
 
     def token_to_id(self, token: str) -> int | None:
         index: int | None = self._tokenizer.convert_tokens_to_ids(token)

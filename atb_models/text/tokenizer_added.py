@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from atb_models.errors import RequestError
 from atb_models.text.byte_fallback import with_replacements
+from atb_models.text.token_bytes import most_bytes_of_a_token
 from atb_models.text.tokenizer_check import library_errors
 
 if TYPE_CHECKING:
@@ -73,3 +75,7 @@ class JsonBackend:
     def id_to_token(self, token_id: int) -> str | None:
         token: str | None = self._tokenizer.id_to_token(token_id)
         return token
+
+    @cached_property
+    def most_bytes_of_a_token(self) -> int | None:
+        return most_bytes_of_a_token(self._tokenizer)

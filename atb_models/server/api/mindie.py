@@ -20,6 +20,7 @@ from atb_models.server.job import Answer, Job
 from atb_models.server.replies import Reply
 from atb_models.server.service import Service
 from atb_models.server.stream import event, streamed, whole
+from atb_models.server.words import Word
 
 router = APIRouter(tags=["MindIE"])
 
@@ -70,20 +71,24 @@ async def infer(request: Request, body: InferBody, service: Here) -> Response:
     """Continue a text or token ids."""
     if (not body.input_id and body.inputs is None) or (body.input_id and body.inputs):
         raise Invalid("must have either inputs or input_id, and not both", "inputs")
-    ids = body.input_id or await service.encode(body.inputs or "")
-    return await _infer(request, ids, body, service)
+    if body.input_id:
+        return await _infer(request, body.input_id, "input_id", body, service)
+    ids = await service.texts.encode(body.inputs or "", "inputs")
+    return await _infer(request, ids, "inputs", body, service)
 
 
 @router.post("/infer_token", responses=responses(Inferred, EVENTS))
 async def infer_token(request: Request, body: InferTokenBody, service: Here) -> Response:
     """Continue token ids."""
-    return await _infer(request, body.input_id, body, service)
+    return await _infer(request, body.input_id, "input_id", body, service)
 
 
-async def _infer(request: Request, ids: list[int], body: InferBody | InferTokenBody, service: Service) -> Response:
+async def _infer(
+    request: Request, ids: list[int], field: str, body: InferBody | InferTokenBody, service: Service
+) -> Response:
     p = body.parameters
     params = p.params()
-    job = service.job([ids], params, stream=bool(body.stream), timeout_s=p.timeout_s)
+    job = service.job([ids], params, stream=bool(body.stream), field=field, timeout_s=p.timeout_s)
     if body.stream:
         return await streamed(job, _events(job, p, params, service), failure_event(request.url.path))
     (answer,) = await whole(request, job)
@@ -134,16 +139,15 @@ class Counted(TypedDict):
 @router.post("/v1/tokenizer", responses=responses(Counted))
 async def count(body: CountBody, service: Here) -> Response:
     """The tokens of a text, with the model's begin-of-sequence token."""
-    ids = await service.encode(body.inputs)
-    tokens: list[Any] = ids if body.do_decode is False else _texts(service, ids)
+    ids = await service.texts.encode(body.inputs, "inputs")
+    tokens: list[Any] = ids if body.do_decode is False else _texts(await service.words.each(ids))
     return Reply(Counted(token_number=len(ids), tokens=tokens))
 
 
-def _texts(service: Service, ids: list[int]) -> list[str]:
+def _texts(words: list[Word]) -> list[str]:
     texts: list[str] = []
     split = b""
-    for token_id in ids:
-        word = service.words[token_id]
+    for word in words:
         split += word.text.encode() if word.data is None else word.data
         try:
             texts.append(split.decode())

@@ -77,13 +77,13 @@ async def generate(
 ) -> Response:
     """Answer TGI's body. as_list: in a list, as TGI does at POST /."""
     p = body.parameters
-    ids = await service.encode(body.inputs)
+    ids = await service.texts.encode(body.inputs, "inputs", is_cut=p.truncate is not None)
     ids = ids if p.truncate is None else ids[-p.truncate :]
     params = p.params(
         logprobs=(p.top_n_tokens or 0) if stream or p.has_details else None,
         prompt_logprobs=0 if p.decoder_input_details and not stream else None,
     )
-    job = service.job([ids], params, stream=stream)
+    job = service.job([ids], params, stream=stream, field="inputs")
     if stream:
         return await streamed(job, _events(job, body, params, service), failure_event(request.url.path))
     (answer,) = await whole(request, job)

@@ -112,7 +112,7 @@ def end_reason(service: Service, answer: Answer, params: SamplingParams) -> EndR
     if answer.finish_reason != "stop":
         return "length"
     if params.stop_strings:
-        text = service.decode(answer.token_ids)
+        text = service.texts.answer(answer.token_ids)
         if any(stop in text for stop in params.stop_strings):
             return "stop_sequence"
     return "eos_token"

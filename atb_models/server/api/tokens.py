@@ -47,17 +47,19 @@ async def tokenize(body: TokenizeBody, service: Here) -> Response:
     """The token ids of a text or of a conversation."""
     check_model(service, body.model)
     if body.prompt is not None and not body.messages:
-        ids = await service.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        ids = await service.texts.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens is not False)
     elif body.messages and not body.prompt:
         if body.add_special_tokens:
             raise Invalid("add_special_tokens needs prompt: a chat template writes its own", "add_special_tokens")
         messages = [message.plain() for message in body.messages]
-        ids = await service.encode_chat(messages, add_generation_prompt=body.add_generation_prompt is not False)
+        ids = await service.texts.encode_chat(
+            messages, "messages", add_generation_prompt=body.add_generation_prompt is not False
+        )
     else:
         raise Invalid("must have either prompt or messages, and not both", "prompt")
     reply = Tokens(count=len(ids), max_model_len=service.facts.max_seq_len, tokens=ids)
     if body.return_token_strs:
-        reply["token_strs"] = [service.words[token_id].text for token_id in ids]
+        reply["token_strs"] = [word.text for word in await service.words.each(ids)]
     return Reply(reply)
 
 
@@ -77,4 +79,4 @@ async def detokenize(body: DetokenizeBody, service: Here) -> Response:
     vocabulary = service.facts.vocab_size
     if (highest := max(body.tokens, default=0)) >= vocabulary:
         raise Invalid(f"tokens: there is no token id {highest}; ids go from 0 to {vocabulary - 1}", "tokens")
-    return Reply(Text(prompt=service.decode(body.tokens, skip_special_tokens=False)))
+    return Reply(Text(prompt=await service.texts.decode(body.tokens, "tokens", skip_special_tokens=False)))

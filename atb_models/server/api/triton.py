@@ -68,8 +68,9 @@ async def generate_stream(request: Request, model: str, body: TritonBody, servic
 async def _job(model: str, body: TritonBody, service: Service, *, stream: bool) -> tuple[Job, SamplingParams]:
     check_model(service, model)
     params = body.parameters.params()
-    ids = await service.encode(body.text_input)
-    return service.job([ids], params, stream=stream, timeout_s=body.parameters.timeout_s), params
+    ids = await service.texts.encode(body.text_input, "text_input")
+    timeout_s = body.parameters.timeout_s
+    return service.job([ids], params, stream=stream, field="text_input", timeout_s=timeout_s), params
 
 
 async def _events(job: Job, body: TritonBody, params: SamplingParams, service: Service) -> AsyncIterator[bytes]:

@@ -74,8 +74,9 @@ async def generate(request: Request, body: GenerateBody, service: Here) -> Respo
 
 
 async def _answer(request: Request, body: TutorialBody, service: Service) -> Response:
-    ids = await service.encode_chat([{"role": "user", "content": body.prompt}])
-    job = service.job([ids], SamplingParams(max_tokens=body.max_length), stream=False)
+    messages = [{"role": "user", "content": body.prompt}]
+    ids = await service.texts.encode_chat(messages, "prompt", add_generation_prompt=True)
+    job = service.job([ids], SamplingParams(max_tokens=body.max_length), stream=False, field="prompt")
     (answer,) = await whole(request, job)
     now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     return Reply(TutorialReply(response=answer.text, status=200, time=now))

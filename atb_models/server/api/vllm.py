@@ -46,8 +46,8 @@ async def generate(request: Request, body: VllmBody, service: Service) -> Respon
     if body.best_of not in (None, count):
         raise BadRequest(f"best_of is {body.best_of} and n {count}; only equal ones are supported", "best_of")
     params = body.params(max_tokens=body.max_tokens or MAX_TOKENS)
-    ids = await service.encode(body.prompt)
-    job = service.job([ids] * count, variants(params, count), stream=bool(body.stream))
+    ids = await service.texts.encode(body.prompt, "prompt")
+    job = service.job([ids] * count, variants(params, count), stream=bool(body.stream), field="prompt")
     if body.stream:
         return await streamed(job, _texts(job, body.prompt), _failed, STREAM)
     await whole(request, job)

@@ -135,10 +135,11 @@ async def chat(request: Request, body: ChatBody, service: Here) -> Response:
     check_model(service, body.model)
     count = body.count
     params = body.params(max_tokens=body.limit, logprobs=body.tops)
-    prompt = await service.encode_chat(
-        [message.plain() for message in body.messages], add_generation_prompt=body.add_generation_prompt is not False
+    messages = [message.plain() for message in body.messages]
+    prompt = await service.texts.encode_chat(
+        messages, "messages", add_generation_prompt=body.add_generation_prompt is not False
     )
-    job = service.job([prompt] * count, variants(params, count), stream=bool(body.stream))
+    job = service.job([prompt] * count, variants(params, count), stream=bool(body.stream), field="messages")
     name = service.settings.model_name
     if body.stream:
         return await streamed(job, _chunks(job, body, service), failure_event(PATH))

@@ -81,11 +81,12 @@ async def complete(request: Request, body: CompletionBody, service: Here) -> Res
     params = body.params(
         max_tokens=max(limit, 1), logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None
     )
-    service.check_count(len(body.prompts) * count)
+    service.check_count(len(body.prompts) * count, "prompt")
     prompts = await _encoded(body, service)
-    echoes = [_echo(prompt, service) if body.echo else "" for prompt in body.prompts]
+    service.check_lengths(prompts, "prompt")
+    echoes = [await _echo(prompt, service) if body.echo else "" for prompt in body.prompts]
     each = [prompt for prompt in prompts for _ in range(count)]
-    job = service.job(each, variants(params, count) * len(prompts), stream=bool(body.stream))
+    job = service.job(each, variants(params, count) * len(prompts), stream=bool(body.stream), field="prompt")
     writers = [_Writer(body, service, answer, echoes[i // count]) for i, answer in enumerate(job.answers)]
     if body.stream:
         return await streamed(job, _chunks(job, body, service, writers), failure_event(PATH))
@@ -116,7 +117,7 @@ async def _chunks(job: Job, body: CompletionBody, service: Service, writers: lis
 
 async def _encoded(body: CompletionBody, service: Service) -> list[list[int]]:
     texts = [prompt for prompt in body.prompts if isinstance(prompt, str)]
-    encoded = await service.encode_all(texts, add_special_tokens=body.add_special_tokens is not False)
+    encoded = await service.texts.encode_all(texts, "prompt", add_special_tokens=body.add_special_tokens is not False)
     return encoded or [prompt for prompt in body.prompts if not isinstance(prompt, str)]
 
 
@@ -125,8 +126,8 @@ def _all(answer: Answer) -> News:
     return News(answer, answer.text, answer.token_ids, answer.logprobs)
 
 
-def _echo(prompt: str | list[int], service: Service) -> str:
-    return prompt if isinstance(prompt, str) else service.decode(prompt)
+async def _echo(prompt: str | list[int], service: Service) -> str:
+    return prompt if isinstance(prompt, str) else await service.texts.decode(prompt, "prompt")
 
 
 class _Writer:
