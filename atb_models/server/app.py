@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atb_models import __version__
 from atb_models.errors import AtbError
-from atb_models.server.errors import BadRequest, Broken, Invalid, ServiceError, invalid
+from atb_models.server.errors import BadRequest, Broken, Invalid, ServiceError, invalid, without_paths
 from atb_models.server.http.held_bodies import SHARE_BYTES
 from atb_models.server.middleware import LimitBody, RequireKey
 from atb_models.server.replies import error_reply
@@ -75,8 +75,13 @@ def create_app(service: Service, access: Access) -> FastAPI:
     return app
 
 
+REFUSED = "atb_models.refused_field"  # of a request's scope: where in the body it stands
+MOST_SHOWN = 200  # characters of it
+
+
 class LogRequests:
-    """Logs a line for each request: method, path, status and time. Bodies are not logged."""
+    """Logs a line for each request: method, path, status, time, and the field that was refused. Bodies are not logged.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -100,16 +105,20 @@ class LogRequests:
             raise
         finally:
             path = quote(scope["path"])  # quoted: a line end in it would start a new line of the log
-            logger.info("%s %s %d %.3f s", scope["method"], path, status, perf_counter() - started)
+            field = scope.get(REFUSED)
+            refused = "" if field is None else f", refused field: {quote(field[:MOST_SHOWN])}"
+            logger.info("%s %s %d %.3f s%s", scope["method"], path, status, perf_counter() - started, refused)
 
 
 async def _service_error(request: Request, error: Any) -> Response:
+    request.scope[REFUSED] = getattr(error, "param", None)
     return error_reply(request.url.path, error)
 
 
 async def _refused(request: Request, error: Any) -> Response:
     """The reply for a value that the library refuses."""
-    return error_reply(request.url.path, BadRequest(str(error)))
+    folder = request.app.state.service.settings.folder
+    return await _service_error(request, BadRequest(without_paths(str(error), folder)))
 
 
 async def _invalid(request: Request, error: Any) -> Response:
@@ -117,7 +126,7 @@ async def _invalid(request: Request, error: Any) -> Response:
     kind = request.headers.get("content-type", "none")
     if problems[0]["loc"] == ("body",) and "json" not in kind:
         return error_reply(request.url.path, Invalid(f"send the body with Content-Type: application/json, not {kind}"))
-    return error_reply(request.url.path, invalid(problems))
+    return await _service_error(request, invalid(problems))
 
 
 async def _http_error(request: Request, error: Any) -> Response:

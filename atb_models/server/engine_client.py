@@ -14,7 +14,7 @@ from atb_models.engine.config import EngineConfig
 from atb_models.ranks.lifetime import child_environment
 from atb_models.sampling_params import SamplingParams
 from atb_models.server.channel import packed, read_message
-from atb_models.server.errors import EngineGone, ModelFailed, Unservable
+from atb_models.server.errors import EngineGone, ModelFailed, Unservable, without_paths
 from atb_models.server.messages import (
     Abort,
     Accepted,
@@ -172,7 +172,7 @@ class EngineClient:
                 ticket.accept()
         elif isinstance(report, Refused):
             if ticket := self._tickets.pop(report.request_id, None):
-                ticket.fail(Unservable(report.message))
+                ticket.fail(Unservable(without_paths(report.message)))
         elif isinstance(report, Loading):
             self.detail = report.detail if _is_public(report.detail) else self.detail
         elif isinstance(report, Loaded):
@@ -187,7 +187,7 @@ class EngineClient:
         if piece.finish_reason is not None:
             del self._tickets[piece.request_id]
         if piece.error is not None:
-            ticket.fail(ModelFailed(piece.error))
+            ticket.fail(ModelFailed(without_paths(piece.error)))
         else:
             ticket.push(piece)
 

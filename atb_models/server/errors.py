@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -76,6 +77,17 @@ class EngineGone(ServiceError):
     status, kind = 503, "service_unavailable"
 
 
+def without_paths(text: str, *folders: Path) -> str:
+    """A message of the library as clients may read it: of a path of this machine only the last part is left.
+
+    folders: whose paths may have blanks in them.
+    """
+    for folder in folders:
+        for path in (folder, folder.absolute(), folder.resolve()):
+            text = text.replace(f"{path}/", "").replace(str(path), path.name) if path.is_absolute() else text
+    return ABSOLUTE.sub(r"\1", text)
+
+
 def invalid(problems: Sequence[dict[str, Any]]) -> BadRequest:
     """The error for a body that pydantic refuses. It names the field, and every form if a field may have several."""
     first = problems[0]
@@ -112,6 +124,9 @@ def _why(problem: dict[str, Any]) -> str:
 
 UNSUPPORTED = "is not supported"  # of a field that is accepted only with the value that changes nothing
 
+
+# A path of several parts on this machine. It does not go on with a word, as "and/or" and "http://host" would.
+ABSOLUTE = re.compile(r"""(?<![\w.:/])/(?:[^\s/'",;:()<>]+/)+([^\s/'",;:()<>]*)""")
 
 # Parts of a problem's path that are no places: the name of a type that pydantic tried, or the tag of a form.
 FORM = re.compile(r"str|int|float|bool|dict|list|constrained-\w+|\w+\[.*\]|function-.*|form:\w+")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from atb_models.errors import RequestError
-from atb_models.server.errors import BadRequest
+from atb_models.server.errors import BadRequest, without_paths
 from atb_models.server.tokenizing.lanes import Lanes
 from atb_models.server.tokenizing.process import TokenizerSource
 from atb_models.server.tokenizing.tasks import Task, check_size, decode, encode, encode_chat
@@ -26,7 +27,7 @@ class Texts:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, source: TokenizerSource, most_tokens: Callable[[], int]) -> None:
-        self._tokenizer, self._most_tokens = tokenizer, most_tokens
+        self._tokenizer, self._most_tokens, self._folder = tokenizer, most_tokens, source.folder
         self._lanes = None if tokenizer is None else Lanes(tokenizer, source)
         if tokenizer is not None:
             tokenizer.least_tokens(0)  # looks through the vocabulary once, now rather than in a request
@@ -37,7 +38,7 @@ class Texts:
         """Token ids of a text. is_cut: only a part of them will be used, so any number may be."""
         most = None if is_cut else self._most_tokens()
         if self._tokenizer is not None:
-            with _named(field):
+            with _named(field, self._folder):
                 check_size(self._tokenizer, text, most)  # here already, rather than send it to a process
         ids: list[int] = await self._run(field, len(text), encode, text, add_special_tokens)
         return ids
@@ -77,14 +78,14 @@ class Texts:
     async def _run(self, field: str, size: int, task: Task, *args: Any) -> Any:
         if self._lanes is None:
             raise BadRequest(f"{field}: this checkpoint has no tokenizer files; give token ids instead of text", field)
-        with _named(field):
+        with _named(field, self._folder):
             return await self._lanes.run(size, task, *args)
 
 
 @contextmanager
-def _named(field: str) -> Iterator[None]:
-    """What the library refuses, told with the field's name."""
+def _named(field: str, folder: Path) -> Iterator[None]:
+    """What the library refuses, told with the field's name and without the checkpoint's folder."""
     try:
         yield
     except RequestError as error:
-        raise BadRequest(f"{field}: {error}", field) from None
+        raise BadRequest(f"{field}: {without_paths(str(error), folder)}", field) from None
