@@ -107,8 +107,13 @@ def form_tag(name: str) -> str:
 
 
 def _place(problem: dict[str, Any]) -> tuple[str | int, ...]:
-    """The path of fields and list indices. pydantic puts the forms that it tried between them; they are left out."""
-    return tuple(p for p in problem["loc"][1:] if isinstance(p, int) or not FORM.fullmatch(p))
+    """The path of fields and list indices. pydantic puts the forms that it tried between them; they are left out.
+
+    An unknown field, which is the last part of its path, may have the name of a form.
+    """
+    parts = problem["loc"][1:]
+    known = parts[:-1] if problem["type"] == "extra_forbidden" else parts
+    return (*(p for p in known if isinstance(p, int) or not FORM.fullmatch(p)), *parts[len(known) :])
 
 
 def _depth(place: tuple[str | int, ...]) -> tuple[int, list[int]]:
