@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from atb_models.server.errors import Busy, ServiceError
+from atb_models.server.errors import Busy, Invalid, ServiceError
 from atb_models.server.http.held_bodies import HELD, SHARE_BYTES, SMALL_BYTES, HeldBodies, HeldBody
 from atb_models.server.replies import error_reply
 
@@ -78,7 +78,7 @@ class LimitBody:
             body = await asyncio.wait_for(self._read(scope, receive, held), self._timeout_s)
         except asyncio.TimeoutError:
             await _refuse(TooSlow(f"the body did not arrive within {self._timeout_s:g} s"), scope, send)
-        except (TooLarge, Busy) as error:
+        except (TooLarge, Invalid, Busy) as error:
             held.release()
             await _refuse(error, scope, send, self._discard(receive))
         else:
@@ -142,10 +142,10 @@ class LimitBody:
 
 
 def _check_objects(body: bytes) -> None:
-    """Raises TooLarge for more objects than are checked in a moment. In a text a quotation mark has a stroke before
+    """Raises Invalid for more objects than are checked in a moment. In a text a quotation mark has a stroke before
     it, so that `{"` begins an object, or ends a text."""
     if len(body) > SMALL_BYTES and body.translate(None, b" \t\r\n").count(b'{"') > MOST_OBJECTS:
-        raise TooLarge(f"the body has more than {MOST_OBJECTS} JSON objects")
+        raise Invalid(f"the body has more than {MOST_OBJECTS} JSON objects")
 
 
 async def _to_the_end(receive: Receive) -> None:

@@ -27,6 +27,8 @@ NO_NUMBERS = ("1", "NaN", "", True, [], {}, [1], {"a": 1})
 # By kind of field, values that none of its kind takes.
 BAD: dict[str, tuple[Any, ...]] = {
     "text": (3, 0.5, True, [3], {"a": "b"}),
+    "prompt": (3, 0.5, True, {"a": "b"}, [], [True], ["a", 1], [1, "a"], [[5], "a"], [[]], [-1]),
+    "rivals": (-1, 21, 0.5, *HUGE, *NO_NUMBERS),
     "yes or no": (1, 0, 0.5, "true", "", [], {}, [True]),
     "count": (0, -1, 1.5, *HUGE, *NO_NUMBERS),
     "number": (-1.5, *NO_NUMBERS),
@@ -71,11 +73,11 @@ FORMS = (
     Form(
         "/v1/chat/completions", {"messages": [USER, USER], "max_tokens": 1}, "messages",
         OPENAI | {"messages.1.role": "text", "messages.0.content": "text", "messages.1.tool_calls": "nothing",
-                  "top_logprobs": "count", "stream_options.include_usage": "yes or no", "tools": "nothing",
+                  "top_logprobs": "rivals", "stream_options.include_usage": "yes or no", "tools": "nothing",
                   "response_format.type": "text", "logprobs": "yes or no"},
     ),
     Form("/v1/completions", {"prompt": "Who", "max_tokens": 1}, "prompt",
-         OPENAI | {"prompt": "text", "echo": "yes or no", "add_special_tokens": "yes or no", "suffix": "text"}),
+         OPENAI | {"prompt": "prompt", "echo": "yes or no", "add_special_tokens": "yes or no", "suffix": "text"}),
     Form("/generate", {"prompt": "Who", "max_tokens": 1}, "prompt",
          {name: kind for name, kind in OPENAI.items() if name not in ("user", "metadata")}),
     Form("/generate", {"inputs": "Who"}, "inputs", {"inputs": "text"} | _inside("parameters", TGI)),

@@ -162,6 +162,6 @@ def test_very_long_lists_of_ids(server: Running) -> None:
 
 def test_very_many_objects(server: Running) -> None:
     body = {"messages": [{"role": "user", "content": "a"}] * 100_000}
-    assert "more than 16384 JSON objects" in server.json("/v1/chat/completions", body, status=413)["error"]["message"]
+    assert "more than 16384 JSON objects" in server.json("/v1/chat/completions", body, status=422)["error"]["message"]
     code = 'x = {"a": [{"b": 1}]}; ' * 20_000  # a text may have any number of braces
     assert "bytes, which are" in server.json("/tokenize", {"prompt": code}, status=400)["error"]
