@@ -56,7 +56,7 @@ JSON_CASES: list[tuple[Change, str]] = [
     (at("model", "byte_fallback", value="yes"), "model cannot be used"),
     (without("model", "vocab"), "model.vocab is None, but must hold the pieces"),
     (at("model", "vocab", value={}), "model.vocab is {}, but must hold"),
-    (at("model", "vocab", value=10**400), "model.vocab is 10{70,}.*, but must hold"),
+    (at("model", "vocab", value=10**400), "model.vocab is a number of about 39\\d digits, but must hold"),
     (at("model", "vocab", "a", value=2**62), f"the id of 'a' in model.vocab is {2**62}, {ID}"),
     (at("model", "vocab", "a", value=MOST_ID + 1), f"the id of 'a' in model.vocab is {MOST_ID + 1}, {ID}"),
     (at("model", "vocab", "a", value=-1), f"the id of 'a' in model.vocab is -1, {ID}"),

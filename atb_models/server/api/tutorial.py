@@ -18,7 +18,7 @@ from atb_models.server.api import tgi, vllm
 from atb_models.server.api.common import EVENTS, Body, Here, responses
 from atb_models.server.api.sampling import Count, Nothing
 from atb_models.server.api.tgi import Generated, TgiBody
-from atb_models.server.api.vllm import Texts, VllmBody
+from atb_models.server.api.vllm import DetokenizedTexts, VllmBody
 from atb_models.server.errors import form_tag
 from atb_models.server.replies import Reply
 from atb_models.server.service import Service
@@ -65,7 +65,7 @@ async def root(request: Request, body: RootBody, service: Here) -> Response:
     return await _answer(request, body, service)
 
 
-@router.post("/generate", tags=["TGI", "vLLM"], responses=responses(Generated | Texts, EVENTS, vllm.STREAM))
+@router.post("/generate", tags=["TGI", "vLLM"], responses=responses(Generated | DetokenizedTexts, EVENTS, vllm.STREAM))
 async def generate(request: Request, body: GenerateBody, service: Here) -> Response:
     """With `inputs`: TGI's form. With `prompt`: vLLM's."""
     if isinstance(body, TgiBody):

@@ -33,7 +33,7 @@ class VllmBody(Sampling):
     prompt_logprobs: Nothing = None
 
 
-class Texts(TypedDict):
+class DetokenizedTexts(TypedDict):
     """The texts, each with the prompt before it."""
 
     text: list[str]
@@ -54,8 +54,8 @@ async def generate(request: Request, body: VllmBody, service: Service) -> Respon
     return Reply(_so_far(job, body.prompt))
 
 
-def _so_far(job: Job, prompt: str) -> Texts:
-    return Texts(text=[prompt + answer.text for answer in job.answers])
+def _so_far(job: Job, prompt: str) -> DetokenizedTexts:
+    return DetokenizedTexts(text=[prompt + answer.text for answer in job.answers])
 
 
 async def _texts(job: Job, prompt: str) -> AsyncIterator[bytes]:

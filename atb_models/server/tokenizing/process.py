@@ -31,21 +31,21 @@ class TokenizerSource:
 
 
 @dataclass(frozen=True)
-class Done:
+class DoneText:
     """From the worker: a task's result."""
 
     result: Any
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedText:
     """From the worker: the request cannot be served."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedText:
     """From the worker: a fault; its trace is for the log."""
 
     trace: str
@@ -73,9 +73,9 @@ class TokenizerProcess:
             except BaseException:
                 self.end()
                 raise
-            if isinstance(answer, Done):
+            if isinstance(answer, DoneText):
                 return answer.result
-            if isinstance(answer, Refused):
+            if isinstance(answer, RefusedText):
                 raise RequestError(answer.message)
             self.end()
             logger.error("a text could not be tokenized: %s", answer.trace if answer else "the process ended")

@@ -22,7 +22,7 @@ from typing import Any
 
 from atb_models.errors import RequestError
 from atb_models.server.channel import Channel
-from atb_models.server.tokenizing.process import Done, Failed, Refused, TokenizerSource
+from atb_models.server.tokenizing.process import DoneText, FailedText, RefusedText, TokenizerSource
 from atb_models.text.tokenizer import load_tokenizer
 
 IDLE_S = 60.0  # after which it ends and gives its memory back
@@ -40,11 +40,11 @@ def main(fd: int) -> None:
         for task, args in tasks:
             try:
                 tokenizer = tokenizer or _load(source)
-                channel.send(Done(task(tokenizer, *args)))
+                channel.send(DoneText(task(tokenizer, *args)))
             except RequestError as error:
-                channel.send(Refused(str(error)))
+                channel.send(RefusedText(str(error)))
             except BaseException:  # a panic of the tokenizers library is no Exception
-                channel.send(Failed(traceback.format_exc().rstrip()))
+                channel.send(FailedText(traceback.format_exc().rstrip()))
         if channel.is_quiet(IDLE_S):
             return
         tasks = channel.take(None)
