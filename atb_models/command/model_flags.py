@@ -20,7 +20,7 @@ def model_flags(group: Group) -> None:
         help="let a tokenizer run its checkpoint's code; model code is never run")  # fmt: skip
     add("--load_tokenizer", type=true_or_false, default=True, metavar="{True,False}",
         help="False: token ids in, token ids out")  # fmt: skip
-    add("--chat_template", help="Jinja template, or a file that holds one")
+    add("--chat_template", help="Jinja template, a file with one, or the name of one of the checkpoint's")
     add("--dtype", choices=DTYPES, default=EngineConfig.dtype, help="auto: the checkpoint's")
     add("--device", choices=DEVICES, help="none: the first that is there, in this order")
     add("--tp", type=positive_or_auto, default=AUTO,

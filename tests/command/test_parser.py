@@ -92,7 +92,7 @@ def test_value(parse: Callable[[str], Any], text: str, value: object) -> None:
         (values.positive_number, "x", "must be a number above 0, not 'x'"),
         (values.true_or_false, "true", "must be True or False, not 'true'"),
         (values.json_object, "[1]", "must be a JSON object, as {\"num_hidden_layers\": 4}, not '[1]'"),
-        (values.json_object, "{", "is no JSON: "),
+        (values.json_object, "{", "it is not valid JSON: "),
     ],
 )
 def test_value_of_the_wrong_type(parse: Callable[[str], Any], text: str, message: str) -> None:
