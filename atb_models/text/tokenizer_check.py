@@ -160,9 +160,9 @@ def _check_post_processor(path: Path, processor: Any) -> None:
             check_id(path, f"an id of post_processor.special_tokens[{shown(name)}]", index)
     for piece in [*_list(processor.get("single")), *_list(processor.get("pair"))]:
         special = piece.get("SpecialToken") if isinstance(piece, dict) else None
-        if isinstance(special, dict) and special.get("id") not in known:
-            name = shown(special.get("id"))
-            raise CheckpointError(f"{path}: post_processor names {name}, which its special_tokens do not list")
+        name = special.get("id") if isinstance(special, dict) else None
+        if isinstance(special, dict) and (not isinstance(name, str) or name not in known):
+            raise CheckpointError(f"{path}: post_processor names {shown(name)}, which its special_tokens do not list")
 
 
 def _list(value: Any) -> list[Any]:

@@ -92,6 +92,7 @@ JSON_CASES: list[tuple[Change, str]] = [
     (at("post_processor", value={"type": "Sequence", "processors": [template(special_tokens={})]}), "names '<s>'"),
     (at("post_processor", value=template(special_tokens={"<s>": {"id": "<s>", "ids": [2**32 - 1], "tokens": ["<s>"]}})),
      rf"an id of post_processor.special_tokens\['<s>'\] is {2**32 - 1}, {ID}"),
+    (at("post_processor", value=template(single=[{"SpecialToken": {"id": {}, "type_id": 0}}])), "names {}, which its"),
     (at("post_processor", value={"type": "RobertaProcessing", "sep": ["</s>", -1]}), "post_processor cannot be used"),
     (lambda document: document.update(model=WORDS, added_tokens=[]), "cannot be used: WordLevel error: Missing"),
     (at("model", value={"type": "Unigram", "unk_id": 2**62, "vocab": [["a", 0.0]]}), "model cannot be used"),
