@@ -71,8 +71,13 @@ def strict(data: bytes | str) -> Any:
 
 
 def _events(server: Running, path: str, body: Any) -> list[Any]:
-    """The events of a stream that ends as HTTP wants it: http.client raises IncompleteRead for a cut one."""
+    """The events of a stream that ends as HTTP wants it: http.client raises IncompleteRead for a cut one.
+
+    A model that fails before the answer has begun, which is a matter of microseconds, is an error with its own status.
+    """
     response, data = server.request("POST", path, body)
+    if response.status == 500:
+        return [strict(data)]
     assert response.status == 200 and response.headers["content-type"].startswith(EVENTS), (path, data)
     texts = data.decode().removesuffix("\n\n").split("\n\n")
     return [strict(text[6:]) if text[6] == "{" else text[6:] for text in texts]
@@ -96,9 +101,10 @@ def test_a_stream(spoilt: Running, path: str) -> None:
 
 
 def test_vllm_s_stream(spoilt: Running) -> None:
-    _, data = spoilt.request("POST", "/generate", {"prompt": BAD, "stream": True})
-    *_, last, end = data.split(b"\0")
-    assert WHY in strict(last)["error"] and end == b""
+    response, data = spoilt.request("POST", "/generate", {"prompt": BAD, "stream": True})
+    if response.status == 200:
+        assert data.endswith(b"\0")
+    assert WHY in strict(data.rstrip(b"\0").split(b"\0")[-1])["error"]
 
 
 def test_others_go_on_and_the_metrics_count(spoilt: Running) -> None:

@@ -49,8 +49,8 @@ class Message(Body):
 
     def plain(self) -> dict[str, Any]:
         """The message in the chat template's form."""
-        content: Any = self.content
-        if not isinstance(self.content, str):
+        content: Any = self.content or ""
+        if content and not isinstance(self.content, str):
             content = [{"type": "text", "text": part.text} for part in self.content]
         return {"role": self.role, "content": content, **({"name": self.name} if self.name else {})}
 
