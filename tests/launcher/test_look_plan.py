@@ -105,9 +105,7 @@ def test_a_chip_of_ones_own_and_pairs_that_are_left_out(capsys: pytest.CaptureFi
     file = tmp_path / "chips.json"
     file.write_text(json.dumps([entry(memory_gb={"value": 3.1, "source": "a test"})]))
     limits = ["--max_position_embeddings", "1024", "--max_input_length", "100"]
-    status, out, err = inside(
-        capsys, "--plan", "--chips_file", str(file), "--chip", "mine", "--dtype", "bf16", *limits
-    )
+    status, out, err = inside(capsys, "--plan", "--chips_file", str(file), "--chip", "mine", "--dtype", "bf16", *limits)
     assert status == 0, err
     assert "Mine (one chip), 1 rank" in out and "this CPU (" not in out
     assert "no figure for bf16: priced at the chip's fastest" in out
