@@ -157,6 +157,8 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("CPU_BINDING_NUM", None, COUNT, READ,
      "cores of each rank of the scripts and of torchrun, no others, on any device, unless BIND_CPU=0"),
     ("OMP_NUM_THREADS", None, COUNT, READ, "threads of a rank; unset: cores / ranks"),
+    ("ATB_CPU_ISA", None, TEXT, READ,
+     "instruction set of the CPU's operations: avx2, avx512, avx512bf16 or neon; reference: torch's; unset: the best"),
     ("TORCH_DEVICE_BACKEND_AUTOLOAD", None, SWITCH, PASSED,
      "0 keeps a torch_npu without CANN from breaking `import torch` (the scripts export 0)"),
     # ranks

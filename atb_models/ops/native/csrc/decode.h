@@ -1,0 +1,78 @@
+// Sequences with one query: a work item is a chunk of the cache, for some KV heads, whose rows lie beside each other.
+#pragma once
+#include "places.h"
+#include "team.h"
+
+template <class S, class P> class Decode {
+ public:
+  // `first_chunk` and `memory` are the call's scratch; the former is filled here.
+  Decode(const AttentionCall& call, int32_t* first_chunk, float* memory)
+      : c(call), dim(padded_dim(call)), shared(group(call)), first(first_chunk) {
+    first[0] = 0;
+    for (int b = 0; b < c.sequences; b++) first[b + 1] = first[b] + decode_chunks(c, b);
+    sums = memory;
+    softmax = (Softmax*)(sums + (int64_t)first[c.sequences] * c.heads * dim);
+    // Few chunks are cut between the heads as well, so that every thread has some.
+    const int wanted = c.threads > 1 ? 3 * c.threads : 1, chunks = first[c.sequences];
+    head_groups = most(1, chunks ? least(c.kv_heads, pieces(wanted, chunks)) : 1);
+  }
+
+  int64_t items() const { return (int64_t)first[c.sequences] * head_groups; }
+
+  void item(int64_t i, Desk& desk) const {
+    const int64_t chunk = i / head_groups;
+    const int b = owner(first, c.sequences, chunk), part = (int)(i % head_groups);
+    const int head0 = part * c.kv_heads / head_groups, head1 = (part + 1) * c.kv_heads / head_groups;
+    const int64_t row = chunk * c.heads + head0 * shared;
+    attend(b, (int)chunk - first[b], head0, head1, desk, sums + row * dim, softmax + row);
+  }
+
+  // The chunks of one sequence and head, joined; i < sequences * heads.
+  void join_chunks(int64_t i, Desk& desk) const {
+    const int b = (int)(i / c.heads), head = (int)(i % c.heads);
+    if (first[b] == first[b + 1]) return;
+    for (int chunk = first[b]; chunk < first[b + 1]; chunk++) {
+      const int64_t row = (int64_t)chunk * c.heads + head;
+      join(desk.sums, desk.all[0], sums + row * dim, softmax[row], chunk == first[b], dim);
+    }
+    finish<S>(desk.sums, desk.all[0].total, c.head_dim, result<S>(c, c.starts[b], head));
+  }
+
+ private:
+  void attend(int b, int chunk, int head0, int head1, Desk& desk, float* out, Softmax* softmaxes) const {
+    const int rows = (head1 - head0) * shared, n = least(CHUNK, c.kv_lens[b] - chunk * CHUNK);
+    Places<S> at;
+    at.find(c, b, chunk * CHUNK, n);
+    typename P::Q* q = (typename P::Q*)desk.q;
+    for (int r = 0; r < rows; r++)
+      take<S>(query<S>(c, c.starts[b], head0 * shared + r), c.head_dim, q + (int64_t)r * dim, dim);
+    for (int i = 0; i < n; i += KEYS)
+      for (int h = head0; h < head1; h++)
+        in_groups(shared, [&](int g, auto count) {
+          int64_t r = (h - head0) * shared + g;
+          score<P, decltype(count)::value>(q + r * dim, dim, at.key + i, h * c.k_head, c.head_dim,
+                                           desk.scores + r * CHUNK + i);
+        });
+    for (int r = 0; r < rows; r++) softmaxes[r] = soften(desk.scores + (int64_t)r * CHUNK, n, c.scale);
+    for (int64_t i = 0; i < (int64_t)rows * dim; i += VL) store(out + i, zeros());
+    int i = 0;
+    for (; i + KEYS <= n; i += KEYS) add_values<KEYS>(at, i, head0, head1, desk.scores, out);
+    for (; i < n; i++) add_values<1>(at, i, head0, head1, desk.scores, out);
+  }
+
+  template <int NV>
+  void add_values(const Places<S>& at, int i, int head0, int head1, const float* weights, float* out) const {
+    for (int h = head0; h < head1; h++)
+      in_groups(shared, [&](int g, auto count) {
+        int64_t r = (h - head0) * shared + g;
+        accumulate<S, decltype(count)::value, NV>(weights + r * CHUNK + i, at.value + i, h * c.v_head, c.head_dim,
+                                                  out + r * dim, dim);
+      });
+  }
+
+  const AttentionCall& c;
+  int dim, shared, head_groups;
+  int32_t* first;
+  float* sums;
+  Softmax* softmax;
+};

@@ -1,0 +1,89 @@
+// What the forms of attention share: where keys and values lie, and a thread's own memory.
+#pragma once
+#include "api.h"
+#include "attend.h"
+
+constexpr int ROWS = 64;   // queries, times the heads that share keys, of a work item of a prompt
+constexpr int BLOCK = 16;  // keys that are widened together
+
+INLINE int padded_dim(const AttentionCall& c) { return (int)round_up(c.head_dim, 32); }
+INLINE int group(const AttentionCall& c) { return c.heads / c.kv_heads; }
+INLINE int tile_tokens(const AttentionCall& c) { return most(1, ROWS / group(c)); }
+INLINE int query_count(const AttentionCall& c, int b) { return c.starts[b + 1] - c.starts[b]; }
+INLINE int decode_chunks(const AttentionCall& c, int b) {
+  return query_count(c, b) == 1 ? pieces(c.kv_lens[b], CHUNK) : 0;
+}
+INLINE int item_rows(const AttentionCall& c) { return most(c.heads, tile_tokens(c) * group(c)); }
+
+template <class S> INLINE const typename S::T* query(const AttentionCall& c, int64_t token, int64_t head) {
+  return (const typename S::T*)c.q + token * c.q_row + head * c.head_dim;
+}
+template <class S> INLINE typename S::T* result(const AttentionCall& c, int64_t token, int64_t head) {
+  return (typename S::T*)c.out + (token * c.heads + head) * c.head_dim;
+}
+
+// A thread's own memory.
+struct Desk {
+  float *q, *scores, *acc, *sums, *wide;
+  Softmax *now, *all;
+  static int64_t floats(const AttentionCall& c) {
+    int64_t rows = item_rows(c), dim = padded_dim(c);
+    return round_up(rows * (3 * dim + CHUNK + 4) + BLOCK * dim, 16);
+  }
+  Desk(const AttentionCall& c, float* memory) {
+    int64_t rows = item_rows(c), dim = padded_dim(c);
+    q = memory;
+    scores = q + rows * dim;
+    acc = scores + rows * CHUNK;
+    sums = acc + rows * dim;
+    wide = sums + rows * dim;
+    now = (Softmax*)(wide + BLOCK * dim);
+    all = now + rows;
+  }
+};
+
+// Prepares a query and a key of format S for the form that scores them.
+template <class S> INLINE void take(const typename S::T* from, int n, float* to, int padded) {
+  widen<S>(from, n, to, padded);
+}
+template <class S> INLINE void take(const typename S::T* from, int n, uint16_t* to, int padded) {
+  __builtin_memcpy(to, from, n * sizeof(*to));
+  for (int i = n; i < padded; i++) to[i] = 0;
+}
+template <class S> INLINE void bring(const typename S::T* from, int n, float* to, const float** row) {
+  widen<S>(from, n, to, (int)round_up(n, VL));
+  *row = to;
+}
+template <class S> INLINE void bring(const typename S::T* from, int, float*, const uint16_t** row) { *row = from; }
+
+// Which sequence an item belongs to: the last whose first item is not beyond it.
+INLINE int owner(const int32_t* first_item, int sequences, int64_t item) {
+  int low = 0, high = sequences;
+  while (high - low > 1) {
+    int middle = (low + high) / 2;
+    (first_item[middle] <= item ? low : high) = middle;
+  }
+  return low;
+}
+
+// The keys and values of `n` positions from `first` on: those of the first head.
+template <class S> struct Places {
+  const typename S::T *key[CHUNK + KEYS], *value[CHUNK];
+  void find(const AttentionCall& c, int b, int first, int n) {
+    const int32_t* table = c.table + b * c.table_row;
+    for (int i = 0; i < n; i++) {
+      int64_t block = table[(first + i) / c.block_size], slot = (first + i) % c.block_size;
+      key[i] = (const typename S::T*)c.k + block * c.k_block + slot * c.k_slot;
+      value[i] = (const typename S::T*)c.v + block * c.v_block + slot * c.v_slot;
+    }
+    for (int i = n; i < n + KEYS; i++) key[i] = key[n - 1];  // scored with the last group, then left out
+  }
+};
+
+// Writes a query's result: its sum of values over its sum of weights.
+template <class S> INLINE void finish(float* sums, float total, int head_dim, typename S::T* out) {
+  vf share = splat(1.f / total);
+  int d = 0;
+  for (; d + VL <= head_dim; d += VL) S::store(out + d, load(sums + d) * share);
+  if (d < head_dim) store_part<S>(out + d, load(sums + d) * share, head_dim - d);
+}

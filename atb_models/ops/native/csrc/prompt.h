@@ -1,0 +1,101 @@
+// Sequences with several queries: a work item is a tile of them for one KV head, over all the chunks that they see.
+#pragma once
+#include "places.h"
+#include "team.h"
+
+template <class S, class P> class Prompt {
+ public:
+  // `first_tile` is the call's scratch and filled here.
+  Prompt(const AttentionCall& call, int32_t* first_tile)
+      : c(call), dim(padded_dim(call)), shared(group(call)), tokens(tile_tokens(call)), first(first_tile) {
+    first[0] = 0;
+    for (int b = 0; b < c.sequences; b++) {
+      const int queries = query_count(c, b);
+      first[b + 1] = first[b] + (queries > 1 ? pieces(queries, tokens) : 0);
+    }
+  }
+
+  int64_t items() const { return (int64_t)first[c.sequences] * c.kv_heads; }
+
+  void item(int64_t i, Desk& desk) const {
+    const int64_t tile = i / c.kv_heads;
+    const int b = owner(first, c.sequences, tile);
+    const int token = (first[b + 1] - 1 - (int)tile) * tokens;  // the last queries see most: they go first
+    attend(b, token, least(tokens, query_count(c, b) - token), (int)(i % c.kv_heads), desk);
+  }
+
+ private:
+  // Positions of the chunk from `start` on that row r sees; row r is query r / shared of the tile, at `place + ...`.
+  int seen(int r, int place, int start) const { return least(CHUNK, place + r / shared + 1 - start); }
+
+  void attend(int b, int first_token, int count, int head, Desk& desk) const {
+    const int rows = count * shared, place = c.kv_lens[b] - query_count(c, b) + first_token;
+    const int64_t token = c.starts[b] + first_token;
+    typename P::Q* q = (typename P::Q*)desk.q;
+    for (int r = 0; r < rows; r++)
+      take<S>(query<S>(c, token + r / shared, head * shared + r % shared), c.head_dim, q + (int64_t)r * dim, dim);
+    for (int start = 0; start < place + count; start += CHUNK) {
+      Places<S> at;
+      at.find(c, b, start, least(CHUNK, place + count - start));
+      int skip = most(0, start - place) * shared;  // queries that stand before the chunk
+      score_all(at, head, q, rows, skip, place, start, desk);
+      for (int r = skip; r < rows; r++)
+        desk.now[r] = soften(desk.scores + (int64_t)r * CHUNK, seen(r, place, start), c.scale);
+      for (int64_t i = (int64_t)skip * dim; i < (int64_t)rows * dim; i += VL) store(desk.acc + i, zeros());
+      add_all(at, head, rows, skip, place, start, desk);
+      for (int64_t r = skip; r < rows; r++)
+        join(desk.sums + r * dim, desk.all[r], desk.acc + r * dim, desk.now[r], start == 0, dim);
+    }
+    for (int64_t r = 0; r < rows; r++)
+      finish<S>(desk.sums + r * dim, desk.all[r].total, c.head_dim,
+                result<S>(c, token + r / shared, head * shared + r % shared));
+  }
+
+  void score_all(const Places<S>& at, int head, const typename P::Q* q, int rows, int skip, int place, int start,
+                 Desk& desk) const {
+    const int n = seen(rows - 1, place, start), lanes = P::WHOLE ? (int)round_up(c.head_dim, VL) : c.head_dim;
+    for (int block = 0; block < n; block += BLOCK) {
+      const int end = least(block + BLOCK, n);
+      const typename P::K* wide[BLOCK];
+      for (int i = block; i < (int)round_up(end, KEYS); i++)
+        bring<S>(at.key[i] + head * c.k_head, c.head_dim, desk.wide + (i - block) * dim, &wide[i - block]);
+      in_groups(rows - skip, [&](int g, auto count) {
+        int64_t r = skip + g;
+        const int last = least(end, seen((int)r + decltype(count)::value - 1, place, start));
+        for (int i = block; i < last; i += KEYS)
+          score<P, decltype(count)::value>(q + r * dim, dim, wide + i - block, 0, lanes,
+                                           desk.scores + r * CHUNK + i);
+      });
+    }
+  }
+
+  void add_all(const Places<S>& at, int head, int rows, int skip, int place, int start, Desk& desk) const {
+    const int n = seen(rows - 1, place, start), lanes = (int)round_up(c.head_dim, VL);
+    for (int block = 0; block < n; block += BLOCK) {
+      const int end = least(block + BLOCK, n);
+      const float* wide[BLOCK];
+      for (int i = block; i < end; i++) {
+        float* to = desk.wide + (i - block) * dim;
+        widen<S>(at.value[i] + head * c.v_head, c.head_dim, to, lanes);
+        wide[i - block] = to;
+      }
+      in_groups(rows - skip, [&](int g, auto count) {
+        constexpr int NQ = decltype(count)::value;
+        int64_t r = skip + g;
+        // What all the queries of the group see, then for each what it sees beside that: no weight meets a value
+        // that its query does not see, for that may be NaN.
+        int i = block;
+        for (const int all = least(end, seen((int)r, place, start)); i + KEYS <= all; i += KEYS)
+          accumulate<F32, NQ, KEYS>(desk.scores + r * CHUNK + i, wide + i - block, 0, lanes, desk.acc + r * dim, dim);
+        UNROLL for (int m = 0; m < NQ; m++)
+          for (int j = i; j < least(end, seen((int)r + m, place, start)); j++)
+            accumulate<F32, 1, 1>(desk.scores + (r + m) * CHUNK + j, wide + j - block, 0, lanes, desk.acc + (r + m) * dim,
+                                  dim);
+      });
+    }
+  }
+
+  const AttentionCall& c;
+  int dim, shared, tokens;
+  int32_t* first;
+};

@@ -1,0 +1,43 @@
+// AVX2 with FMA and F16C.
+#pragma once
+
+INLINE vf splat(float x) { return (vf)_mm256_set1_ps(x); }
+INLINE vi splat_bits(int32_t x) { return (vi)_mm256_set1_epi32(x); }
+INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }  // b where one is NaN
+INLINE vf root(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+INLINE vf where(vi mask, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask); }
+INLINE vi nearest(vf a) { return (vi)_mm256_cvtps_epi32((__m256)a); }
+INLINE vf to_float(vi a) { return (vf)_mm256_cvtepi32_ps((__m256i)a); }
+
+INLINE vf load_half(const uint16_t* p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+INLINE void store_half(uint16_t* p, vf v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE vi load_u16(const uint16_t* p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE void store_u16(uint16_t* p, vi v) {
+  __m128i low = _mm256_castsi256_si128((__m256i)v), high = _mm256_extracti128_si256((__m256i)v, 1);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(low, high));
+}
+INLINE vf load_i8(const int8_t* p) {
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+
+// Sums of the lanes: halves, quarters, ... are added to each other, in this order in both functions.
+INLINE float sum(vf v) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+INLINE void sum_four(vf a, vf b, vf c, vf d, float* out) {
+  __m256 x = _mm256_add_ps(_mm256_permute2f128_ps((__m256)a, (__m256)b, 0x20),
+                           _mm256_permute2f128_ps((__m256)a, (__m256)b, 0x31));
+  __m256 y = _mm256_add_ps(_mm256_permute2f128_ps((__m256)c, (__m256)d, 0x20),
+                           _mm256_permute2f128_ps((__m256)c, (__m256)d, 0x31));
+  __m256 z = _mm256_add_ps(_mm256_shuffle_ps(x, y, 0x44), _mm256_shuffle_ps(x, y, 0xee));
+  z = _mm256_add_ps(z, _mm256_permute_ps(z, 0xb1));  // a a c c, b b d d
+  __m128 low = _mm256_castps256_ps128(z), high = _mm256_extractf128_ps(z, 1);
+  _mm_storeu_ps(out, _mm_movelh_ps(_mm_unpacklo_ps(low, high), _mm_unpackhi_ps(low, high)));
+}
+
+INLINE void relax() { _mm_pause(); }

@@ -1,0 +1,186 @@
+"""Choose a level of the library for this CPU, and load it.
+
+ATB_CPU_ISA forces a level, or `reference` for none. The threads are those of the OpenMP runtime that torch has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import re
+import threading
+from ctypes import CDLL, POINTER, c_char_p, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atb_models import env
+from atb_models.errors import ConfigError
+from atb_models.ops.native import structs
+from atb_models.ops.native.build import FOLDER, Level, levels_of, library_path, source_id
+
+REFERENCE = "reference"
+BUILD = "python -m atb_models.ops.native.build"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The level that serves, None for the reference, and why it is this one."""
+
+    level: Level | None
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.level.name if self.level else REFERENCE} ({self.why})"
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets that the kernel names: `flags` on x86-64, `Features` on aarch64."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def choose(
+    forced: str | None, flags: frozenset[str], machine: str | None = None, folder: Path = FOLDER
+) -> Choice:
+    """The best level that this CPU has and that was built; `forced` names one, or the reference.
+
+    Raises ConfigError where the forced one is unknown, beyond this CPU, or not built.
+    """
+    machine = machine or platform.machine()
+    levels = levels_of(machine)
+    possible = [level for level in levels if level.needs <= flags]
+    if forced is not None:
+        return _forced(forced, possible, levels, flags, folder)
+    complaint = "" if possible else f"the CPU has none of {', '.join(level.name for level in levels) or 'the levels'}"
+    for level in reversed(possible):
+        if missing := _unusable(level, folder):
+            complaint = complaint or missing
+        elif complaint:
+            return Choice(level, f"not the best one: {complaint}")
+        else:
+            return Choice(level, "the best that the CPU has")
+    return Choice(None, complaint)
+
+
+def _forced(
+    forced: str, possible: list[Level], levels: tuple[Level, ...], flags: frozenset[str], folder: Path
+) -> Choice:
+    if forced == REFERENCE:
+        return Choice(None, "ATB_CPU_ISA")
+    names = ", ".join([REFERENCE, *(level.name for level in possible)])
+    for level in levels:
+        if level.name == forced:
+            if lacking := sorted(level.needs - flags):
+                raise ConfigError(
+                    f"ATB_CPU_ISA={forced}, but this CPU lacks {', '.join(lacking)}; possible here: {names}"
+                )
+            if missing := _unusable(level, folder):
+                raise ConfigError(f"ATB_CPU_ISA={forced}, but {missing}; possible here: {names}")
+            return Choice(level, "ATB_CPU_ISA")
+    raise ConfigError(f"ATB_CPU_ISA={forced} is no instruction set of this CPU; possible here: {names}")
+
+
+def _unusable(level: Level, folder: Path) -> str | None:
+    path = library_path(level, folder)
+    if not path.is_file():
+        return f"{path} was not built: {BUILD}"
+    marker = f"atb-source-id:{source_id()}".encode()
+    if marker not in path.read_bytes():
+        return f"{path} was built from other sources: {BUILD}"
+    return None
+
+
+class Library:
+    """One level, loaded. `call(name, arguments)` runs a function of it."""
+
+    def __init__(self, level: Level, folder: Path = FOLDER) -> None:
+        self.level = level
+        self._cdll = CDLL(str(library_path(level, folder)))
+        self._cdll.atb_use_openmp.argtypes = [c_void_p, c_void_p]
+        runtime = openmp()
+        if runtime is not None:
+            self._cdll.atb_use_openmp(*runtime)
+        self.attention = self._function("atb_attention", c_int, POINTER(structs.AttentionCall))
+        self.attention_scratch = self._function("atb_attention_scratch", c_int64, POINTER(structs.AttentionCall))
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = getattr(self._cdll, name)
+        function.restype, function.argtypes = result, list(arguments)
+        return function
+
+
+@functools.cache
+def load(name: str) -> Library:
+    """The library of the level `name`. Raises ConfigError like `choose`."""
+    choice = choose(name, cpu_flags())
+    assert choice.level is not None, "the reference is no library"
+    return Library(choice.level)
+
+
+def active() -> Choice:
+    """What serves in this process."""
+    return choose(env.get("ATB_CPU_ISA"), cpu_flags())
+
+
+@functools.cache
+def openmp() -> tuple[int, int] | None:
+    """Addresses of GOMP_parallel and omp_get_num_threads in the runtime that torch has loaded, None without one.
+
+    The runtimes of GCC, LLVM and Intel all have both.
+    """
+    torch.get_num_threads()  # whatever torch loads late is loaded now
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        files = {line.split(maxsplit=5)[5].strip() for line in maps if "omp" in line and line.count("/")}
+    for file in sorted(files):
+        if re.match(r"lib(gomp|iomp5|omp)\b", os.path.basename(file)):
+            runtime = CDLL(file)
+            try:
+                functions = runtime.GOMP_parallel, runtime.omp_get_num_threads
+            except AttributeError:
+                continue
+            first, second = (ctypes.cast(function, c_void_p).value for function in functions)
+            assert first is not None and second is not None
+            return first, second
+    return None
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# A child made by fork has the runtime's memory but none of its threads: it would wait for them for ever.
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads() -> int:
+    """Threads that a call may use: torch's number."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+class _Scratch(threading.local):
+    tensor: torch.Tensor | None = None
+
+
+_scratch = _Scratch()
+
+
+def scratch(floats: int) -> int:
+    """Address of so many floats that belong to this Python thread until its next call; they are kept and grow."""
+    held = _scratch.tensor
+    if held is None or held.numel() < floats:
+        _scratch.tensor = None  # before the new one is made
+        held = _scratch.tensor = torch.empty(floats, dtype=torch.float32, device="cpu")
+    return held.data_ptr()

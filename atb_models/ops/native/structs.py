@@ -1,0 +1,23 @@
+"""The arguments of the C functions, field by field as in csrc/api.h."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+import torch
+
+FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+
+
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class AttentionCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "q k v out table starts kv_lens scratch"),
+        *_fields(c_int64, "q_row k_block k_slot k_head v_block v_slot v_head table_row"),
+        *_fields(c_int32, "tokens sequences heads kv_heads head_dim block_size blocks table_width format threads"),
+        ("scale", c_float),
+    ]
