@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import threading
-from ctypes import CDLL, POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import CDLL, POINTER, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _unusable(level: Level, folder: Path) -> str | None:
 
 
 class Library:
-    """One level, loaded. `call(name, arguments)` runs a function of it."""
+    """One level, loaded: the C functions by name, each of which takes one of `structs`."""
 
     def __init__(self, level: Level, folder: Path = FOLDER) -> None:
         self.level = level
@@ -109,8 +109,16 @@ class Library:
         runtime = openmp()
         if runtime is not None:
             self._cdll.atb_use_openmp(*runtime)
-        self.attention = self._function("atb_attention", c_int, POINTER(structs.AttentionCall))
-        self.attention_scratch = self._function("atb_attention_scratch", c_int64, POINTER(structs.AttentionCall))
+        self.attention, self.attention_scratch = self._operation("attention", structs.AttentionCall)
+        self.linear, self.linear_scratch = self._operation("linear", structs.LinearCall)
+        self.pack = self._function("atb_pack", c_int, POINTER(structs.PackCall))
+
+    def _operation(self, name: str, call: Any) -> tuple[Any, Any]:
+        """The function that runs a call, and the one that tells the floats of scratch it needs."""
+        return (
+            self._function(f"atb_{name}", c_int, POINTER(call)),
+            self._function(f"atb_{name}_scratch", c_int64, POINTER(call)),
+        )
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         function = getattr(self._cdll, name)

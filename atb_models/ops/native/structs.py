@@ -21,3 +21,27 @@ class AttentionCall(Structure):
         *_fields(c_int32, "tokens sequences heads kv_heads head_dim block_size blocks table_width format threads"),
         ("scale", c_float),
     ]
+
+
+class LinearCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x weight scale bias out scratch"),
+        *_fields(c_int64, "x_row out_row"),
+        *_fields(c_int32, "rows inputs outputs x_format weight_format bias_format out_format threads"),
+    ]
+
+
+class PackCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "source to"),
+        *_fields(c_int64, "source_row"),
+        *_fields(c_int32, "outputs inputs step format threads"),
+    ]
+
+
+class ExpertsCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x chosen weights gate_up down gate_up_scale down_scale out counts scratch"),
+        *_fields(c_int64, "x_row"),
+        *_fields(c_int32, "tokens hidden width experts top_k format weight_format threads"),
+    ]

@@ -12,13 +12,46 @@ enum Status { DONE = 0, BAD_LENGTH = 1, BAD_BLOCK = 2, BAD_SLOT = 3, BAD_EXPERT 
 // Attention over the paged cache. Element (p, s, m, d) of a cache is at p * block + s * slot + m * head + d.
 struct AttentionCall {
   const void *q, *k, *v;
-  void* out;                      // [T, N, D], contiguous
+  void* out;  // [T, N, D], contiguous
   const int32_t *table, *starts, *kv_lens;
   float* scratch;
-  int64_t q_row;                  // elements from one token's queries to the next
+  int64_t q_row;  // elements from one token's queries to the next
   int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
   int64_t table_row;
-  int32_t tokens, sequences, heads, kv_heads, head_dim, block_size, blocks, table_width, format,
-      threads;
+  int32_t tokens, sequences, heads, kv_heads, head_dim, block_size, blocks, table_width, format, threads;
   float scale;
+};
+
+// out = x w^T, times `scale` of each output where the weight is int8, plus `bias`.
+struct LinearCall {
+  const void *x, *weight;  // packed, see panels.h
+  const float* scale;
+  const void* bias;
+  void* out;
+  float* scratch;
+  int64_t x_row, out_row;
+  int32_t rows, inputs, outputs, x_format, weight_format, bias_format, out_format, threads;
+};
+
+// A matrix of `outputs` rows of `inputs` elements into panels. Of several matrices with the same shape, panel p of
+// matrix i becomes panel p * step + i: a gate and its up matrix are packed with step 2.
+struct PackCall {
+  const void* source;
+  void* to;
+  int64_t source_row;
+  int32_t outputs, inputs, step, format, threads;
+};
+
+// The routed experts: for each of a token's `top_k` choices down(silu(gate x) * up x), summed with its weights.
+struct ExpertsCall {
+  const void* x;
+  const int64_t* chosen;  // [T, K]
+  const float* weights;   // [T, K]
+  const void *gate_up, *down;
+  const float *gate_up_scale, *down_scale;  // [E, 2 F] and [E, H], for int8
+  void* out;                                // [T, H], contiguous
+  int64_t* counts;                          // [E], rows of each expert
+  float* scratch;
+  int64_t x_row;
+  int32_t tokens, hidden, width, experts, top_k, format, weight_format, threads;
 };

@@ -1,0 +1,28 @@
+// From the formats that a call names to the types that the kernels are written for.
+#pragma once
+#include "api.h"
+#include "panels.h"
+
+// Calls `call` with F32(), F16() or BF16().
+template <class Call> INLINE void with_format(int format, const Call& call) {
+  switch (format) {
+    case FORMAT_F16: call(F16()); break;
+    case FORMAT_BF16: call(BF16()); break;
+    default: call(F32());
+  }
+}
+
+// Calls `call` with the form of a weight beside activations of a format.
+template <class Call> INLINE int64_t with_weight(int weight, int activations, const Call& call) {
+  switch (weight) {
+    case FORMAT_F16: return call(Plain<F16>());
+    case FORMAT_I8: return call(Plain<I8>());
+    case FORMAT_BF16:
+#ifdef HAS_BF16_DOT
+      if (activations == FORMAT_BF16) return call(DotPairs());
+#endif
+      (void)activations;
+      return call(Pairs());
+    default: return call(Plain<F32>());
+  }
+}

@@ -1,0 +1,108 @@
+// Linear: a product of activations with a packed weight.
+#include "api.h"
+#include "formats.h"
+#include "product.h"
+#include "team.h"
+
+constexpr int SLICE = 512;      // rows whose activations are placed at a time: bounds the scratch
+constexpr int OWN_ROWS = 4;     // up to here each thread places all rows for itself and none waits
+constexpr int GROUP = 8;        // panels of a work item
+
+template <class W> class Linear {
+  typedef typename W::A A;
+
+ public:
+  explicit Linear(const LinearCall& call) : c(call), filled((int)round_up(c.inputs, K_STEP)) {
+    const int blocks = pieces(least(c.rows, SLICE), ROW_BLOCK);
+    block_rows = pieces(least(c.rows, SLICE), blocks);
+    own = c.rows <= OWN_ROWS || c.threads == 1;
+    shared_floats = own ? 0 : placed_floats(least(c.rows, SLICE));
+    own_floats = (own ? placed_floats(least(c.rows, SLICE)) : 0) + WIDE_FLOATS + block_rows * GROUP * PANEL;
+  }
+
+  int64_t scratch() const { return shared_floats + c.threads * own_floats; }
+
+  void run() const {
+    parallel(c.threads, [&](Team& team, int thread) {
+      float* desk = c.scratch + shared_floats + thread * own_floats;
+      float* placed = own ? desk + WIDE_FLOATS + block_rows * GROUP * PANEL : c.scratch;
+      for (int start = 0; start < c.rows; start += SLICE) {
+        if (start) team.barrier();
+        slice(team, start, least(SLICE, c.rows - start), (A*)placed, desk);
+      }
+    });
+  }
+
+ private:
+  int64_t placed_floats(int rows) const {
+    return round_up((int64_t)rows * filled * W::A_STEP / W::KI * sizeof(A) / sizeof(float), 16);
+  }
+
+  void slice(Team& team, int start, int rows, A* placed, float* desk) const {
+    const int blocks = pieces(rows, block_rows), panels = pieces(c.outputs, PANEL), groups = pieces(panels, GROUP);
+    if (own) {
+      for (int i = 0; i < blocks; i++) place(start, rows, i, placed);
+    } else {
+      team.each(blocks, [&](int64_t i) { place(start, rows, (int)i, placed); });
+      team.barrier();
+    }
+    // All rows of the slice follow each other beside a group of panels, which is read from memory once.
+    team.each((int64_t)groups * blocks, [&](int64_t i) {
+      const int first = (int)(i % blocks) * block_rows, count = least(block_rows, rows - first);
+      const int panel = (int)(i / blocks) * GROUP, n = least(GROUP, panels - panel);
+      float* sums = desk + WIDE_FLOATS;
+      multiply<W>(placed + (int64_t)first * filled * W::A_STEP / W::KI, count, panels_of<W>(c.weight, panel, n, filled),
+                  sums, n * PANEL, desk);
+      for (int r = 0; r < count; r++) write(start + first + r, panel * PANEL, n * PANEL, sums + r * n * PANEL);
+    });
+  }
+
+  void place(int start, int rows, int block, A* placed) const {
+    const int first = block * block_rows, count = least(block_rows, rows - first);
+    const Tiles tiles(count);
+    for (int t = 0; t < tiles.count; t++)
+      for (int m = 0; m < tiles.rows(t); m++) {
+        A* tile = placed + (int64_t)(first + tiles.first(t)) * filled * W::A_STEP / W::KI;
+        with_format(c.x_format, [&](auto x) {
+          typedef decltype(x) X;
+          const auto* row = (const typename X::T*)c.x + (start + first + tiles.first(t) + m) * c.x_row;
+          place_row<W, X>(row, c.inputs, filled, tile, tiles.rows(t), m);
+        });
+      }
+  }
+
+  // Scales, adds the bias, rounds: `columns` outputs from `first` on, some of the last panel's being padding.
+  void write(int64_t row, int first, int columns, float* sums) const {
+    const int n = least(columns, c.outputs - first);
+    if (c.scale)
+      for (int i = 0; i < n; i += VL) store(sums + i, load(sums + i) * load_floats(c.scale + first + i, n - i));
+    if (c.bias)
+      with_format(c.bias_format, [&](auto b) {
+        const auto* bias = (const typename decltype(b)::T*)c.bias + first;
+        for (int i = 0; i < n; i += VL)
+          store(sums + i, load(sums + i) + (n - i < VL ? load_part<decltype(b)>(bias + i, n - i) : b.load(bias + i)));
+      });
+    with_format(c.out_format, [&](auto o) {
+      narrow<decltype(o)>(sums, n, (typename decltype(o)::T*)c.out + row * c.out_row + first);
+    });
+  }
+  static vf load_floats(const float* p, int n) { return n < VL ? load_part<F32>(p, n) : load(p); }
+
+  const LinearCall& c;
+  int filled, block_rows;
+  bool own;
+  int64_t shared_floats, own_floats;
+};
+
+// Floats of `scratch` that the call needs.
+API int64_t atb_linear_scratch(const LinearCall* c) {
+  return with_weight(c->weight_format, c->x_format, [&](auto w) { return Linear<decltype(w)>(*c).scratch(); });
+}
+
+API int atb_linear(const LinearCall* c) {
+  with_weight(c->weight_format, c->x_format, [&](auto w) {
+    Linear<decltype(w)>(*c).run();
+    return (int64_t)0;
+  });
+  return DONE;
+}

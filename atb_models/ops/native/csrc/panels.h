@@ -1,0 +1,149 @@
+// Packed weights, and the product of a few rows with a few panels of them.
+//
+// A panel holds 16 outputs. Format S lies as [K][16]; bfloat16 as [K / 2][16][2], the order of the instructions that
+// multiply pairs. K is filled up with zeros to a multiple of 4, the last panel with zero outputs.
+//
+// An output is summed in blocks of K_BLOCK inputs: one chain of additions from zero within a block, in the inputs'
+// order, then block is added to block. Every form below does exactly that, so rows do not depend on their number.
+#pragma once
+#include "simd.h"
+
+constexpr int PANEL = 16;
+constexpr int NV = PANEL / VL;
+constexpr int K_STEP = 4;
+constexpr int K_BLOCK = 256;
+
+// Rows that the registers hold beside panels, and how many panels beside a number of rows.
+#if defined(__AVX512F__)
+constexpr int MAX_ROWS = 12;
+constexpr int panels_beside(int rows) { return rows <= 4 ? 4 : 2; }
+#elif defined(__AVX2__)
+constexpr int MAX_ROWS = 6;
+constexpr int panels_beside(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+#else
+constexpr int MAX_ROWS = 6;
+constexpr int panels_beside(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+#endif
+constexpr int PANELS = panels_beside(MAX_ROWS);
+static_assert(panels_beside(MAX_ROWS / 2) == PANELS, "rows that need several tiles all take PANELS panels");
+
+// Forms of a weight. Beside it activations lie as [K][rows] floats, or as [K / 2][rows] pairs of bfloat16: A_STEP
+// elements of type A for each row and KI inputs. WIDEN: beside more than DIRECT rows it pays to make it floats first.
+template <class S> struct Plain {
+  typedef float A;
+  static constexpr int KI = 1, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS;
+  static constexpr bool WIDEN = BYTES < 4;
+  template <int MR, int NP>
+  INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
+    vf w[NP][NV];
+    UNROLL for (int p = 0; p < NP; p++)
+      UNROLL for (int v = 0; v < NV; v++) w[p][v] = S::load((const typename S::T*)(b + p * panel_bytes) + v * VL);
+    UNROLL for (int m = 0; m < MR; m++) {
+      vf x = splat(a[m]);
+      UNROLL for (int p = 0; p < NP; p++)
+        UNROLL for (int v = 0; v < NV; v++) acc[m][p][v] = fma(x, w[p][v], acc[m][p][v]);
+    }
+  }
+};
+
+INLINE vf first_of_pair(vi pairs) { return (vf)(pairs << 16); }
+INLINE vf second_of_pair(vi pairs) { return (vf)(pairs & splat_bits((int32_t)0xffff0000)); }
+
+struct Pairs {
+  typedef float A;
+  static constexpr int KI = 2, BYTES = 2, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS;
+  static constexpr bool WIDEN = true;
+  template <int MR, int NP>
+  INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
+    vi w[NP][NV];
+    UNROLL for (int p = 0; p < NP; p++)
+      UNROLL for (int v = 0; v < NV; v++) w[p][v] = load_bits(b + p * panel_bytes + v * VL * 4);
+    UNROLL for (int m = 0; m < MR; m++) {
+      vf x = splat(a[m]), y = splat(a[MR + m]);
+      UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) {
+        acc[m][p][v] = fma(x, first_of_pair(w[p][v]), acc[m][p][v]);
+        acc[m][p][v] = fma(y, second_of_pair(w[p][v]), acc[m][p][v]);
+      }
+    }
+  }
+};
+
+#ifdef HAS_BF16_DOT
+struct DotPairs {
+  typedef int32_t A;  // a pair of bfloat16
+  static constexpr int KI = 2, BYTES = 2, A_STEP = 1, DIRECT = MAX_ROWS;
+  static constexpr bool WIDEN = false;
+  template <int MR, int NP>
+  INLINE void step(vf (&acc)[MR][NP][NV], const int32_t* a, const char* b, int64_t panel_bytes) {
+    vi w[NP][NV];
+    UNROLL for (int p = 0; p < NP; p++)
+      UNROLL for (int v = 0; v < NV; v++) w[p][v] = load_bits(b + p * panel_bytes + v * VL * 4);
+    UNROLL for (int m = 0; m < MR; m++) {
+      vi x = splat_bits(a[m]);
+      UNROLL for (int p = 0; p < NP; p++)
+        UNROLL for (int v = 0; v < NV; v++) acc[m][p][v] = dot_pairs(acc[m][p][v], x, w[p][v]);
+    }
+  }
+};
+#endif
+
+constexpr int FETCH = 1024;  // bytes before a panel that is read once
+
+// c[m][16 p + i] = or += the sum over `inputs` (a multiple of K_STEP, at most K_BLOCK) for MR rows and NP panels.
+// STREAM: the panels come from memory, and are fetched FETCH bytes before they are needed; else they are in the cache,
+// and 2 lines of `ahead` are fetched for each step.
+template <class W, bool STREAM, int MR, int NP>
+static void tile(const void* rows, const char* b, int64_t panel_bytes, int inputs, float* c, int64_t c_row, bool first,
+                 const char* ahead) {
+  const typename W::A* a = (const typename W::A*)rows;
+  vf acc[MR][NP][NV];
+  UNROLL for (int m = 0; m < MR; m++)
+    UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) acc[m][p][v] = zeros();
+  for (int k = 0; k < inputs; k += K_STEP) {
+    if (STREAM) {
+      UNROLL for (int p = 0; p < NP; p++)
+        UNROLL for (int at = 0; at < K_STEP * PANEL * W::BYTES; at += 64)
+          __builtin_prefetch(b + p * panel_bytes + FETCH + at, 0, 3);
+    } else {
+      __builtin_prefetch(ahead, 0, 2);
+      __builtin_prefetch(ahead + 64, 0, 2);
+      ahead += 128;
+    }
+    UNROLL for (int s = 0; s < K_STEP / W::KI; s++) {
+      W::template step<MR, NP>(acc, a, b, panel_bytes);
+      a += W::A_STEP * MR;
+      b += W::KI * PANEL * W::BYTES;
+    }
+  }
+  UNROLL for (int m = 0; m < MR; m++)
+    UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) {
+      float* to = c + m * c_row + p * PANEL + v * VL;
+      store(to, first ? acc[m][p][v] : load(to) + acc[m][p][v]);
+    }
+}
+
+typedef void (*Tile)(const void*, const char*, int64_t, int, float*, int64_t, bool, const char*);
+
+// The tile of `rows` rows, for one panel or for panels_beside(rows).
+template <class W, bool STREAM> static Tile find_tile(int rows, bool one) {
+#define ROWS_CASE(n) \
+  case n: return one ? (Tile)tile<W, STREAM, n, 1> : (Tile)tile<W, STREAM, n, panels_beside(n)>;
+  switch (rows) {
+    ROWS_CASE(1)
+    ROWS_CASE(2)
+    ROWS_CASE(3)
+    ROWS_CASE(4)
+    ROWS_CASE(5)
+    ROWS_CASE(6)
+#if defined(__AVX512F__)
+    ROWS_CASE(7)
+    ROWS_CASE(8)
+    ROWS_CASE(9)
+    ROWS_CASE(10)
+    ROWS_CASE(11)
+    ROWS_CASE(12)
+#endif
+  }
+#undef ROWS_CASE
+  return nullptr;
+}

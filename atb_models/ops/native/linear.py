@@ -1,0 +1,118 @@
+"""Linear by the library, and weights as it takes them.
+
+A packed weight is a tensor [panels, inputs, 16] of the weight's dtype: 16 outputs side by side (bfloat16: pairs of
+inputs of 16 outputs), outputs filled up with zeros to whole panels and inputs to a multiple of 4.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from atb_models.ops.native.checks import dense, on_cpu, refuse
+from atb_models.ops.native.library import Library, scratch, threads
+from atb_models.ops.native.structs import FORMATS, LinearCall, PackCall
+
+PANEL = 16
+FILL = 4
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int]:
+    """[panels, inputs, 16] of a weight [outputs, inputs]."""
+    return -(-outputs // PANEL), -(-inputs // FILL) * FILL, PANEL
+
+
+def pack(library: Library, weight_OI: Tensor) -> Tensor:
+    """A weight [O, I] packed: in its own memory where it fills it, else in new memory."""
+    on_cpu("pack", weight_OI)
+    dense("pack", weight_OI)
+    shape = packed_shape(*weight_OI.shape)
+    if weight_OI.is_contiguous() and weight_OI.numel() == shape[0] * shape[1] * shape[2]:
+        packed = weight_OI.view(shape)
+        for panel, rows in enumerate(weight_OI.split(PANEL)):
+            pack_into(library, rows.clone(), packed[panel : panel + 1])
+        return packed
+    packed = torch.empty(shape, dtype=weight_OI.dtype)
+    pack_into(library, weight_OI, packed)
+    return packed
+
+
+def pack_into(library: Library, weight_OI: Tensor, packed: Tensor, step: int = 1) -> None:
+    """Write the panels of `weight_OI` to every `step`-th panel of `packed`, from its first on; memories are distinct."""
+    outputs, inputs = weight_OI.shape
+    call = PackCall(
+        weight_OI.data_ptr(),
+        packed.data_ptr(),
+        weight_OI.stride(0),
+        outputs,
+        inputs,
+        step,
+        FORMATS[weight_OI.dtype],
+        threads(),
+    )
+    refuse(library.pack(byref(call)), "pack")
+
+
+def linear(
+    library: Library,
+    x_TI: Tensor,
+    packed: Tensor,
+    outputs: int,
+    bias_O: Tensor | None = None,
+    scale_O: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x W^T + b -> [T, outputs] of `out_dtype`, x's own unless it is given.
+
+    `packed` is float32, or x's dtype, or int8 with `scale_O`, one float32 for each output. Rows of x may lie anywhere.
+    Raises ValueError for tensors that do not go together.
+    """
+    rows, inputs = x_TI.shape
+    out_TO = torch.empty(rows, outputs, dtype=out_dtype or x_TI.dtype)
+    _check(x_TI, packed, outputs, bias_O, scale_O, out_TO)
+    call = LinearCall(
+        x_TI.data_ptr(),
+        packed.data_ptr(),
+        None if scale_O is None else scale_O.data_ptr(),
+        None if bias_O is None else bias_O.data_ptr(),
+        out_TO.data_ptr(),
+        None,
+        x_TI.stride(0),
+        outputs,
+        rows,
+        inputs,
+        outputs,
+        FORMATS[x_TI.dtype],
+        FORMATS[packed.dtype],
+        0 if bias_O is None else FORMATS[bias_O.dtype],
+        FORMATS[out_TO.dtype],
+        threads(),
+    )
+    if rows:
+        call.scratch = scratch(library.linear_scratch(byref(call)))
+        refuse(library.linear(byref(call)), "Linear")
+    return out_TO
+
+
+def _check(
+    x_TI: Tensor, packed: Tensor, outputs: int, bias_O: Tensor | None, scale_O: Tensor | None, out_TO: Tensor
+) -> None:
+    given = [x for x in (x_TI, packed, bias_O, scale_O) if x is not None]
+    on_cpu("Linear", *given)
+    for x in given:
+        dense("Linear", x, 3 if x is packed else 1)
+    floats = [x.dtype for x in (x_TI, bias_O, out_TO) if x is not None]
+    if any(dtype not in FLOATS for dtype in floats) or packed.dtype not in (x_TI.dtype, torch.float32, torch.int8):
+        raise ValueError(f"Linear: x, bias and result of {floats} beside a weight of {packed.dtype}")
+    if (packed.dtype == torch.int8) != (scale_O is not None) or (scale_O is not None and scale_O.dtype != torch.float32):
+        raise ValueError(f"Linear: a weight of {packed.dtype} with {'no' if scale_O is None else scale_O.dtype} scales")
+    if tuple(packed.shape) != packed_shape(outputs, x_TI.shape[1]) or any(
+        x is not None and x.shape != (outputs,) for x in (bias_O, scale_O)
+    ):
+        raise ValueError(
+            f"Linear: x {tuple(x_TI.shape)}, a packed weight {tuple(packed.shape)} and {outputs} outputs do not go"
+            " together, or the bias or the scales do not"
+        )
