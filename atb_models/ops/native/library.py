@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import threading
-from ctypes import CDLL, POINTER, c_int, c_int64, c_void_p
+from ctypes import CDLL, POINTER, c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,13 @@ class Library:
             self._cdll.atb_use_openmp(*runtime)
         self.attention, self.attention_scratch = self._operation("attention", structs.AttentionCall)
         self.linear, self.linear_scratch = self._operation("linear", structs.LinearCall)
+        self.experts, self.experts_scratch = self._operation("experts", structs.ExpertsCall)
         self.pack = self._function("atb_pack", c_int, POINTER(structs.PackCall))
+        self.read_memory = self._function("atb_read_memory", None, c_void_p, c_int64, c_int)
+        self.multiply_floats, self.dot_bf16, self.dot_int8 = (
+            self._function(f"atb_{name}", c_double, c_int64, c_int)
+            for name in ("multiply_floats", "dot_bf16", "dot_int8")
+        )
 
     def _operation(self, name: str, call: Any) -> tuple[Any, Any]:
         """The function that runs a call, and the one that tells the floats of scratch it needs."""

@@ -87,6 +87,13 @@ struct DotPairs {
 };
 #endif
 
+// What bfloat16 activations use.
+#ifdef HAS_BF16_DOT
+typedef DotPairs PairsOfBF16;
+#else
+typedef Pairs PairsOfBF16;
+#endif
+
 constexpr int FETCH = 1024;  // bytes before a panel that is read once
 
 // c[m][16 p + i] = or += the sum over `inputs` (a multiple of K_STEP, at most K_BLOCK) for MR rows and NP panels.
