@@ -87,5 +87,5 @@ def _described(
     pointers = (x.data_ptr() for x in (q_TND, k_cache_PSMD, v_cache_PSMD))
     lists = (x.data_ptr() for x in (block_table_BC, query_starts, kv_lens_B))
     strides = (q_TND.stride(0), k_block, k_slot, k_head, v_block, v_slot, v_head, block_table_BC.stride(0))
-    sizes = (tokens, sequences, heads, kv_heads, head_dim, block_size, blocks, block_table_BC.shape[1], FORMATS[q_TND.dtype])
-    return AttentionCall(*pointers, None, *lists, None, *strides, *sizes)
+    sizes = (tokens, sequences, heads, kv_heads, head_dim, block_size, blocks, block_table_BC.shape[1])
+    return AttentionCall(*pointers, None, *lists, None, *strides, *sizes, FORMATS[q_TND.dtype])

@@ -113,8 +113,8 @@ def levels_of(machine: str) -> tuple[Level, ...]:
 def source_id() -> str:
     """A digest of the sources: a library made from others does not fit this Python code."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(SOURCES.rglob("*.*")):
+        digest.update(path.relative_to(SOURCES).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -133,7 +133,7 @@ def build(levels: Iterable[Level], compiler: Compiler, folder: Path = FOLDER) ->
 def _compile(level: Level, compiler: Compiler, folder: Path) -> Outcome:
     path = library_path(level, folder)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    sources = sorted(str(source) for source in SOURCES.glob("*.cpp"))
+    sources = sorted(str(source) for source in SOURCES.rglob("*.cpp"))
     identity = (f'-DATB_SOURCE_ID="{source_id()}"', f'-DATB_LEVEL="{level.name}"')
     command = [*compiler.command, *COMMON, *compiler.options(level), *identity, *sources, "-o", str(partial)]
     try:
@@ -150,7 +150,9 @@ def _compile(level: Level, compiler: Compiler, folder: Path) -> Outcome:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     here = levels_of(platform.machine())
-    parser = argparse.ArgumentParser(prog="python -m atb_models.ops.native.build", description="Compile the CPU's library.")
+    parser = argparse.ArgumentParser(
+        prog="python -m atb_models.ops.native.build", description="Compile the CPU's library."
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the libraries go")
     parser.add_argument("level", nargs="*", help="of this machine: " + ", ".join(level.name for level in here))
     args = parser.parse_args(arguments)

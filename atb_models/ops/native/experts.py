@@ -56,11 +56,12 @@ def experts(
     gate_up_scale: Tensor | None = None,
     down_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """sum over k of weights[t, k] * down_e(silu(gate_e x) * up_e x), e = chosen[t, k] -> [T, H]; rows of each expert, int64.
+    """The routed experts of a layer -> [T, H], and how many rows each expert had, [E] int64.
 
-    `gate_up` and `down` as packed above for experts of `width` F, of x's dtype or int8 with scales [E, 2 F] and [E, H]
-    in float32. Sums are float32; silu(gate) * up is rounded to x's dtype once, as is the result. The sum over k is in
-    the order of k. Raises ValueError for tensors that do not go together and for an expert that there is not.
+    out[t] = the sum over k of weights[t, k] * down_e(silu(gate_e x) * up_e x), e = chosen[t, k] (int64). `gate_up` and
+    `down` are packed as above, for experts of `width` F, of x's dtype or int8 with scales [E, 2 F] and [E, H]; weights
+    and scales are float32. Sums are float32, the one over k in the order of k; silu(gate) * up is rounded to x's dtype,
+    as is the result. Raises ValueError for tensors that do not go together and for an expert that there is not.
     """
     _check(x_TH, chosen_TK, weights_TK, gate_up, down, width, gate_up_scale, down_scale)
     (tokens, hidden), num_experts = x_TH.shape, gate_up.shape[0]

@@ -48,9 +48,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
-def choose(
-    forced: str | None, flags: frozenset[str], machine: str | None = None, folder: Path = FOLDER
-) -> Choice:
+def choose(forced: str | None, flags: frozenset[str], machine: str | None = None, folder: Path = FOLDER) -> Choice:
     """The best level that this CPU has and that was built; `forced` names one, or the reference.
 
     Raises ConfigError where the forced one is unknown, beyond this CPU, or not built.
@@ -62,7 +60,7 @@ def choose(
         return _forced(forced, possible, levels, flags, folder)
     complaint = "" if possible else f"the CPU has none of {', '.join(level.name for level in levels) or 'the levels'}"
     for level in reversed(possible):
-        if missing := _unusable(level, folder):
+        if missing := unusable(level, folder):
             complaint = complaint or missing
         elif complaint:
             return Choice(level, f"not the best one: {complaint}")
@@ -83,13 +81,14 @@ def _forced(
                 raise ConfigError(
                     f"ATB_CPU_ISA={forced}, but this CPU lacks {', '.join(lacking)}; possible here: {names}"
                 )
-            if missing := _unusable(level, folder):
+            if missing := unusable(level, folder):
                 raise ConfigError(f"ATB_CPU_ISA={forced}, but {missing}; possible here: {names}")
             return Choice(level, "ATB_CPU_ISA")
     raise ConfigError(f"ATB_CPU_ISA={forced} is no instruction set of this CPU; possible here: {names}")
 
 
-def _unusable(level: Level, folder: Path) -> str | None:
+def unusable(level: Level, folder: Path = FOLDER) -> str | None:
+    """Why the library of a level cannot be loaded from `folder`; None where it can."""
     path = library_path(level, folder)
     if not path.is_file():
         return f"{path} was not built: {BUILD}"
@@ -112,6 +111,11 @@ class Library:
         self.attention, self.attention_scratch = self._operation("attention", structs.AttentionCall)
         self.linear, self.linear_scratch = self._operation("linear", structs.LinearCall)
         self.experts, self.experts_scratch = self._operation("experts", structs.ExpertsCall)
+        self.gating, self.gating_scratch = self._operation("gating", structs.GatingCall)
+        self.norm = self._function("atb_norm", c_int, POINTER(structs.NormCall))
+        self.swiglu = self._function("atb_swiglu", c_int, POINTER(structs.SwigluCall))
+        self.shared_gate = self._function("atb_shared_gate", c_int, POINTER(structs.SharedGateCall))
+        self.rope = self._function("atb_rope", c_int, POINTER(structs.RopeCall))
         self.pack = self._function("atb_pack", c_int, POINTER(structs.PackCall))
         self.read_memory = self._function("atb_read_memory", None, c_void_p, c_int64, c_int)
         self.multiply_floats, self.dot_bf16, self.dot_int8 = (

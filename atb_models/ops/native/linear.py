@@ -41,7 +41,7 @@ def pack(library: Library, weight_OI: Tensor) -> Tensor:
 
 
 def pack_into(library: Library, weight_OI: Tensor, packed: Tensor, step: int = 1) -> None:
-    """Write the panels of `weight_OI` to every `step`-th panel of `packed`, from its first on; memories are distinct."""
+    """Write the panels of `weight_OI` to every `step`-th panel of `packed`; their memories are distinct."""
     outputs, inputs = weight_OI.shape
     call = PackCall(
         weight_OI.data_ptr(),
@@ -107,8 +107,9 @@ def _check(
     floats = [x.dtype for x in (x_TI, bias_O, out_TO) if x is not None]
     if any(dtype not in FLOATS for dtype in floats) or packed.dtype not in (x_TI.dtype, torch.float32, torch.int8):
         raise ValueError(f"Linear: x, bias and result of {floats} beside a weight of {packed.dtype}")
-    if (packed.dtype == torch.int8) != (scale_O is not None) or (scale_O is not None and scale_O.dtype != torch.float32):
-        raise ValueError(f"Linear: a weight of {packed.dtype} with {'no' if scale_O is None else scale_O.dtype} scales")
+    scales = None if scale_O is None else scale_O.dtype
+    if scales != (torch.float32 if packed.dtype == torch.int8 else None):
+        raise ValueError(f"Linear: a weight of {packed.dtype} with scales of {scales}")
     if tuple(packed.shape) != packed_shape(outputs, x_TI.shape[1]) or any(
         x is not None and x.shape != (outputs,) for x in (bias_O, scale_O)
     ):

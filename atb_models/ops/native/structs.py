@@ -45,3 +45,40 @@ class ExpertsCall(Structure):
         *_fields(c_int64, "x_row"),
         *_fields(c_int32, "tokens hidden width experts top_k format weight_format threads"),
     ]
+
+
+class NormCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x residual weight out sum"),
+        *_fields(c_int64, "x_row residual_row"),
+        *_fields(c_int32, "rows width format weight_format threads"),
+        ("eps", c_float),
+    ]
+
+
+class SwigluCall(Structure):
+    _fields_ = [*_fields(c_void_p, "x out"), ("x_row", c_int64), *_fields(c_int32, "rows width format threads")]
+
+
+class SharedGateCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "shared x weight out"),
+        *_fields(c_int64, "shared_row x_row"),
+        *_fields(c_int32, "rows width shared_width format weight_format threads"),
+    ]
+
+
+class RopeCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "q k v cos sin slots q_out k_cache v_cache"),
+        *_fields(c_int64, "q_row k_row v_row k_block k_slot k_head v_block v_slot v_head"),
+        *_fields(c_int32, "tokens heads kv_heads head_dim half block_size blocks format threads"),
+    ]
+
+
+class GatingCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "scores bias weights chosen scratch"),
+        *_fields(c_int32, "tokens experts top_k sigmoid renormalize threads"),
+        *_fields(c_float, "eps scaling"),
+    ]

@@ -55,3 +55,50 @@ struct ExpertsCall {
   int64_t x_row;
   int32_t tokens, hidden, width, experts, top_k, format, weight_format, threads;
 };
+
+// RMS norm of x, or of x + residual, which then goes to `sum`.
+struct NormCall {
+  const void *x, *residual, *weight;
+  void *out, *sum;  // [T, H], contiguous
+  int64_t x_row, residual_row;
+  int32_t rows, width, format, weight_format, threads;
+  float eps;
+};
+
+// silu(gate) * up of rows that hold gate, then up, each `width` wide.
+struct SwigluCall {
+  const void* x;
+  void* out;  // [T, F], contiguous
+  int64_t x_row;
+  int32_t rows, width, format, threads;
+};
+
+// shared * sigmoid(x . weight), row by row.
+struct SharedGateCall {
+  const void *shared, *x, *weight;
+  void* out;  // [T, shared_width], contiguous
+  int64_t shared_row, x_row;
+  int32_t rows, width, shared_width, format, weight_format, threads;
+};
+
+// Turns the pairs (d, d + half) of queries and keys by their token's angle; keys and values go to their slots.
+struct RopeCall {
+  const void *q, *k, *v;
+  const float *cos, *sin;  // [T, half], contiguous
+  const int64_t* slots;
+  void *q_out, *k_cache, *v_cache;  // q_out [T, N, D], contiguous
+  int64_t q_row, k_row, v_row;
+  int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
+  int32_t tokens, heads, kv_heads, head_dim, half, block_size, blocks, format, threads;
+};
+
+// The `top_k` experts of each row of scores. Sigmoid: scores become sigmoids, else the softmax over all experts; `bias`
+// is added for the choice only. The weights are divided by their sum + eps where `renormalize`, then times `scaling`.
+struct GatingCall {
+  const float *scores, *bias;  // [T, E], contiguous
+  float* weights;              // [T, K]
+  int64_t* chosen;             // [T, K]
+  float* scratch;
+  int32_t tokens, experts, top_k, sigmoid, renormalize, threads;
+  float eps, scaling;
+};

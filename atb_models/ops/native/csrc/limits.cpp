@@ -1,6 +1,6 @@
 // What this machine can do at most: loops that do nothing but read, or multiply and add, in registers.
 #include "api.h"
-#include "simd.h"
+#include "simd/simd.h"
 #include "team.h"
 
 constexpr int CHAINS = 12;  // independent of each other: enough to hide an instruction's latency

@@ -6,7 +6,7 @@
 // An output is summed in blocks of K_BLOCK inputs: one chain of additions from zero within a block, in the inputs'
 // order, then block is added to block. Every form below does exactly that, so rows do not depend on their number.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
 constexpr int PANEL = 16;
 constexpr int NV = PANEL / VL;
@@ -131,10 +131,13 @@ static void tile(const void* rows, const char* b, int64_t panel_bytes, int input
 
 typedef void (*Tile)(const void*, const char*, int64_t, int, float*, int64_t, bool, const char*);
 
-// The tile of `rows` rows, for one panel or for panels_beside(rows).
+// The tile of `rows` rows, for one panel or for panels_beside(rows). Panels in the cache meet at least half of MAX_ROWS.
 template <class W, bool STREAM> static Tile find_tile(int rows, bool one) {
 #define ROWS_CASE(n) \
-  case n: return one ? (Tile)tile<W, STREAM, n, 1> : (Tile)tile<W, STREAM, n, panels_beside(n)>;
+  case n:                                                                                           \
+    if constexpr (STREAM || n >= MAX_ROWS / 2)                                                      \
+      return one ? (Tile)tile<W, STREAM, n, 1> : (Tile)tile<W, STREAM, n, panels_beside(n)>;        \
+    break;
   switch (rows) {
     ROWS_CASE(1)
     ROWS_CASE(2)

@@ -1,7 +1,7 @@
 // Threads that work on one call. Every call is one fork; inside it work is handed out by a counter, because users run
 // more ranks than cores: a thread that the system has put aside keeps the others waiting for one item, not for its share.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
 class Team {
  public:

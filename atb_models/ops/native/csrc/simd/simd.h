@@ -34,11 +34,11 @@ INLINE vi load_bits(const void* p) { return *(const vi_unaligned*)p; }
 INLINE void store_bits(void* p, vi v) { *(vi_unaligned*)p = v; }
 
 #if defined(__AVX512F__)
-#include "simd_avx512.h"
+#include "avx512.h"
 #elif defined(__AVX2__)
-#include "simd_avx2.h"
+#include "avx2.h"
 #elif defined(__aarch64__)
-#include "simd_neon.h"
+#include "neon.h"
 #else
 #error "no instruction set that the kernels know"
 #endif

@@ -4,7 +4,7 @@
 // a query's values are added up in the order of their positions, and chunks are joined in order. So a query's result
 // has the same bits alone, in a batch, and in a prompt cut anywhere.
 #pragma once
-#include "simd.h"
+#include "../simd/simd.h"
 
 constexpr int CHUNK = 256;
 constexpr int KEYS = 4;                    // keys that are scored, or values that are added, together

@@ -1,6 +1,6 @@
 // What the forms of attention share: where keys and values lie, and a thread's own memory.
 #pragma once
-#include "api.h"
+#include "../api.h"
 #include "attend.h"
 
 constexpr int ROWS = 64;   // queries, times the heads that share keys, of a work item of a prompt

@@ -1,7 +1,7 @@
 // Sequences with several queries: a work item is a tile of them for one KV head, over all the chunks that they see.
 #pragma once
 #include "places.h"
-#include "team.h"
+#include "../team.h"
 
 template <class S, class P> class Prompt {
  public:

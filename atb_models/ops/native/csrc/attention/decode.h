@@ -1,7 +1,7 @@
 // Sequences with one query: a work item is a chunk of the cache, for some KV heads, whose rows lie beside each other.
 #pragma once
 #include "places.h"
-#include "team.h"
+#include "../team.h"
 
 template <class S, class P> class Decode {
  public:
