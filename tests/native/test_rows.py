@@ -1,0 +1,158 @@
+"""Norms, SwiGLU, the shared expert's gate, rotary positions with the cache, and gating of the library."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native.cases import DTYPES, assert_close
+from torch import Tensor
+from torch.nn.functional import silu
+
+from atb_models.ops import attention as reference
+from atb_models.ops.native.gating import Gate, moe_gating, route
+from atb_models.ops.native.library import Library
+from atb_models.ops.native.linear import pack
+from atb_models.ops.native.rope import rope_and_cache
+from atb_models.ops.native.rows import add_rms_norm, rms_norm, shared_expert_gate, swiglu
+
+WIDTHS = [16, 88, 469, 2048]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms(library: Library, dtype: torch.dtype, width: int) -> None:
+    x, residual = torch.randn(37, width).to(dtype), torch.randn(37, width).to(dtype)
+    for weight in (torch.randn(width), torch.randn(width).to(dtype)):
+        total = x + residual
+        exact = total.double() / (total.double().square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+        normed, summed = add_rms_norm(library, x, residual, weight, 1e-5)
+        assert torch.equal(summed, total)
+        assert_close(normed, exact)
+        assert torch.equal(rms_norm(library, total, weight, 1e-5), normed)
+        for row in (0, 36):
+            assert torch.equal(rms_norm(library, total[row : row + 1], weight, 1e-5), normed[row : row + 1])
+    wide = torch.randn(37, 3 * width).to(dtype)  # rows of a fused result
+    part = wide[:, width : 2 * width]
+    assert torch.equal(rms_norm(library, part, weight, 1e-5), rms_norm(library, part.contiguous(), weight, 1e-5))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_activations(library: Library, dtype: torch.dtype, width: int) -> None:
+    gate, up = (6 * torch.randn(21, width)).to(dtype), torch.randn(21, width).to(dtype)
+    gate[0, :4] = torch.tensor([100.0, -100.0, 0.0, -60000.0])
+    assert_close(swiglu(library, torch.cat((gate, up), dim=1)), silu(gate.double()) * up.double())
+    x, weight = torch.randn(21, 64).to(dtype), torch.randn(1, 64).to(dtype)
+    exact = up.double() * (x.double() @ weight.double().t()).sigmoid()
+    assert_close(shared_expert_gate(library, up, x, weight), exact)
+
+
+@pytest.mark.parametrize(
+    "heads, kv_heads, head_dim, half", [(4, 4, 128, 64), (6, 2, 80, 40), (3, 1, 16, 8), (4, 2, 64, 16)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_and_cache(
+    library: Library, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, half: int
+) -> None:
+    tokens, blocks, size = 29, 5, 16
+    fused = torch.randn(tokens, heads + 2 * kv_heads, head_dim).to(dtype)
+    q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
+    angle = torch.rand(tokens, half) * 6
+    slots = torch.randperm(blocks * size)[:tokens]
+    both = torch.full((blocks, 2, size, kv_heads, head_dim), 7.0).to(dtype)  # strides that are not the plain ones
+    before = both.clone()
+    turned = rope_and_cache(library, q, k, v, angle.cos(), angle.sin(), both[:, 0], both[:, 1], slots)
+
+    def exact(x: Tensor) -> Tensor:
+        a, b, rest = x.double().split([half, half, head_dim - 2 * half], dim=-1)
+        cos, sin = angle.double().cos()[:, None], angle.double().sin()[:, None]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+
+    assert_close(turned, exact(q))
+    block, offset = slots // size, slots % size
+    assert_close(both[block, 0, offset], exact(k))
+    assert torch.equal(both[block, 1, offset], v)
+    both[block, :, offset] = before[block, :, offset]
+    assert torch.equal(both, before)  # nothing else was written
+    if 2 * half == head_dim:
+        assert_close(turned, reference.rope.reference(q, k, angle.cos(), angle.sin())[0].double())
+
+
+def test_rope_refusals(library: Library) -> None:
+    q, k, v = torch.randn(3, 4, 32), torch.randn(3, 2, 32), torch.randn(3, 2, 32)
+    cos, sin, caches = torch.rand(3, 16), torch.rand(3, 16), [torch.zeros(2, 8, 2, 32) for _ in range(2)]
+    good = [q, k, v, cos, sin, *caches, torch.tensor([0, 5, 15])]
+    refused = [
+        (0, q.half(), "float16"),
+        (1, k[:, :1], "do not go together"),
+        (2, v[:2], "do not go together"),
+        (3, cos.double(), "tables of torch.float64"),
+        (4, sin[:, :8], "do not go together"),
+        (5, caches[0].transpose(2, 3).contiguous().transpose(2, 3), "do not lie together"),
+        (6, caches[1][:1], "do not go together"),
+        (7, torch.tensor([0, 5, 16]), "a slot that the cache does not have"),
+        (7, torch.tensor([0, -1, 3]), "a slot that the cache does not have"),
+        (7, torch.tensor([0, 5, 15], dtype=torch.int32), "slots of torch.int32"),
+    ]
+    for place, wrong, match in refused:
+        with pytest.raises(ValueError, match=match):
+            rope_and_cache(library, *good[:place], wrong, *good[place + 1 :])
+    assert not caches[0].any() and not caches[1].any()  # refused before anything was written
+
+
+@pytest.mark.parametrize("experts, top_k", [(64, 6), (60, 4), (8, 8), (5, 1), (257, 8)])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_gating(library: Library, experts: int, top_k: int, sigmoid: bool) -> None:
+    scores, bias = torch.randn(70, experts) * 3, torch.randn(experts) / 10
+    exact = scores.double().sigmoid() if sigmoid else scores.double().softmax(-1)
+    for added in (None, bias):
+        rank = exact if added is None else exact + added.double()
+        expected = rank.topk(top_k).indices
+        weights, chosen = moe_gating(library, scores, Gate(top_k, sigmoid), added)
+        assert torch.equal(chosen, expected)
+        assert_close(weights, exact.gather(1, chosen))
+        for eps in (1e-20, 1e-2):
+            scaled, _ = moe_gating(library, scores, Gate(top_k, sigmoid, eps, 2.5), added)
+            picked = exact.gather(1, chosen)
+            assert_close(scaled, 2.5 * picked / (picked.sum(-1, keepdim=True) + eps))
+
+
+def test_gating_of_equal_and_broken_scores(library: Library) -> None:
+    scores = torch.zeros(4, 20)
+    scores[1] = float("nan")
+    scores[2, 7] = float("nan")
+    scores[3, 4], scores[3, 9] = float("inf"), 1.0
+    weights, chosen = moe_gating(library, scores, Gate(3))
+    assert chosen[0].tolist() == [0, 1, 2]  # the lower number first
+    assert all(len(set(row)) == 3 and set(row) <= set(range(20)) for row in chosen.tolist())
+    assert weights[1].isnan().all() and weights[0].allclose(torch.full((3,), 0.05))
+    _, chosen = moe_gating(library, scores, Gate(20, sigmoid=True))
+    assert chosen[2, -1] == 7 and sorted(chosen[2].tolist()) == list(range(20))  # a NaN is last
+
+
+def test_route(library: Library) -> None:
+    x, router = torch.randn(9, 96).bfloat16(), torch.randn(16, 96)
+    exact = (x.double() @ router.double().t()).softmax(-1)
+    weights, chosen = route(library, x, pack(library, router), 16, Gate(4))
+    assert torch.equal(chosen, exact.topk(4).indices)
+    assert_close(weights, exact.topk(4).values)
+
+
+def test_refusals(library: Library) -> None:
+    x, weight = torch.randn(3, 32), torch.randn(32)
+    with pytest.raises(ValueError, match="do not go together"):
+        rms_norm(library, x, weight[:31], 1e-5)
+    with pytest.raises(ValueError, match="do not go together"):
+        add_rms_norm(library, x, x.half(), weight, 1e-5)
+    with pytest.raises(ValueError, match="float64"):
+        rms_norm(library, x.double(), weight, 1e-5)
+    with pytest.raises(ValueError, match="do not lie together"):
+        swiglu(library, x.t())
+    with pytest.raises(ValueError, match="no two halves"):
+        swiglu(library, x[:, :31])
+    with pytest.raises(ValueError, match="do not go together"):
+        shared_expert_gate(library, x, x[:2], weight[None])
+    with pytest.raises(ValueError, match="the 33 best of 32"):
+        moe_gating(library, x, Gate(33))
+    with pytest.raises(ValueError, match="a tensor"):
+        moe_gating(library, x, Gate(3), weight[:5].contiguous())
