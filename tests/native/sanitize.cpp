@@ -1,0 +1,302 @@
+// Runs every operation of the library over memory of exactly its size, for AddressSanitizer and UBSan, and compares
+// with plain loops. Prints one line an operation; exit status 1 where one is wrong.
+#include "api.h"
+#include <initializer_list>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+API int64_t atb_attention_scratch(const AttentionCall*);
+API int atb_attention(const AttentionCall*);
+API int64_t atb_linear_scratch(const LinearCall*);
+API int atb_linear(const LinearCall*);
+API int atb_pack(const PackCall*);
+API int64_t atb_experts_scratch(const ExpertsCall*);
+API int atb_experts(const ExpertsCall*);
+API int atb_norm(const NormCall*);
+API int atb_swiglu(const SwigluCall*);
+API int atb_shared_gate(const SharedGateCall*);
+API int atb_rope(const RopeCall*);
+API int64_t atb_gating_scratch(const GatingCall*);
+API int atb_gating(const GatingCall*);
+API void atb_read_memory(const char*, int64_t, int);
+
+static uint32_t state = 1;
+static float random_float() {
+  state = state * 1664525u + 1013904223u;
+  return (float)(state >> 8) / (1 << 23) - 1;
+}
+
+// Floats, and the same numbers in a format: memory that ends where the numbers end.
+struct Numbers {
+  int64_t count;
+  int format;
+  float* floats;
+  char* data;
+  Numbers(int64_t n, int f) : count(n), format(f), floats((float*)malloc(n * 4)), data((char*)malloc(n * size())) {
+    for (int64_t i = 0; i < n; i++) set(i, random_float());
+  }
+  ~Numbers() {
+    free(floats);
+    free(data);
+  }
+  int size() const { return format == FORMAT_F32 ? 4 : format == FORMAT_I8 ? 1 : 2; }
+  void set(int64_t i, float x) {
+    if (format == FORMAT_F32) {
+      memcpy(data + 4 * i, &x, 4);
+    } else if (format == FORMAT_I8) {
+      data[i] = (char)(signed char)(x * 100);
+    } else if (format == FORMAT_BF16) {
+      uint32_t bits;
+      memcpy(&bits, &x, 4);
+      const uint16_t high = (uint16_t)(bits >> 16);
+      memcpy(data + 2 * i, &high, 2);
+    } else {
+      const _Float16 half = (_Float16)x;
+      memcpy(data + 2 * i, &half, 2);
+    }
+    floats[i] = get(i);
+  }
+  float get(int64_t i) const {
+    if (format == FORMAT_I8) return (float)(signed char)data[i];
+    if (format == FORMAT_F32) {
+      float x;
+      memcpy(&x, data + 4 * i, 4);
+      return x;
+    }
+    uint16_t bits;
+    memcpy(&bits, data + 2 * i, 2);
+    if (format == FORMAT_F16) {
+      _Float16 half;
+      memcpy(&half, &bits, 2);
+      return (float)half;
+    }
+    const uint32_t wide = (uint32_t)bits << 16;
+    float x;
+    memcpy(&x, &wide, 4);
+    return x;
+  }
+};
+
+static double tolerance(int format) { return format == FORMAT_F32 ? 1e-5 : format == FORMAT_F16 ? 2e-3 : 2e-2; }
+static int failures = 0;
+static double worst = 0;
+static void compare(double ours, double exact, int format) {
+  const double error = fabs(ours - exact) / (1 + fabs(exact)) / tolerance(format);
+  if (!(error <= worst)) worst = error;
+}
+static void report(const char* name) {
+  printf("%s: %.2f of the tolerance\n", name, worst);
+  failures += !(worst <= 1);
+  worst = 0;
+}
+template <class Call> static void with_scratch(Call& call, int64_t (*size)(const Call*), int (*run)(const Call*)) {
+  call.scratch = (float*)malloc(size(&call) * sizeof(float));
+  failures += run(&call) != DONE;
+  free(call.scratch);
+}
+
+static const int FLOATS[] = {FORMAT_F32, FORMAT_F16, FORMAT_BF16};
+
+static void attention(int format, int kv_heads, int group, int dim, int threads) {
+  enum { B = 5, SIZE = 16, BLOCKS = 24, WIDTH = 19 };
+  const int queries[B] = {1, 1, 9, 70, 1}, lengths[B] = {1, 257, 9, 290, 16}, heads = kv_heads * group;
+  int32_t starts[B + 1] = {0}, *table = (int32_t*)malloc(B * WIDTH * 4);
+  for (int b = 0; b < B; b++) starts[b + 1] = starts[b] + queries[b];
+  for (int i = 0; i < B * WIDTH; i++) table[i] = (i * 7 + 3) % BLOCKS;
+  Numbers q(starts[B] * heads * dim, format), k(BLOCKS * SIZE * kv_heads * dim, format), v(k.count, format),
+      out(q.count, format);
+  AttentionCall c = {};
+  c.q = q.data, c.k = k.data, c.v = v.data, c.out = out.data, c.table = table, c.starts = starts, c.kv_lens = lengths;
+  c.q_row = heads * dim, c.k_head = c.v_head = dim, c.k_slot = c.v_slot = kv_heads * dim;
+  c.k_block = c.v_block = SIZE * kv_heads * dim, c.table_row = c.table_width = WIDTH;
+  c.tokens = starts[B], c.sequences = B, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = dim;
+  c.block_size = SIZE, c.blocks = BLOCKS, c.format = format, c.threads = threads, c.scale = .5f;
+  with_scratch(c, atb_attention_scratch, atb_attention);
+  for (int b = 0; b < B; b++)
+    for (int i = 0; i < queries[b]; i++)
+      for (int h = 0; h < heads; h++) {
+        const int64_t at = ((int64_t)(starts[b] + i) * heads + h) * dim;
+        const int seen = lengths[b] - queries[b] + i + 1;
+        double weights[300], total = 0, sums[256] = {};
+        for (int s = 0; s < seen; s++) {
+          const int64_t row = ((int64_t)table[b * WIDTH + s / SIZE] * SIZE + s % SIZE) * kv_heads * dim + h / group * dim;
+          double dot = 0;
+          for (int d = 0; d < dim; d++) dot += (double)q.floats[at + d] * k.floats[row + d];
+          total += weights[s] = exp(dot * .5);
+          for (int d = 0; d < dim; d++) sums[d] += weights[s] * v.floats[row + d];
+        }
+        for (int d = 0; d < dim; d++) compare(out.get(at + d), sums[d] / total, format);
+      }
+  free(table);
+}
+
+static char* packed(const Numbers& from, int outputs, int inputs, int step, int part, char* into) {
+  const int64_t panel = (int64_t)16 * ((inputs + 3) / 4 * 4) * from.size();
+  char* to = into ? into : (char*)malloc(panel * ((outputs + 15) / 16) * step);
+  PackCall c = {from.data + (int64_t)part * outputs * inputs * from.size(), to + part * panel, inputs, outputs, inputs,
+                step, from.format, 2};
+  failures += atb_pack(&c) != DONE;
+  return to;
+}
+
+static void linear(int format, int stored, int rows, int outputs, int inputs, int threads) {
+  Numbers x((int64_t)rows * inputs, format), w((int64_t)outputs * inputs, stored), bias(outputs, format),
+      scale(outputs, FORMAT_F32), out((int64_t)rows * outputs, format);
+  char* weight = packed(w, outputs, inputs, 1, 0, nullptr);
+  for (int o = 0; o < outputs; o++) scale.set(o, .01f * (1 + scale.floats[o]));
+  const bool scaled = stored == FORMAT_I8;
+  LinearCall c = {x.data, weight, scaled ? scale.floats : nullptr, bias.data, out.data, nullptr, inputs, outputs,
+                  rows, inputs, outputs, format, stored, format, format, threads};
+  with_scratch(c, atb_linear_scratch, atb_linear);
+  for (int r = 0; r < rows; r++)
+    for (int o = 0; o < outputs; o++) {
+      double sum = 0;
+      for (int k = 0; k < inputs; k++) sum += (double)x.floats[r * inputs + k] * w.floats[o * inputs + k];
+      compare(out.get((int64_t)r * outputs + o), sum * (scaled ? scale.floats[o] : 1) + bias.floats[o], format);
+    }
+  free(weight);
+}
+
+static void experts(int format, int stored, int tokens, int hidden, int width, int threads) {
+  enum { E = 5, K = 2 };
+  Numbers x((int64_t)tokens * hidden, format), up(2 * width * hidden, stored), down(hidden * width, stored),
+      out(x.count, format), weights(tokens * K, FORMAT_F32), s13(E * 2 * width, FORMAT_F32), s2(E * hidden, FORMAT_F32);
+  for (int64_t i = 0; i < s13.count; i++) s13.set(i, .002f);
+  for (int64_t i = 0; i < s2.count; i++) s2.set(i, .002f);
+  int64_t *chosen = (int64_t*)malloc(tokens * K * 8), counts[E];
+  for (int i = 0; i < tokens * K; i++) chosen[i] = i % K ? 4 : i % 3;  // expert 3 gets none; all are one matrix
+  const int64_t up_bytes = 2ll * 16 * ((width + 15) / 16) * ((hidden + 3) / 4 * 4) * up.size();
+  const int64_t down_bytes = 16ll * ((hidden + 15) / 16) * ((width + 3) / 4 * 4) * up.size();
+  char *ups = (char*)malloc(E * up_bytes), *downs = (char*)malloc(E * down_bytes);
+  for (int e = 0; e < E; e++) {
+    for (int part = 0; part < 2; part++) packed(up, width, hidden, 2, part, ups + e * up_bytes);
+    packed(down, hidden, width, 1, 0, downs + e * down_bytes);
+  }
+  const bool scaled = stored == FORMAT_I8;
+  ExpertsCall c = {x.data, chosen, weights.floats, ups, downs, scaled ? s13.floats : nullptr,
+                   scaled ? s2.floats : nullptr, out.data, counts, nullptr, hidden, tokens, hidden, width, E, K, format,
+                   stored, threads};
+  with_scratch(c, atb_experts_scratch, atb_experts);
+  failures += counts[3] != 0 || counts[4] != tokens;
+  const double factor = scaled ? .002 : 1;
+  double* inner = (double*)malloc(width * sizeof(double));
+  for (int t = 0; t < tokens; t++) {
+    double sum[2];
+    for (int f = 0; f < width; f++) {
+      for (int part = 0; part < 2; part++) {
+        sum[part] = 0;
+        for (int h = 0; h < hidden; h++) sum[part] += (double)x.floats[t * hidden + h] * up.floats[(part * width + f) * hidden + h];
+      }
+      inner[f] = sum[0] * factor / (1 + exp(-sum[0] * factor)) * sum[1] * factor;
+    }
+    for (int h = 0; h < hidden; h++) {
+      double y = 0;
+      for (int f = 0; f < width; f++) y += inner[f] * down.floats[h * width + f];
+      // silu * up was rounded once on the way, which errs with the size of what is summed
+      compare(out.get((int64_t)t * hidden + h) / width, y * factor * (weights.floats[2 * t] + weights.floats[2 * t + 1]) / width, format);
+    }
+  }
+  free(inner), free(chosen), free(ups), free(downs);
+}
+
+static void rows(int format, int width) {
+  enum { T = 6 };
+  Numbers x(T * width, format), y(x.count, format), w(width, format), out(x.count, format), sum(x.count, format);
+  NormCall norm = {x.data, y.data, w.data, out.data, sum.data, width, width, T, width, format, format, 2, 1e-5f};
+  failures += atb_norm(&norm) != DONE;
+  for (int t = 0; t < T; t++) {
+    double square = 0;
+    for (int i = 0; i < width; i++) square += (double)sum.get(t * width + i) * sum.get(t * width + i);
+    for (int i = t * width; i < (t + 1) * width; i++) {
+      compare(sum.get(i), (double)x.floats[i] + y.floats[i], format);
+      compare(out.get(i), sum.get(i) / sqrt(square / width + 1e-5) * w.floats[i - t * width], format);
+    }
+  }
+  SharedGateCall gate = {y.data, x.data, w.data, out.data, width, width, T, width, width, format, format, 2};
+  failures += atb_shared_gate(&gate) != DONE;
+  for (int t = 0; t < T; t++) {
+    double dot = 0;
+    for (int i = 0; i < width; i++) dot += (double)x.floats[t * width + i] * w.floats[i];
+    for (int i = t * width; i < (t + 1) * width; i++) compare(out.get(i), y.floats[i] / (1 + exp(-dot)), format);
+  }
+  Numbers both(2 * T * width, format);
+  SwigluCall swiglu = {both.data, out.data, 2 * width, T, width, format, 2};
+  failures += atb_swiglu(&swiglu) != DONE;
+  for (int t = 0; t < T; t++)
+    for (int i = 0; i < width; i++) {
+      const double g = both.floats[2 * t * width + i], u = both.floats[(2 * t + 1) * width + i];
+      compare(out.get(t * width + i), g / (1 + exp(-g)) * u, format);
+    }
+}
+
+static void rope(int format, int dim, int half) {
+  enum { T = 5, N = 3, M = 2, SIZE = 4, BLOCKS = 3 };
+  Numbers q(T * N * dim, format), k(T * M * dim, format), v(k.count, format), cosine(T * half, FORMAT_F32),
+      sine(T * half, FORMAT_F32), out(q.count, format), keys(BLOCKS * SIZE * M * dim, format), values(keys.count, format);
+  const int64_t slots[T] = {11, 0, 3, 4, 7};
+  RopeCall c = {q.data, k.data, v.data, cosine.floats, sine.floats, slots, out.data, keys.data, values.data,
+                N * dim, M * dim, M * dim, SIZE * M * dim, M * dim, dim, SIZE * M * dim, M * dim, dim,
+                T, N, M, dim, half, SIZE, BLOCKS, format, 2};
+  failures += atb_rope(&c) != DONE;
+  for (int t = 0; t < T; t++)
+    for (int h = 0; h < N + M; h++)
+      for (int d = 0; d < dim; d++) {
+        const Numbers& from = h < N ? q : k;
+        const int64_t row = h < N ? (t * N + h) * dim : (t * M + h - N) * dim;
+        double expected = from.floats[row + d];
+        if (d < half)
+          expected = expected * cosine.floats[t * half + d] - (double)from.floats[row + d + half] * sine.floats[t * half + d];
+        else if (d < 2 * half)
+          expected = expected * cosine.floats[t * half + d - half] + (double)from.floats[row + d - half] * sine.floats[t * half + d - half];
+        compare(h < N ? out.get(row + d) : keys.get((slots[t] * M + h - N) * dim + d), expected, format);
+        if (h >= N) compare(values.get((slots[t] * M + h - N) * dim + d), v.floats[row + d], FORMAT_F32);
+      }
+}
+
+static void gating(int experts, int top_k) {
+  enum { T = 40 };
+  Numbers scores(T * experts, FORMAT_F32), bias(experts, FORMAT_F32), weights(T * top_k, FORMAT_F32);
+  int64_t* chosen = (int64_t*)malloc(T * top_k * 8);
+  GatingCall c = {(const float*)scores.data, (const float*)bias.data, (float*)weights.data, chosen, nullptr, T, experts,
+                  top_k, 1, 1, 3, 0, 2};
+  with_scratch(c, atb_gating_scratch, atb_gating);
+  for (int t = 0; t < T; t++) {
+    double sum = 0;
+    for (int k = 0; k < top_k; k++) sum += weights.get(t * top_k + k);
+    compare(sum, 2, FORMAT_F32);
+  }
+  free(chosen);
+}
+
+int main() {
+  for (int format : FLOATS) {
+    for (int threads : {1, 3}) {
+      attention(format, 2, 1, 40, threads);
+      attention(format, 1, 3, 128, threads);
+      attention(format, 2, 7, 16, threads);
+    }
+    report("attention");
+    for (int stored : {format, (int)FORMAT_I8}) {
+      for (int rows : {1, 2, 3, 5, 7, 13, 30}) linear(format, stored, rows, 37, 301, 1 + rows % 3);
+      linear(format, stored, 530, 19, 9, 2);
+      report("linear");
+      for (int tokens : {1, 3, 40}) experts(format, stored, tokens, 70, 21, 1 + tokens % 3);
+      report("experts");
+    }
+    for (int width : {1, 16, 67}) rows(format, width);
+    report("rows");
+    rope(format, 24, 12);
+    rope(format, 40, 7);
+    report("rope");
+  }
+  gating(9, 9);
+  gating(64, 6);
+  report("gating");
+  char* memory = (char*)malloc(3 << 20);
+  memset(memory, 1, 3 << 20);
+  atb_read_memory(memory, 3 << 20, 2);
+  free(memory);
+  return failures != 0;
+}
