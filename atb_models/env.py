@@ -159,6 +159,7 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("OMP_NUM_THREADS", None, COUNT, READ, "threads of a rank; unset: cores / ranks"),
     ("ATB_CPU_ISA", None, TEXT, READ,
      "instruction set of the CPU's operations: avx2, avx512, avx512bf16 or neon; reference: torch's; unset: the best"),
+    ("CXX", None, TEXT, READ, "C++ compiler of the CPU's operations; unset: g++, clang++ or the package ziglang"),
     ("TORCH_DEVICE_BACKEND_AUTOLOAD", None, SWITCH, PASSED,
      "0 keeps a torch_npu without CANN from breaking `import torch` (the scripts export 0)"),
     # ranks
