@@ -10,6 +10,8 @@ from torch import Tensor
 from atb_models.ops.native import attention
 from atb_models.ops.native.build import levels_of
 from atb_models.ops.native.library import Library, cpu_flags
+from atb_models.ops.native.packing import GateUpPanels, Panels
+from atb_models.ops.weight import Layout, Packing, Weight
 
 LEVELS = [level.name for machine in ("x86_64", "aarch64") for level in levels_of(machine) if level.needs <= cpu_flags()]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -56,3 +58,25 @@ def exact_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, d
         inner = torch.nn.functional.silu(gate) * up
         out[rows] += weights[rows, k, None].double() * (inner @ down[expert].double().t())
     return out
+
+
+def pack(library: Library, weight: Tensor) -> Tensor:
+    """[O, I] or [E, O, I] as Linear and the down product take it."""
+    return _packed(Panels(library), weight)
+
+
+def pack_gate_up(library: Library, weight_EGH: Tensor) -> Tensor:
+    return _packed(GateUpPanels(library), weight_EGH)
+
+
+def _packed(packing: Packing, plain: Tensor) -> Tensor:
+    """What the loader makes of the matrices, one after the other."""
+    layout = packing.layout(Layout.plain(tuple(plain.shape), plain.dtype))
+    assert layout.packing is packing and layout.loaded == layout.dtype == plain.dtype
+    weight = Weight(layout, torch.empty(layout.stored, dtype=layout.dtype))
+    if plain.dim() == 2:
+        packing.pack(plain, weight, None)
+    else:
+        for unit, matrix in enumerate(plain):
+            packing.pack(matrix, weight, unit)
+    return weight.data

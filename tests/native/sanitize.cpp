@@ -165,7 +165,7 @@ static void experts(int format, int stored, int tokens, int hidden, int width, i
       out(x.count, format), weights(tokens * K, FORMAT_F32), s13(E * 2 * width, FORMAT_F32), s2(E * hidden, FORMAT_F32);
   for (int64_t i = 0; i < s13.count; i++) s13.set(i, .002f);
   for (int64_t i = 0; i < s2.count; i++) s2.set(i, .002f);
-  int64_t *chosen = (int64_t*)malloc(tokens * K * 8), counts[E];
+  int64_t *chosen = (int64_t*)malloc(tokens * K * 8), counts[E] = {};
   for (int i = 0; i < tokens * K; i++) chosen[i] = i % K ? 4 : i % 3;  // expert 3 gets none; all are one matrix
   const int64_t up_bytes = 2ll * 16 * ((width + 15) / 16) * ((hidden + 3) / 4 * 4) * up.size();
   const int64_t down_bytes = 16ll * ((hidden + 15) / 16) * ((width + 3) / 4 * 4) * up.size();
@@ -235,7 +235,7 @@ static void rope(int format, int dim, int half) {
   enum { T = 5, N = 3, M = 2, SIZE = 4, BLOCKS = 3 };
   Numbers q(T * N * dim, format), k(T * M * dim, format), v(k.count, format), cosine(T * half, FORMAT_F32),
       sine(T * half, FORMAT_F32), out(q.count, format), keys(BLOCKS * SIZE * M * dim, format), values(keys.count, format);
-  const int64_t slots[T] = {11, 0, 3, 4, 7};
+  const int32_t slots[T] = {11, 0, 3, 4, 7};
   RopeCall c = {q.data, k.data, v.data, cosine.floats, sine.floats, slots, out.data, keys.data, values.data,
                 N * dim, M * dim, M * dim, SIZE * M * dim, M * dim, dim, SIZE * M * dim, M * dim, dim,
                 T, N, M, dim, half, SIZE, BLOCKS, format, 2};
@@ -255,12 +255,12 @@ static void rope(int format, int dim, int half) {
       }
 }
 
-static void gating(int experts, int top_k) {
+static void gating(int experts, int top_k, int groups) {
   enum { T = 40 };
   Numbers scores(T * experts, FORMAT_F32), bias(experts, FORMAT_F32), weights(T * top_k, FORMAT_F32);
   int64_t* chosen = (int64_t*)malloc(T * top_k * 8);
   GatingCall c = {(const float*)scores.data, (const float*)bias.data, (float*)weights.data, chosen, nullptr, T, experts,
-                  top_k, 1, 1, 3, 0, 2};
+                  top_k, 1, groups, (groups + 1) / 2, 2, 1, 3, 0, 2};
   with_scratch(c, atb_gating_scratch, atb_gating);
   for (int t = 0; t < T; t++) {
     double sum = 0;
@@ -291,8 +291,9 @@ int main() {
     rope(format, 40, 7);
     report("rope");
   }
-  gating(9, 9);
-  gating(64, 6);
+  gating(9, 9, 1);
+  gating(64, 6, 8);
+  gating(7, 3, 7);
   report("gating");
   char* memory = (char*)malloc(3 << 20);
   memset(memory, 1, 3 << 20);

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.cases import DTYPES, assert_close, exact_experts
+from native.cases import DTYPES, assert_close, exact_experts, pack, pack_gate_up
 from native.test_linear import STORAGES
 from torch import Tensor
 
-from atb_models.ops.native.experts import experts, pack_down, pack_gate_up, packed_gate_up_shape
+from atb_models.ops.native.experts import experts, packed_gate_up_shape
 from atb_models.ops.native.library import Library
 
 # experts, choices, hidden, width
@@ -36,13 +36,15 @@ class Layer:
             gate_up = (torch.randn(num, 2 * self.width, hidden) / 20).to(stored)
             down = (torch.randn(num, hidden, self.width) / 10).to(stored)
             self.exact = gate_up.double(), down.double()
-        self.gate_up, self.down = pack_gate_up(library, gate_up), pack_down(library, down)
+        self.gate_up, self.down = pack_gate_up(library, gate_up), pack(library, down)
         self.x = torch.randn(TOKENS, hidden).to(dtype)
         self.weights, self.chosen = (torch.rand(TOKENS, num) * 4).softmax(-1).topk(choices)
 
     def run(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         given = self.x[rows], self.chosen[rows], self.weights[rows]
-        return experts(self.library, *given, self.gate_up, self.down, self.width, *self.scales)
+        counter = torch.zeros(self.gate_up.shape[0], dtype=torch.int64)
+        out = experts(self.library, *given, self.gate_up, self.down, self.width, *self.scales, counter)
+        return out, counter
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -87,11 +89,23 @@ def test_a_broken_row_stays_alone(library: Library, dtype: torch.dtype) -> None:
     assert torch.equal(broken[kept], expected[kept])
 
 
-def test_packing_in_place_and_beside(library: Library) -> None:
-    fits, odd = torch.randn(2, 64, 32).half(), torch.randn(2, 60, 32).half()
-    assert pack_gate_up(library, fits).data_ptr() == fits.data_ptr()
-    assert pack_gate_up(library, odd).shape == packed_gate_up_shape(2, 30, 32) == (2, 4, 32, 16)
-    assert pack_down(library, torch.randn(2, 20, 30).half()).shape == (2, 2, 32, 16)
+def test_shapes_that_fill_no_panel(library: Library) -> None:
+    assert (
+        pack_gate_up(library, torch.randn(2, 60, 32).half()).shape == packed_gate_up_shape(2, 30, 32) == (2, 4, 32, 16)
+    )
+    assert pack(library, torch.randn(2, 20, 30).half()).shape == (2, 2, 32, 16)
+
+
+def test_counter_goes_on(library: Library) -> None:
+    layer = Layer(library, (4, 2, 64, 48), torch.float16, torch.float16)
+    given = layer.x, layer.chosen, layer.weights, layer.gate_up, layer.down, layer.width
+    counter = torch.full((4,), 1000)
+    out = experts(library, *given, counter_E=counter)
+    assert torch.equal(counter, 1000 + torch.bincount(layer.chosen.flatten(), minlength=4))
+    assert torch.equal(experts(library, *given), out)
+    for wrong in (counter.int(), counter[:3]):
+        with pytest.raises(ValueError, match="experts: "):
+            experts(library, *given, counter_E=wrong)
 
 
 def test_refusals(library: Library) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.cases import DTYPES, assert_close
+from native.cases import DTYPES, assert_close, pack
 from torch import Tensor
 
 from atb_models.ops.native.library import Library
-from atb_models.ops.native.linear import linear, pack, packed_shape
+from atb_models.ops.native.linear import linear, packed_shape
+from atb_models.ops.native.packing import Panels
+from atb_models.ops.weight import Layout, Weight
 
 # [outputs, inputs]: whole panels, tails of both, shards of widths that ranks leave, more than a block of inputs
 SHAPES = [(272, 512), (88, 1030), (469, 352), (33, 469), (1, 7), (176, 88), (100, 1)]
@@ -30,7 +32,7 @@ def weight_of(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Te
 def test_linear(library: Library, shape: tuple[int, int], dtype: torch.dtype, stored: torch.dtype) -> None:
     """Right, and a row has the same bits for any number of rows and threads."""
     weight, scale, exact = weight_of(*shape, stored)
-    packed = pack(library, weight.clone())
+    packed = pack(library, weight)
     assert packed.shape == packed_shape(*shape) and packed.dtype == stored
     x, bias = torch.randn(ROWS[-1], shape[1]).to(dtype), torch.randn(shape[0]).to(dtype)
     whole = linear(library, x, packed, shape[0], bias, scale)
@@ -46,7 +48,7 @@ def test_linear(library: Library, shape: tuple[int, int], dtype: torch.dtype, st
 def test_router_scores_are_float32(library: Library) -> None:
     weight = torch.randn(64, 256)
     x = torch.randn(5, 256).half()
-    scores = linear(library, x, pack(library, weight.clone()), 64, out_dtype=torch.float32)
+    scores = linear(library, x, pack(library, weight), 64, out_dtype=torch.float32)
     assert scores.dtype == torch.float32
     assert_close(scores, x.double() @ weight.double().t())
 
@@ -54,7 +56,7 @@ def test_router_scores_are_float32(library: Library) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_broken_row_stays_alone(library: Library, dtype: torch.dtype) -> None:
     weight, _, exact = weight_of(100, 70, dtype)
-    packed, x = pack(library, weight.clone()), torch.randn(40, 70).to(dtype)
+    packed, x = pack(library, weight), torch.randn(40, 70).to(dtype)
     expected = linear(library, x, packed, 100)
     x[3], x[17, 5] = float("nan"), float("inf")
     broken = linear(library, x, packed, 100)
@@ -77,13 +79,18 @@ def test_rounding_is_to_nearest_even_and_keeps_nan(library: Library, dtype: torc
     assert torch.equal(ours[~ours.isnan()], expected[~ours.isnan()])
 
 
-def test_packing_in_place_and_beside(library: Library) -> None:
-    weight = torch.randn(32, 64).half()
-    assert pack(library, weight).data_ptr() == weight.data_ptr()
-    tail = torch.randn(33, 64).half()
-    assert pack(library, tail).data_ptr() != tail.data_ptr()
-    part = torch.randn(32, 128).half()[:, :64]  # rows of another matrix: its memory is not filled
-    assert torch.equal(pack(library, part), pack(library, part.clone()))
+def test_packing_says_what_it_stores(library: Library) -> None:
+    packing = Panels(library)
+    plain = Layout.plain((33, 63), torch.float16)
+    layout = packing.layout(plain)
+    assert layout.stored == packed_shape(33, 63) == (3, 64, 16) and layout.shape == (33, 63)
+    assert layout.nbytes == 3 * 64 * 16 * 2 and layout.packing_bytes == plain.nbytes
+    wide = torch.randn(33, 128).half()
+    assert torch.equal(pack(library, wide[:, :63]), pack(library, wide[:, :63].contiguous()))
+    weight = Weight(layout, torch.zeros(layout.stored, dtype=torch.float16))
+    for wrong in (wide[:, :63].t().contiguous().t(), wide[:, :63].float(), wide[:, :59], wide[:16, :63]):
+        with pytest.raises(ValueError, match="pack"):
+            packing.pack(wrong, weight, None)
 
 
 def test_rows_may_lie_anywhere(library: Library) -> None:

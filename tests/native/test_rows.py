@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
-from native.cases import DTYPES, assert_close
+from native.cases import DTYPES, assert_close, pack
 from torch import Tensor
 from torch.nn.functional import silu
 
 from atb_models.ops import attention as reference
-from atb_models.ops.native.gating import Gate, moe_gating, route
+from atb_models.ops.gating import Gating
+from atb_models.ops.gating import moe_gating as reference_gating
+from atb_models.ops.native.gating import moe_gating, route
 from atb_models.ops.native.library import Library
-from atb_models.ops.native.linear import pack
 from atb_models.ops.native.rope import rope_and_cache
 from atb_models.ops.native.rows import add_rms_norm, rms_norm, shared_expert_gate, swiglu
 
@@ -58,7 +61,7 @@ def test_rope_and_cache(
     fused = torch.randn(tokens, heads + 2 * kv_heads, head_dim).to(dtype)
     q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
     angle = torch.rand(tokens, half) * 6
-    slots = torch.randperm(blocks * size)[:tokens]
+    slots = torch.randperm(blocks * size)[:tokens].int()
     both = torch.full((blocks, 2, size, kv_heads, head_dim), 7.0).to(dtype)  # strides that are not the plain ones
     before = both.clone()
     turned = rope_and_cache(library, q, k, v, angle.cos(), angle.sin(), both[:, 0], both[:, 1], slots)
@@ -81,7 +84,7 @@ def test_rope_and_cache(
 def test_rope_refusals(library: Library) -> None:
     q, k, v = torch.randn(3, 4, 32), torch.randn(3, 2, 32), torch.randn(3, 2, 32)
     cos, sin, caches = torch.rand(3, 16), torch.rand(3, 16), [torch.zeros(2, 8, 2, 32) for _ in range(2)]
-    good = [q, k, v, cos, sin, *caches, torch.tensor([0, 5, 15])]
+    good = [q, k, v, cos, sin, *caches, torch.tensor([0, 5, 15], dtype=torch.int32)]
     refused = [
         (0, q.half(), "float16"),
         (1, k[:, :1], "do not go together"),
@@ -90,9 +93,9 @@ def test_rope_refusals(library: Library) -> None:
         (4, sin[:, :8], "do not go together"),
         (5, caches[0].transpose(2, 3).contiguous().transpose(2, 3), "do not lie together"),
         (6, caches[1][:1], "do not go together"),
-        (7, torch.tensor([0, 5, 16]), "a slot that the cache does not have"),
-        (7, torch.tensor([0, -1, 3]), "a slot that the cache does not have"),
-        (7, torch.tensor([0, 5, 15], dtype=torch.int32), "slots of torch.int32"),
+        (7, torch.tensor([0, 5, 16], dtype=torch.int32), "a slot that the cache does not have"),
+        (7, torch.tensor([0, -1, 3], dtype=torch.int32), "a slot that the cache does not have"),
+        (7, torch.tensor([0, 5, 15]), "slots of torch.int64"),
     ]
     for place, wrong, match in refused:
         with pytest.raises(ValueError, match=match):
@@ -101,20 +104,33 @@ def test_rope_refusals(library: Library) -> None:
 
 
 @pytest.mark.parametrize("experts, top_k", [(64, 6), (60, 4), (8, 8), (5, 1), (257, 8)])
-@pytest.mark.parametrize("sigmoid", [False, True])
-def test_gating(library: Library, experts: int, top_k: int, sigmoid: bool) -> None:
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_gating(library: Library, experts: int, top_k: int, score: Literal["softmax", "sigmoid"]) -> None:
     scores, bias = torch.randn(70, experts) * 3, torch.randn(experts) / 10
-    exact = scores.double().sigmoid() if sigmoid else scores.double().softmax(-1)
+    exact = scores.double().sigmoid() if score == "sigmoid" else scores.double().softmax(-1)
     for added in (None, bias):
         rank = exact if added is None else exact + added.double()
         expected = rank.topk(top_k).indices
-        weights, chosen = moe_gating(library, scores, Gate(top_k, sigmoid), added)
+        weights, chosen = moe_gating(library, scores, Gating(top_k, score), added)
         assert torch.equal(chosen, expected)
         assert_close(weights, exact.gather(1, chosen))
         for eps in (1e-20, 1e-2):
-            scaled, _ = moe_gating(library, scores, Gate(top_k, sigmoid, eps, 2.5), added)
+            scaled, _ = moe_gating(library, scores, Gating(top_k, score, renormalize_eps=eps, scaling=2.5), added)
             picked = exact.gather(1, chosen)
             assert_close(scaled, 2.5 * picked / (picked.sum(-1, keepdim=True) + eps))
+
+
+@pytest.mark.parametrize("group_score", ["max", "top2"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gating_within_groups(library: Library, group_score: Literal["max", "top2"], biased: bool) -> None:
+    bias = torch.randn(64) / 5 if biased else None
+    for groups, top_groups, top_k in ((8, 4, 6), (8, 1, 8), (32, 3, 3), (4, 4, 5)):
+        gating = Gating(top_k, "sigmoid", groups, top_groups, group_score, 1e-20, 1.5)
+        scores = torch.randn(50, 64)
+        weights, chosen = moe_gating(library, scores, gating, bias)
+        expected = reference_gating.reference(scores, gating, bias)
+        assert torch.equal(chosen, expected[1])
+        assert_close(weights, expected[0].double(), times=3)
 
 
 def test_gating_of_equal_and_broken_scores(library: Library) -> None:
@@ -122,18 +138,18 @@ def test_gating_of_equal_and_broken_scores(library: Library) -> None:
     scores[1] = float("nan")
     scores[2, 7] = float("nan")
     scores[3, 4], scores[3, 9] = float("inf"), 1.0
-    weights, chosen = moe_gating(library, scores, Gate(3))
+    weights, chosen = moe_gating(library, scores, Gating(3))
     assert chosen[0].tolist() == [0, 1, 2]  # the lower number first
     assert all(len(set(row)) == 3 and set(row) <= set(range(20)) for row in chosen.tolist())
     assert weights[1].isnan().all() and weights[0].allclose(torch.full((3,), 0.05))
-    _, chosen = moe_gating(library, scores, Gate(20, sigmoid=True))
+    _, chosen = moe_gating(library, scores, Gating(20, "sigmoid"))
     assert chosen[2, -1] == 7 and sorted(chosen[2].tolist()) == list(range(20))  # a NaN is last
 
 
 def test_route(library: Library) -> None:
     x, router = torch.randn(9, 96).bfloat16(), torch.randn(16, 96)
     exact = (x.double() @ router.double().t()).softmax(-1)
-    weights, chosen = route(library, x, pack(library, router), 16, Gate(4))
+    weights, chosen = route(library, x, pack(library, router), 16, Gating(4))
     assert torch.equal(chosen, exact.topk(4).indices)
     assert_close(weights, exact.topk(4).values)
 
@@ -153,6 +169,6 @@ def test_refusals(library: Library) -> None:
     with pytest.raises(ValueError, match="do not go together"):
         shared_expert_gate(library, x, x[:2], weight[None])
     with pytest.raises(ValueError, match="the 33 best of 32"):
-        moe_gating(library, x, Gate(33))
+        moe_gating(library, x, Gating(33))
     with pytest.raises(ValueError, match="a tensor"):
-        moe_gating(library, x, Gate(3), weight[:5].contiguous())
+        moe_gating(library, x, Gating(3), weight[:5].contiguous())

@@ -10,11 +10,12 @@ import hashlib
 import os
 
 import torch
+from native.cases import pack, pack_gate_up
 
 from atb_models.ops.native import library as loader
 from atb_models.ops.native.attention import paged_attention
-from atb_models.ops.native.experts import experts, pack_down, pack_gate_up
-from atb_models.ops.native.linear import linear, pack
+from atb_models.ops.native.experts import experts
+from atb_models.ops.native.linear import linear
 
 
 class Work:
@@ -27,7 +28,7 @@ class Work:
         self.chosen = torch.rand(70, 8).topk(3).indices
         self.packed = pack(library, torch.randn(300, 256).half())
         self.gate_up = pack_gate_up(library, torch.randn(8, 128, 256).half())
-        self.down = pack_down(library, torch.randn(8, 256, 64).half())
+        self.down = pack(library, torch.randn(8, 256, 64).half())
         self.q, self.k, self.v = (torch.randn(*size).half() for size in ((3, 8, 64), (40, 16, 4, 64), (40, 16, 4, 64)))
         self.table, self.starts = torch.randperm(40).view(2, 20).int(), torch.tensor([0, 1, 3]).int()
         self.lens = torch.tensor([320, 300]).int()
@@ -36,7 +37,7 @@ class Work:
         lists = self.table, self.starts, self.lens
         results = [
             linear(self.library, self.x, self.packed, 300),
-            *experts(self.library, self.x, self.chosen, self.weights, self.gate_up, self.down, 64),
+            experts(self.library, self.x, self.chosen, self.weights, self.gate_up, self.down, 64),
             paged_attention(self.library, self.q, self.k, self.v, *lists, 0.1),
         ]
         return hashlib.sha256(b"".join(result.numpy().tobytes() for result in results)).hexdigest()

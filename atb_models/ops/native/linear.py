@@ -25,24 +25,17 @@ def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int]:
     return -(-outputs // PANEL), -(-inputs // FILL) * FILL, PANEL
 
 
-def pack(library: Library, weight_OI: Tensor) -> Tensor:
-    """A weight [O, I] packed: in its own memory where it fills it, else in new memory."""
-    on_cpu("pack", weight_OI)
-    dense("pack", weight_OI)
-    shape = packed_shape(*weight_OI.shape)
-    if weight_OI.is_contiguous() and weight_OI.numel() == shape[0] * shape[1] * shape[2]:
-        packed = weight_OI.view(shape)
-        for panel, rows in enumerate(weight_OI.split(PANEL)):
-            pack_into(library, rows.clone(), packed[panel : panel + 1])
-        return packed
-    packed = torch.empty(shape, dtype=weight_OI.dtype)
-    pack_into(library, weight_OI, packed)
-    return packed
-
-
 def pack_into(library: Library, weight_OI: Tensor, packed: Tensor, step: int = 1) -> None:
     """Write the panels of `weight_OI` to every `step`-th panel of `packed`; their memories are distinct."""
     outputs, inputs = weight_OI.shape
+    on_cpu("pack", weight_OI, packed)
+    dense("pack", weight_OI)
+    dense("pack", packed, 3)
+    if packed.dtype != weight_OI.dtype or tuple(packed[::step].shape) != packed_shape(outputs, inputs):
+        raise ValueError(
+            f"pack: {tuple(weight_OI.shape)} of {weight_OI.dtype} does not go to every {step}th of the panels"
+            f" {tuple(packed.shape)} of {packed.dtype}"
+        )
     call = PackCall(
         weight_OI.data_ptr(),
         packed.data_ptr(),

@@ -26,7 +26,7 @@ def rope_and_cache(
 ) -> Tensor:
     """Turn the pairs (d, d + half) of q and k by their token's angle, half = cos_TD.shape[1] -> q [T, N, D].
 
-    Keys and values are written to the slots of the caches (slot = block * S + offset, int64). Elements of a head
+    Keys and values are written to the slots of the caches (slot = block * S + offset, int32). Elements of a head
     beyond 2 * half stay as they are. Tables are float32. A token's heads must lie together; other strides are free.
     Raises ValueError, before anything is written, for tensors that do not go together or a slot that is not there.
     """
@@ -67,7 +67,7 @@ def _check(
     on_cpu("Rope", *floats, *tables, slots_T)
     if q_TND.dtype not in FLOATS or any(x.dtype != q_TND.dtype for x in floats):
         raise ValueError(f"Rope: {[x.dtype for x in floats]} for q, k, v and their caches")
-    if any(x.dtype != torch.float32 for x in tables) or slots_T.dtype != torch.int64:
+    if any(x.dtype != torch.float32 for x in tables) or slots_T.dtype != torch.int32:
         raise ValueError(f"Rope: tables of {cos_TD.dtype} and {sin_TD.dtype}, slots of {slots_T.dtype}")
     tokens, _, head_dim = q_TND.shape
     half = cos_TD.shape[1]

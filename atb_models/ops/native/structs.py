@@ -41,7 +41,7 @@ class PackCall(Structure):
 
 class ExpertsCall(Structure):
     _fields_ = [
-        *_fields(c_void_p, "x chosen weights gate_up down gate_up_scale down_scale out counts scratch"),
+        *_fields(c_void_p, "x chosen weights gate_up down gate_up_scale down_scale out counter scratch"),
         *_fields(c_int64, "x_row"),
         *_fields(c_int32, "tokens hidden width experts top_k format weight_format threads"),
     ]
@@ -79,6 +79,6 @@ class RopeCall(Structure):
 class GatingCall(Structure):
     _fields_ = [
         *_fields(c_void_p, "scores bias weights chosen scratch"),
-        *_fields(c_int32, "tokens experts top_k sigmoid renormalize threads"),
+        *_fields(c_int32, "tokens experts top_k sigmoid groups top_groups group_best renormalize threads"),
         *_fields(c_float, "eps scaling"),
     ]

@@ -50,7 +50,7 @@ struct ExpertsCall {
   const void *gate_up, *down;
   const float *gate_up_scale, *down_scale;  // [E, 2 F] and [E, H], for int8
   void* out;                                // [T, H], contiguous
-  int64_t* counts;                          // [E], rows of each expert
+  int64_t* counter;                         // [E], to which each expert's rows are added, or null
   float* scratch;
   int64_t x_row;
   int32_t tokens, hidden, width, experts, top_k, format, weight_format, threads;
@@ -85,7 +85,7 @@ struct SharedGateCall {
 struct RopeCall {
   const void *q, *k, *v;
   const float *cos, *sin;  // [T, half], contiguous
-  const int64_t* slots;
+  const int32_t* slots;
   void *q_out, *k_cache, *v_cache;  // q_out [T, N, D], contiguous
   int64_t q_row, k_row, v_row;
   int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
@@ -93,12 +93,14 @@ struct RopeCall {
 };
 
 // The `top_k` experts of each row of scores. Sigmoid: scores become sigmoids, else the softmax over all experts; `bias`
-// is added for the choice only. The weights are divided by their sum + eps where `renormalize`, then times `scaling`.
+// is added for the choice only. Experts are in `groups` equal runs; those outside the `top_groups` best are not chosen
+// while there are others. A group is worth the sum of its `group_best` best (1 or 2) choices. The weights are divided by
+// their sum + eps where `renormalize`, then multiplied by `scaling`.
 struct GatingCall {
   const float *scores, *bias;  // [T, E], contiguous
   float* weights;              // [T, K]
   int64_t* chosen;             // [T, K]
   float* scratch;
-  int32_t tokens, experts, top_k, sigmoid, renormalize, threads;
+  int32_t tokens, experts, top_k, sigmoid, groups, top_groups, group_best, renormalize, threads;
   float eps, scaling;
 };

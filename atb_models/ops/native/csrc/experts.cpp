@@ -74,8 +74,8 @@ template <class W, class X> class Experts {
   int64_t scratch() const { return lists + inputs + inner + sums + c.threads * desk; }
 
   void run() const {
-    for (int e = 0; e < c.experts; e++) c.counts[e] = 0;
-    for (int64_t i = 0; i < (int64_t)c.tokens * c.top_k; i++) c.counts[c.chosen[i]]++;
+    if (c.counter)
+      for (int64_t i = 0; i < (int64_t)c.tokens * c.top_k; i++) c.counter[c.chosen[i]]++;
     Routing routing((int*)c.scratch, choices, c.experts);
     for (int start = 0; start < c.tokens; start += SLICE) {
       const int tokens = least(SLICE, c.tokens - start);
