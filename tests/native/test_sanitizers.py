@@ -1,4 +1,4 @@
-"""The C++ sources in a program of their own, tests/native/sanitize.cpp: with AddressSanitizer and UBSan, and on aarch64."""
+"""The C++ sources in a program of their own, sanitize.cpp: with AddressSanitizer and UBSan, and on aarch64."""
 
 from __future__ import annotations
 
