@@ -5,6 +5,13 @@
 #include <pthread.h>
 #include <sched.h>
 
+// The oldest versions of these: a compiler would take those of the machine it runs on, which glibc below 2.34 lacks.
+#if defined(__x86_64__)
+__asm__(".symver pthread_create,pthread_create@GLIBC_2.2.5\n.symver pthread_join,pthread_join@GLIBC_2.2.5");
+#elif defined(__aarch64__)
+__asm__(".symver pthread_create,pthread_create@GLIBC_2.17\n.symver pthread_join,pthread_join@GLIBC_2.17");
+#endif
+
 typedef void (*ParallelRegion)(void (*)(void*), void*, unsigned, unsigned);
 static ParallelRegion parallel_region = nullptr;
 static int (*threads_in_region)() = nullptr;
