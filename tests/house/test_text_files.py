@@ -17,6 +17,8 @@ EXCEPTIONS = {
     "atb_models.machine.cores": KERNEL,
     "atb_models.machine.memory": KERNEL,
     "atb_models.ranks.lifetime": KERNEL,
+    "atb_models.ops.native.build": "its own files; it runs where the package cannot be imported yet",
+    "atb_models.ops.native.library": KERNEL + "; and its own libraries, as bytes",
     "modeltest.environment": KERNEL,
     "modeltest.speed.peak": KERNEL,
     "modeltest.accuracy.jail": KERNEL,

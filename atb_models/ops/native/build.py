@@ -9,19 +9,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
 FOLDER = Path(__file__).parent / "lib"
+RECORD = "built.json"  # beside the libraries: what made each level, or why it is not there
+
+NO_COMPILER = "no C++ compiler: set CXX, or install g++, clang++ or the Python package ziglang"
 
 COMMON = (
     "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti",
@@ -83,9 +89,19 @@ class Compiler:
         target = ("-target", f"{level.machine}-linux-gnu.2.17", f"-mcpu={level.zig}")
         return (*target, "-fno-sanitize=all", "-nostdlib++", "-s")
 
+    def version(self) -> str:
+        """Its name and release, as it gives them: `g++ (Debian 12.2.0-14) 12.2.0`, `ziglang 0.17.1`."""
+        if self.zig:
+            return f"ziglang {metadata.version('ziglang')}"
+        try:
+            said = subprocess.run([*self.command, "--version"], capture_output=True, text=True).stdout
+        except OSError:
+            said = ""
+        return said.partition("\n")[0].strip() or shlex.join(self.command)
+
 
 @dataclass(frozen=True)
-class Outcome:
+class LevelOutcome:
     """What became of one level: the file, or what the compiler said."""
 
     level: Level
@@ -93,16 +109,20 @@ class Outcome:
     complaint: str | None
 
 
-def find_compiler() -> Compiler | None:
-    """$CXX, g++, clang++ or ziglang, the first that is there."""
+def compilers() -> Iterator[Compiler]:
+    """$CXX, g++, clang++ and ziglang, those that are there; the first is taken."""
     if chosen := os.environ.get("CXX", "").strip():
-        return Compiler(tuple(shlex.split(chosen)))
+        yield Compiler(tuple(shlex.split(chosen)))
     for name in ("g++", "clang++"):
         if found := shutil.which(name):
-            return Compiler((found,))
+            yield Compiler((found,))
     if importlib.util.find_spec("ziglang") is not None:
-        return Compiler((sys.executable, "-m", "ziglang", "c++"), zig=True)
-    return None
+        yield Compiler((sys.executable, "-m", "ziglang", "c++"), zig=True)
+
+
+def find_compiler() -> Compiler | None:
+    """The compiler that is taken; None where there is none."""
+    return next(compilers(), None)
 
 
 def levels_of(machine: str) -> tuple[Level, ...]:
@@ -111,8 +131,8 @@ def levels_of(machine: str) -> tuple[Level, ...]:
 
 
 def source_id() -> str:
-    """A digest of the sources: a library made from others does not fit this Python code."""
-    digest = hashlib.sha256()
+    """A digest of the sources and of this file: a library made from others does not fit this Python code."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(SOURCES.rglob("*.*")):
         digest.update(path.relative_to(SOURCES).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -123,28 +143,71 @@ def library_path(level: Level, folder: Path = FOLDER) -> Path:
     return folder / f"atb_ops_{level.name}.so"
 
 
-def build(levels: Iterable[Level], compiler: Compiler, folder: Path = FOLDER) -> list[Outcome]:
-    """Compile `levels` into `folder`. A file appears only when it is complete."""
+def fits(level: Level, folder: Path = FOLDER) -> bool:
+    """Whether the library of a level lies in `folder` and was made from the sources that lie here."""
+    path = library_path(level, folder)
+    return path.is_file() and f"atb-source-id:{source_id()}".encode() in path.read_bytes()
+
+
+def stale(levels: Iterable[Level], compiler: Compiler | None, folder: Path = FOLDER) -> list[Level]:
+    """Those of `levels` to compile: made from other sources, by a compiler other than `compiler`, or not at all."""
+    made_by = compiler and compiler.version()
+    by_level = record(folder)
+    return [
+        level
+        for level in levels
+        if not fits(level, folder) or (made_by and by_level.get(level.name, {}).get("compiler") != made_by)
+    ]
+
+
+def record(folder: Path = FOLDER) -> dict[str, dict[str, str | None]]:
+    """Level -> `compiler`, its version, and `complaint`, None where the level was made; {} before the first build."""
+    try:
+        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def build(levels: Iterable[Level], compiler: Compiler | None, folder: Path = FOLDER) -> list[LevelOutcome]:
+    """Compile `levels` into `folder` and record what became of them. A file appears only when it is complete.
+
+    Without a compiler every level's outcome says so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(lambda level: _compile(level, compiler, folder), levels))
+    if compiler is None:
+        outcomes = [LevelOutcome(level, library_path(level, folder), NO_COMPILER) for level in levels]
+    else:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool, tempfile.TemporaryDirectory() as cache:
+            # zig would keep what it makes once, libc's start files for instance, in the user's home, if there is one
+            environ = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+            outcomes = list(pool.map(lambda level: _compile(level, compiler, folder, environ), levels))
+    made_by = compiler and compiler.version()
+    rows = {
+        outcome.level.name: {"compiler": made_by, "complaint": outcome.complaint}
+        for outcome in outcomes
+        if not (outcome.complaint and fits(outcome.level, folder))  # what another compiler made is still there
+    }
+    partial = folder / f"{RECORD}.{os.getpid()}"
+    partial.write_text(json.dumps(record(folder) | rows, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / RECORD)
+    return outcomes
 
 
-def _compile(level: Level, compiler: Compiler, folder: Path) -> Outcome:
+def _compile(level: Level, compiler: Compiler, folder: Path, environ: dict[str, str]) -> LevelOutcome:
     path = library_path(level, folder)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     sources = sorted(str(source) for source in SOURCES.rglob("*.cpp"))
     identity = (f'-DATB_SOURCE_ID="{source_id()}"', f'-DATB_LEVEL="{level.name}"')
     command = [*compiler.command, *COMMON, *compiler.options(level), *identity, *sources, "-o", str(partial)]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True, env=environ)
     except OSError as error:
-        return Outcome(level, path, f"{compiler.command[0]}: {error.strerror}")
+        return LevelOutcome(level, path, f"{compiler.command[0]}: {error.strerror}")
     if ended.returncode:
         partial.unlink(missing_ok=True)
-        return Outcome(level, path, ended.stderr.strip() or f"{compiler.command[0]} ended with {ended.returncode}")
+        return LevelOutcome(level, path, ended.stderr.strip() or f"{compiler.command[0]} ended with {ended.returncode}")
     partial.replace(path)
-    return Outcome(level, path, None)
+    return LevelOutcome(level, path, None)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -160,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no level of a {platform.machine()} machine: {', '.join(sorted(unknown))}")
     compiler = find_compiler()
     if compiler is None:
-        print("no C++ compiler: set CXX, or install g++, clang++ or the Python package ziglang", file=sys.stderr)
+        print(NO_COMPILER, file=sys.stderr)
         return 1
     wanted = [level for level in here if not args.level or level.name in args.level]
     outcomes = build(wanted, compiler, args.folder)

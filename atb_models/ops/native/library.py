@@ -21,14 +21,14 @@ import torch
 from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.ops.native import structs
-from atb_models.ops.native.build import FOLDER, Level, levels_of, library_path, source_id
+from atb_models.ops.native.build import FOLDER, Level, fits, levels_of, library_path, record
 
 REFERENCE = "reference"
 BUILD = "python -m atb_models.ops.native.build"
 
 
 @dataclass(frozen=True)
-class Choice:
+class LevelChoice:
     """The level that serves, None for the reference, and why it is this one."""
 
     level: Level | None
@@ -48,7 +48,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
-def choose(forced: str | None, flags: frozenset[str], machine: str | None = None, folder: Path = FOLDER) -> Choice:
+def choose(forced: str | None, flags: frozenset[str], machine: str | None = None, folder: Path = FOLDER) -> LevelChoice:
     """The best level that this CPU has and that was built; `forced` names one, or the reference.
 
     Raises ConfigError where the forced one is unknown, beyond this CPU, or not built.
@@ -63,17 +63,17 @@ def choose(forced: str | None, flags: frozenset[str], machine: str | None = None
         if missing := unusable(level, folder):
             complaint = complaint or missing
         elif complaint:
-            return Choice(level, f"not the best one: {complaint}")
+            return LevelChoice(level, f"not the best one: {complaint}")
         else:
-            return Choice(level, "the best that the CPU has")
-    return Choice(None, complaint)
+            return LevelChoice(level, "the best that the CPU has")
+    return LevelChoice(None, complaint)
 
 
 def _forced(
     forced: str, possible: list[Level], levels: tuple[Level, ...], flags: frozenset[str], folder: Path
-) -> Choice:
+) -> LevelChoice:
     if forced == REFERENCE:
-        return Choice(None, "ATB_CPU_ISA")
+        return LevelChoice(None, "ATB_CPU_ISA")
     names = ", ".join([REFERENCE, *(level.name for level in possible)])
     for level in levels:
         if level.name == forced:
@@ -83,19 +83,20 @@ def _forced(
                 )
             if missing := unusable(level, folder):
                 raise ConfigError(f"ATB_CPU_ISA={forced}, but {missing}; possible here: {names}")
-            return Choice(level, "ATB_CPU_ISA")
+            return LevelChoice(level, "ATB_CPU_ISA")
     raise ConfigError(f"ATB_CPU_ISA={forced} is no instruction set of this CPU; possible here: {names}")
 
 
 def unusable(level: Level, folder: Path = FOLDER) -> str | None:
     """Why the library of a level cannot be loaded from `folder`; None where it can."""
+    if fits(level, folder):
+        return None
     path = library_path(level, folder)
-    if not path.is_file():
-        return f"{path} was not built: {BUILD}"
-    marker = f"atb-source-id:{source_id()}".encode()
-    if marker not in path.read_bytes():
+    if path.is_file():
         return f"{path} was built from other sources: {BUILD}"
-    return None
+    complaint = record(folder).get(level.name, {}).get("complaint")
+    lines = (complaint or "").splitlines()
+    return f"{path} was not built{f' ({lines[0]})' if lines else ''}: {BUILD}"
 
 
 class Library:
@@ -144,7 +145,7 @@ def load(name: str) -> Library:
     return Library(choice.level)
 
 
-def active() -> Choice:
+def active() -> LevelChoice:
     """What serves in this process."""
     return choose(env.get("ATB_CPU_ISA"), cpu_flags())
 
