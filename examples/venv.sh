@@ -24,13 +24,19 @@ create_venv() {
     "$base" -m venv "$venv"
 }
 
-# Install the project into it unless this was done for the same project files.
+# A digest of what an installation is made from: how it is done, and the sources that it compiles.
+installed_files() {
+    (cd "$root" && find setup.py build_backend.py pyproject.toml atb_models/ops/native/{build.py,csrc} -type f -print0) |
+        LC_ALL=C sort -z | (cd "$root" && xargs -0 sha256sum) | sha256sum | cut -d' ' -f1
+}
+
+# Install the project into it unless this was done for the same files.
 ensure_venv() {
     local extra="${1:-}" venv torch="${TORCH:-torch==2.13.0}" stamp done_file
     venv="$(realpath -m "${VENV:-$root/.venv}")"
     create_venv "$venv"
     python="$venv/bin/python"
-    stamp="$(cat "$root/setup.py" "$root/pyproject.toml" | sha256sum | cut -d' ' -f1) $root $torch"
+    stamp="$(installed_files) $root $torch"
     done_file="$venv/.atb-models-installed${extra:+-$extra}"
     [ "$(cat "$done_file" 2>/dev/null)" = "$stamp" ] && return
     echo "installing into $venv (a few minutes the first time)" >&2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -47,9 +46,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (binaries / name).write_text(f'#!/bin/sh\n{python} {program}"$@"\n')
         (binaries / name).chmod(0o755)
     (binaries / "activate").write_text(f"PATH={binaries}:$PATH\n")
-    files = b"".join((folder / name).read_bytes() for name in ("setup.py", "pyproject.toml"))
-    stamp = f"{hashlib.sha256(files).hexdigest()} {folder} torch==2.13.0\n"
-    (folder / ".venv" / ".atb-models-installed").write_text(stamp)
+    digest = f'source "{folder}/examples/venv.sh"; installed_files'
+    files = subprocess.run(["bash", "-c", digest], capture_output=True, text=True, check=True).stdout.strip()
+    (folder / ".venv" / ".atb-models-installed").write_text(f"{files} {folder} torch==2.13.0\n")
     return folder
 
 

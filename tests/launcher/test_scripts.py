@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -220,13 +221,41 @@ class TestVirtualEnvironment:
         assert not list(venv.parent.glob(".atb*"))
 
 
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("pyproject.toml", True),
+        ("build_backend.py", True),
+        ("atb_models/ops/native/csrc/simd/avx2.h", True),
+        ("atb_models/ops/native/build.py", True),
+        ("atb_models/ops/cpu.py", False),
+    ],
+)
+def test_an_installation_is_repeated_for_what_it_compiles(root, tmp_path, file, counts):
+    """A change of the CPU library's sources, but not of Python that runs from the tree."""
+    for name in ("pyproject.toml", "setup.py", "build_backend.py", "examples/venv.sh", "atb_models/ops/cpu.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    native = "atb_models/ops/native"
+    shutil.copytree(root / native, tmp_path / native, ignore=shutil.ignore_patterns("lib", "__pycache__"))
+
+    def digest():
+        command = f'source "{tmp_path}/examples/venv.sh"; installed_files'
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+
+    before = digest()
+    assert digest() == before and len(before) == 65
+    (tmp_path / file).write_text((tmp_path / file).read_text() + "\n")
+    assert (digest() != before) == counts
+
+
 def test_quickstart_runs_four_ranks_in_its_environment(run_script, fake_python, tmp_path, root):
     """In an environment that is made and installed already."""
     python, _ = fake_python
     venv = tmp_path / "venv" / "bin"
     venv.mkdir(parents=True)
     (venv / "python").symlink_to(python)
-    stamp = f'source "{root}/examples/venv.sh"; cat "$root/setup.py" "$root/pyproject.toml" | sha256sum | cut -d" " -f1'
+    stamp = f'source "{root}/examples/venv.sh"; installed_files'
     digest = subprocess.run(["bash", "-c", stamp], capture_output=True, text=True, check=True).stdout.strip()
     (venv.parent / ".atb-models-installed").write_text(f"{digest} {root} torch==2.13.0\n")
     words, _ = run_script("--stream", script="examples/quickstart.sh", VENV=str(venv.parent), PYTHON="unused")

@@ -60,7 +60,7 @@ def test_the_container_holds_what_it_installs(lines: list[list[str]], root: Path
     sources = [name for keyword, words in lines if keyword == "COPY" for name in words.split()[:-1]]
     assert sources and all((root / name).exists() for name in sources)
     of_setup = re.findall(r'"([\w.]+\.(?:md|py))"', (root / "pyproject.toml").read_text().split("[tool.")[0])
-    assert {"LICENSE", "pyproject.toml", "setup.py", "atb_models", *of_setup} <= set(sources)
+    assert {"LICENSE", "pyproject.toml", "setup.py", "build_backend.py", "atb_models", *of_setup} <= set(sources)
 
 
 def test_the_container_serves_at_the_default_port(lines: list[list[str]]) -> None:
