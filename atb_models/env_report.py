@@ -29,6 +29,7 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
             print(f"Ascend {name}: {look()}", file=out)
         except (Unusual, ConfigError, OSError, ValueError) as error:  # the last two: a file that cannot be read
             print(f"Ascend {name}: none seen; {error}", file=out)
+    unusable = _print_cpu_operations(out, environ)
     rows = [("variable", "value", "default", "use", "meaning")]
     for v in env.TABLE.values():
         rows.append(
@@ -41,7 +42,7 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     unread = [name for name in sorted(environ) if name.startswith(env.PREFIXES) and name not in env.TABLE]
     if unread:
         print(f"\nset, but nothing here reads them: {', '.join(unread)}", file=out)
-    return problems(environ)
+    return problems(environ) + unusable
 
 
 def _devices() -> str:
@@ -51,6 +52,18 @@ def _devices() -> str:
     from atb_models.machine import npu
 
     return npu.devices()
+
+
+def _print_cpu_operations(out: TextIO, environ: Mapping[str, str]) -> list[str]:
+    """Returns what is wrong with ATB_CPU_ISA, which only the CPU can tell."""
+    try:
+        from atb_models.ops.native.report import report_lines  # imports torch
+
+        print("\n".join(report_lines(environ)), file=out)
+    except (ImportError, ConfigError) as error:
+        print(f"CPU operations: none; {error}", file=out)
+        return [str(error)] if isinstance(error, ConfigError) else []
+    return []
 
 
 def problems(environ: Mapping[str, str] | None = None) -> list[str]:

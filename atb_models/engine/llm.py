@@ -30,6 +30,7 @@ from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.device import choose_device
 from atb_models.models.config import ModelConfig
 from atb_models.models.generation import answer_ends
+from atb_models.ops.native.report import log_choice
 from atb_models.outputs import RequestOutput
 from atb_models.ranks.spawn import open_group
 from atb_models.sampling_params import SamplingParams
@@ -95,6 +96,8 @@ class LLM:
                 serve(config, model_config, self._group)
                 self._group.close()
                 raise SystemExit(0)
+            if kind == "cpu":
+                log_choice()
             with self._group.doing("reading the tokenizer"):
                 self._tokenizer = load_tokenizer(config.folder, config.chat_template, config.trust_remote_code)
             blocks = agree_on_kv_blocks(config, model_config, self._group)
