@@ -24,6 +24,8 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
+# What a test's own fixtures choose for its process.
+KEPT = ("OMP_NUM_THREADS", "ATB_CPU_ISA")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -70,7 +72,7 @@ def restored_logger() -> Iterator[None]:
 
 @pytest.fixture
 def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment without any variable that the project reads or reports, OMP_NUM_THREADS excepted."""
+    """The environment without any variable that the project reads or reports, those of KEPT excepted."""
     for name in list(os.environ):
-        if (name in env.TABLE or name.startswith(env.PREFIXES)) and name != "OMP_NUM_THREADS":
+        if (name in env.TABLE or name.startswith(env.PREFIXES)) and name not in KEPT:
             monkeypatch.delenv(name)

@@ -58,10 +58,13 @@ class Build:
         make = torch.zeros if padded else torch.empty
         return nn.Parameter(make(shape, dtype=dtype or self.dtype, device=self.device), requires_grad=False)
 
-    def weight(self, operation: Op, *shape: int, padded: bool = False) -> Weight:
-        """An unfilled weight [O, I], or a stack [E, O, I], stored as the bound backend's `operation` takes it."""
-        plain = Layout.plain(shape, self.dtype)
-        layout = plain if operation.packing is None else operation.packing.layout(plain)
+    def weight(
+        self, operation: Op, argument: str, *shape: int, dtype: torch.dtype | None = None, padded: bool = False
+    ) -> Weight:
+        """An unfilled weight [O, I], or a stack [E, O, I], stored as the bound backend takes it for that argument."""
+        plain = Layout.plain(shape, dtype or self.dtype)
+        packing = operation.packings.get(argument)
+        layout = plain if packing is None else packing.layout(plain)
         data = self.parameter(*layout.stored, dtype=layout.dtype, padded=padded)
         scale = None if layout.scales is None else self.parameter(*layout.scales, dtype=torch.float32)
         return Weight(layout, data, scale)

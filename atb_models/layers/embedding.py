@@ -33,7 +33,7 @@ class Head(nn.Module):
         self.ranks, self.vocab = build.tensor, vocab
         width = self.ranks.width(vocab)
         if tied is None:
-            self.stored = build.weight(ops.linear, width, hidden, padded=vocab % self.ranks.size != 0)
+            self.stored = build.weight(ops.linear, "weight_OI", width, hidden, padded=vocab % self.ranks.size != 0)
             hold(self, "weight", self.stored, {"": cut((vocab, hidden), 0, self.ranks.span(vocab))})
         else:
             self.stored = Weight.plain(tied.weight.data[self.ranks.rank * width :][:width])

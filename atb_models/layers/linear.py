@@ -38,7 +38,7 @@ def column_linear(build: Build, inputs: int, outputs: dict[str, int]) -> Linear:
     """Each role's output features cut across the ranks and laid one after the other (gate-up; the head)."""
     ranks = build.tensor
     width = sum(ranks.width(n) for n in outputs.values())
-    weight = build.weight(ops.linear, width, inputs, padded=any(n % ranks.size for n in outputs.values()))
+    weight = build.weight(ops.linear, "weight_OI", width, inputs, padded=any(n % ranks.size for n in outputs.values()))
     parts, offset = {}, 0
     for role, n in outputs.items():
         parts[role] = cut((n, inputs), 0, ranks.span(n), offset)
@@ -49,7 +49,7 @@ def column_linear(build: Build, inputs: int, outputs: dict[str, int]) -> Linear:
 def row_linear(build: Build, inputs: int, outputs: int, *, bias: bool = False) -> Linear:
     """Input features cut across the ranks; the caller sums the ranks' results."""
     ranks = build.tensor
-    weight = build.weight(ops.linear, outputs, ranks.width(inputs), padded=inputs % ranks.size != 0)
+    weight = build.weight(ops.linear, "weight_OI", outputs, ranks.width(inputs), padded=inputs % ranks.size != 0)
     parts = {"": cut((outputs, inputs), 1, ranks.span(inputs))}
     return Linear(weight, parts, build.parameter(outputs) if bias else None, adds_bias=ranks.rank == 0)
 
@@ -68,4 +68,4 @@ def qkv_linear(
         bias_parts[role] = cut((total * head_dim,), 0, span, offset)
         offset += here * head_dim
     vector = build.parameter(rows) if bias else None
-    return Linear(build.weight(ops.linear, rows, hidden), weight_parts, vector, bias_parts)
+    return Linear(build.weight(ops.linear, "weight_OI", rows, hidden), weight_parts, vector, bias_parts)

@@ -35,13 +35,14 @@ class Router(nn.Module):
 
     def __init__(self, build: Build, hidden: int, num_experts: int, *, bias: bool = False) -> None:
         super().__init__()
-        whole(self, "weight", build.parameter(num_experts, hidden, dtype=torch.float32))
+        self.stored = build.weight(ops.router, "weight_EH", num_experts, hidden, dtype=torch.float32)
+        hold(self, "weight", self.stored, {"": Part((num_experts, hidden))})
         self.register_parameter("bias", None)
         if bias:
             whole(self, "bias", build.parameter(num_experts, dtype=torch.float32))
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        return ops.router(x_TH, self.weight)
+        return ops.router(x_TH, self.stored)
 
 
 class Experts(nn.Module):
@@ -58,8 +59,12 @@ class Experts(nn.Module):
             gate_up[f"gate.{expert}"] = cut((width, hidden), 0, span, 0, expert)
             gate_up[f"up.{expert}"] = cut((width, hidden), 0, span, local, expert)
             down[f"{expert}"] = cut((hidden, width), 1, span, 0, expert)
-        self.stored_gate_up = build.weight(ops.grouped_matmul, num_experts, 2 * local, hidden, padded=padded)
-        self.stored_down = build.weight(ops.grouped_matmul, num_experts, hidden, local, padded=padded)
+        self.stored_gate_up = build.weight(
+            ops.moe_experts, "gate_up_EGH", num_experts, 2 * local, hidden, padded=padded
+        )
+        self.stored_down = build.weight(
+            ops.moe_experts, "down_EHF", num_experts, hidden, local, padded=padded
+        )
         hold(self, "gate_up", self.stored_gate_up, gate_up)
         hold(self, "down", self.stored_down, down)
 

@@ -15,14 +15,14 @@ from atb_models.ops.weight import Weight
 FINALIZE_TILE = 512
 
 
-def _router_cost(scores_TE: Tensor, x_TH: Tensor, weight_EH: Tensor) -> Cost:
-    return cost(2 * x_TH.numel() * weight_EH.shape[0], (x_TH, weight_EH), (scores_TE,))
+def _router_cost(scores_TE: Tensor, x_TH: Tensor, weight_EH: Weight) -> Cost:
+    return Cost(2 * x_TH.numel() * weight_EH.shape[0], nbytes(x_TH) + weight_EH.nbytes, nbytes(scores_TE))
 
 
 @op("Router", cost=_router_cost)
-def router(x_TH: Tensor, weight_EH: Tensor) -> Tensor:
+def router(x_TH: Tensor, weight_EH: Weight) -> Tensor:
     """Expert scores before the softmax -> [T, E] float32; `weight_EH` is float32."""
-    return F.linear(x_TH.float(), weight_EH)
+    return F.linear(x_TH.float(), weight_EH.rows)
 
 
 def _init_routing_cost(out: tuple[Tensor, Tensor, Tensor], x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> Cost:

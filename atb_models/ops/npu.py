@@ -26,6 +26,7 @@ from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane
 from atb_models.ops.step import StepInput
+from atb_models.ops.table import Backend, Body
 from atb_models.ops.weight import Layout, Weight
 
 HEAD_SIZE = 128
@@ -156,14 +157,15 @@ class Transposed:
     """Experts as [E, I, O], the order in which the grouped product reads them."""
 
     name = "transposed"
+    rows = 1
 
     def layout(self, plain: Layout) -> Layout:
         experts, outputs, inputs = plain.shape
         return replace(plain, stored=(experts, inputs, outputs), packing=self)
 
-    def pack(self, matrix_OI: Tensor, weight: Weight, unit: int | None) -> None:
+    def pack(self, band_OI: Tensor, weight: Weight, unit: int | None, first: int = 0) -> None:
         assert unit is not None
-        weight.data[unit].copy_(matrix_OI.t())
+        weight.data[unit][:, first : first + len(band_OI)].copy_(band_OI.t())
 
 
 def grouped_matmul(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
@@ -182,7 +184,7 @@ def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> T
     return torch_npu.npu_moe_token_unpermute(y_RH, rows_TK.flatten(), weights_TK.to(y_RH.dtype))
 
 
-OPS = {
+BODIES: dict[str, Body] = {
     "RmsNorm": rms_norm,
     "AddRmsNorm": add_rms_norm,
     "Linear": basic.linear.reference,  # torch's product is the vendor's own there
@@ -197,4 +199,9 @@ OPS = {
     "GroupedMatmul": grouped_matmul,
     "MoeFinalizeRouting": moe_finalize_routing,
 }
-PACKINGS = {"GroupedMatmul": Transposed()}
+PACKINGS = {"MoeExperts": {"gate_up_EGH": Transposed(), "down_EHF": Transposed()}}
+
+
+def backend() -> Backend:
+    """What this module serves."""
+    return Backend(BODIES, packings=PACKINGS, plane_shape=plane_shape)

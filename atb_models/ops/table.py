@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 from atb_models.ops.cost import Cost
@@ -25,8 +25,9 @@ class Op:
     `cost(result, *args)` prices a call. The body on meta tensors is the rule for the result's shape and the workspace;
     `shape` stands in for it where the body must read values. `operands(*args)` names what a call works on, as graphs
     and profiles show it: the arguments, where none is a record of which the operation takes a part.
-    `packing` is how the bound backend stores its weights, None as they are. `in_parts`: its body calls other
-    operations, and where no backend serves it whole, graphs and profiles show these in its place.
+    `packings`: how the bound backend stores the weights among its arguments, by name; the others as they are.
+    `in_parts`: its body calls other operations, and where no backend serves it whole, graphs and profiles show these in
+    its place.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Op:
         self.cost = cost
         self.run, self.shape = reference, shape
         self.operands: Operands = operands or self._arguments
-        self.packing: Packing | None = None
+        self.packings: Mapping[str, Packing] = {}
         self.in_parts = in_parts
         self.backend = "reference"
         self.__doc__ = reference.__doc__
@@ -70,10 +71,26 @@ def _plain_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
     return plane.block_shape(block_size)
 
 
+@dataclass(frozen=True)
+class Backend:
+    """What a device type serves natively.
+
+    bodies: by operation, functions of the definition's signature. shapes: by operation, its shape rule; without one
+    the definition's is taken, or else the body is called with meta tensors: one that calls a library must have a rule.
+    packings: by operation, how weights among its arguments are stored. plane_shape:
+    see `kv_plane_shape`.
+    """
+
+    bodies: Mapping[str, Body]
+    shapes: Mapping[str, Body] = field(default_factory=dict)
+    packings: Mapping[str, Mapping[str, Packing]] = field(default_factory=dict)
+    plane_shape: PlaneShape = _plain_shape
+
+
 TABLE: dict[str, Op] = {}
 _plane_shape: PlaneShape = _plain_shape
 
-# Modules that serve operations natively, by device type. A device without one runs the reference.
+# Modules whose `backend()` serves operations natively, by device type. A device without one runs the reference.
 BACKENDS = {"cpu": "atb_models.ops.cpu", "npu": "atb_models.ops.npu"}
 
 
@@ -98,25 +115,18 @@ def op(
 def bind(backend: str) -> None:
     """Let `backend` (a device type, or "reference") serve the operations it has; the reference serves the rest.
 
-    A backend is a module with `OPS`, a dict from operation name to a function of the definition's signature. It may
-    have `SHAPES`, from operation name to its shape rule, `PACKINGS`, from operation name to how its weights are
-    stored, and `plane_shape`, see `kv_plane_shape`. Without a rule in SHAPES the definition's is taken, or else the
-    backend's own function is called with meta tensors: one that calls a library must have a rule.
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
-    module: ModuleType | None = importlib.import_module(BACKENDS[backend]) if backend in BACKENDS else None
-    native: dict[str, Body] = module.OPS if module else {}
-    shapes: dict[str, Body] = getattr(module, "SHAPES", {})
-    packings: dict[str, Packing] = getattr(module, "PACKINGS", {})
-    unknown = (native.keys() | packings.keys() | shapes.keys()) - TABLE.keys()
+    native = importlib.import_module(BACKENDS[backend]).backend() if backend in BACKENDS else Backend({})
+    unknown = (native.bodies.keys() | native.packings.keys() | native.shapes.keys()) - TABLE.keys()
     assert not unknown, f"backend {backend} serves operations that are not in the table: {sorted(unknown)}"
     for operation in TABLE.values():
-        operation.run = native.get(operation.name, operation.reference)
-        operation.shape = shapes.get(operation.name, operation.reference_shape)
-        operation.packing = packings.get(operation.name)
-        operation.backend = backend if operation.name in native else "reference"
+        operation.run = native.bodies.get(operation.name, operation.reference)
+        operation.shape = native.shapes.get(operation.name, operation.reference_shape)
+        operation.packings = native.packings.get(operation.name, {})
+        operation.backend = backend if operation.name in native.bodies else "reference"
     global _plane_shape
-    _plane_shape = getattr(module, "plane_shape", _plain_shape)
+    _plane_shape = native.plane_shape
 
 
 def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:

@@ -21,11 +21,16 @@ class Packing(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def rows(self) -> int:
+        """Packed independently of the others: so many rows of a matrix, from a multiple of as many on."""
+
     def layout(self, plain: Layout) -> Layout:
         """How a weight that would lie like `plain` is stored instead; runs on meta tensors' shapes, before loading."""
 
-    def pack(self, matrix_OI: Tensor, weight: Weight, unit: int | None) -> None:
-        """Write one loaded matrix, plain, to its place. unit: its number in a stack, None where there is but one."""
+    def pack(self, band_OI: Tensor, weight: Weight, unit: int | None, first: int = 0) -> None:
+        """Write plain rows of a matrix, from row `first` on, to their place. unit: its number in a stack, None where
+        there is but one. A matrix is packed whole, or in bands that begin and end at multiples of `rows`."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,6 @@ class Layout:
         """Bytes that it takes, padding and scales included."""
         scales = 0 if self.scales is None else math.prod(self.scales) * torch.float32.itemsize
         return math.prod(self.stored) * self.dtype.itemsize + scales
-
-    @property
-    def packing_bytes(self) -> int:
-        """Memory beside it while one of its matrices is being packed."""
-        return 0 if self.packing is None else math.prod(self.shape[-2:]) * self.loaded.itemsize
 
 
 @dataclass(frozen=True)

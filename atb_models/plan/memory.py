@@ -14,6 +14,7 @@ from atb_models.layers.parameter import fillings
 from atb_models.limits import BLOCK_SIZE, Limits, graph_sizes
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer
+from atb_models.models.weights.packer import packing_bytes
 from atb_models.ops.kv_cache import block_bytes
 
 # Bytes for each logit while tokens are sampled with every option: the logits, their copies and sorting keys. 68 were
@@ -68,7 +69,7 @@ def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limi
         activations=peak_activations(model, limits) + graphs,
         kv_per_token=kv_per_token,
         block_size=limits.block_size,
-        packing=max(filling.weight.layout.packing_bytes for filling in fillings(model).values()),
+        packing=max(map(packing_bytes, fillings(model).values())),
     )
 
 

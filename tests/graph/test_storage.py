@@ -41,7 +41,7 @@ def test_peaks_are_those_of_a_forward_with_values(demo: Path, dtype: torch.dtype
 def test_a_workspace_counts_while_it_lives() -> None:
     x, weight = meta(6, 10), meta(4, 10, dtype=torch.float32)
     with torch.no_grad(), StorageMode([x, weight], ignore) as memory:
-        scores = ops.router.reference(x, weight)
+        scores = ops.router.reference(x, Weight.plain(weight))
     assert memory.peak == 6 * 10 * 4 + 6 * 4 * 4  # x in float32 and the scores
     assert memory.live == scores.nbytes == 6 * 4 * 4
     del scores

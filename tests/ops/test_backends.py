@@ -24,13 +24,16 @@ from atb_models.layers.mlp import Experts
 from atb_models.layers.parameter import fillings
 from atb_models.limits import Limits
 from atb_models.models.config_reader import load_model_config
+from atb_models.models.decoder import build_model
+from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.packer import packing_bytes
 from atb_models.ops import table
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane
 from atb_models.ops.weight import Layout, Weight
 from atb_models.plan.memory import RankMemory, rank_memory
 from atb_models.profiler import Recorder
-from tests.records import map_tensors
+from tests.records import build_of, map_tensors
 from tests.tiny import write_checkpoint
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -40,7 +43,11 @@ PROMPT = [3, 1, 4, 1, 5]
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A backend that takes the CPU's place and has no operations yet."""
     module = ModuleType("tests_backend")
-    module.OPS = {}  # type: ignore[attr-defined]
+    module.OPS, module.PACKINGS = {}, {}  # type: ignore[attr-defined]
+    module.plane_shape = lambda block_size, plane: plane.block_shape(block_size)  # type: ignore[attr-defined]
+    module.backend = lambda: table.Backend(  # type: ignore[attr-defined]
+        module.OPS, {}, module.PACKINGS, module.plane_shape
+    )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(table.BACKENDS, "cpu", module.__name__)
     yield module
@@ -56,9 +63,10 @@ class Int8Blocks:
     """Blocks of four output rows, int8 with a scale for each row: another shape and data type than the weight's."""
 
     name = "int8 blocks"
+    rows = 4
 
     def __init__(self) -> None:
-        self.packed: list[tuple[tuple[int, ...], int | None]] = []
+        self.packed: list[tuple[tuple[int, ...], int | None, int, int]] = []
         self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
 
     def layout(self, plain: Layout) -> Layout:
@@ -67,17 +75,17 @@ class Int8Blocks:
         stored, scales = (*stack, blocks, inputs, 4), (*stack, blocks * 4)
         return replace(plain, dtype=torch.int8, stored=stored, scales=scales, packing=self)
 
-    def pack(self, matrix_OI: Tensor, weight: Weight, unit: int | None) -> None:
-        assert not self.alive, "a matrix was kept beside the one that is packed"
-        self.alive.add(matrix_OI)
-        self.packed.append((weight.shape, unit))
-        place = ... if unit is None else unit
-        rows = F.pad(matrix_OI.float(), (0, 0, 0, -len(matrix_OI) % 4))
-        scale = rows.abs().amax(1).clamp(min=1e-9) / 127
+    def pack(self, band_OI: Tensor, weight: Weight, unit: int | None, first: int = 0) -> None:
+        assert not self.alive, "rows were kept beside those that are packed"
+        self.alive.add(band_OI)
+        self.packed.append((weight.shape, unit, first, len(band_OI)))
         assert weight.scale is not None
-        weight.scale[place] = scale
+        data, scales = (weight.data, weight.scale) if unit is None else (weight.data[unit], weight.scale[unit])
+        rows = F.pad(band_OI.float(), (0, 0, 0, -len(band_OI) % 4))
+        scale = rows.abs().amax(1).clamp(min=1e-9) / 127
+        scales[first:][: len(rows)] = scale
         blocks = (rows / scale[:, None]).round().to(torch.int8).view(-1, 4, rows.shape[1]).transpose(1, 2)
-        weight.data[place] = blocks
+        data[first // 4 :][: len(blocks)] = blocks
 
 
 def unpacked(weight: Weight) -> Weight:
@@ -98,23 +106,31 @@ def grouped(x: Tensor, weight: Weight, *rest: Any) -> Tensor:
 
 
 @pytest.fixture
+def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch serves the CPU, and weights are as they are."""
+    monkeypatch.setenv("ATB_CPU_ISA", "reference")
+
+
+@pytest.fixture
 def packing(backend: ModuleType) -> Int8Blocks:
     """The backend packs the weights of both products."""
     packing = Int8Blocks()
-    backend.PACKINGS = {"Linear": packing, "GroupedMatmul": packing}  # type: ignore[attr-defined]
+    backend.PACKINGS = {
+        "Linear": {"weight_OI": packing}, "MoeExperts": {"gate_up_EGH": packing, "down_EHF": packing}
+    }  # fmt: skip
     backend.OPS = {"Linear": linear, "GroupedMatmul": grouped}  # type: ignore[attr-defined]
     return packing
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_weights_are_stored_as_they_are(name: str) -> None:
+def test_weights_are_stored_as_they_are(name: str, without_library: None) -> None:
     ops.bind(name)
-    assert all(operation.packing is None for operation in ops.operations())
+    assert not any(operation.packings for operation in ops.operations())
     assert ops.kv_plane_shape(16, Plane("k", 2, 80, torch.float32)) == (16, 2, 80)
     assert ops.kv_plane_shape(16, Plane("latent", None, 576, torch.float32)) == (16, 576)
 
 
-def test_plain_weights_are_read_straight_to_their_place(demo: Path) -> None:
+def test_plain_weights_are_read_straight_to_their_place(demo: Path, without_library: None) -> None:
     with LLM(demo, device="cpu") as llm:
         for experts in experts_of(llm):
             assert experts.gate_up.is_contiguous() and experts.down.is_contiguous()
@@ -133,6 +149,28 @@ def test_a_backend_packs_each_matrix_once_while_it_is_loaded(tmp_path: Path, pac
         exact = tensors["model.layers.1.mlp.experts.3.down_proj.weight"].float()
         assert (down - exact).abs().max() <= exact.abs().max() / 127
         assert llm.prompt_logits(PROMPT).isfinite().all()
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_large_matrices_are_packed_in_bands(
+    tmp_path: Path, packing: Int8Blocks, tp: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same stored weights as of whole matrices, with their padding, and no more rows at a time than planned."""
+    write_checkpoint(tmp_path, vocab_size=250)
+    config = load_model_config(tmp_path)
+    ops.bind("cpu")
+    stored, scratch = [], []
+    for band in (1 << 22, 900):
+        monkeypatch.setattr("atb_models.models.weights.packer.BAND", band)
+        packing.packed.clear()
+        model = build_model(config, build_of(torch.float32, tp - 1, tp))
+        load_weights(model, config, open_weights(tmp_path, "auto", model, config))
+        stored.append(model.state_dict())
+        scratch.append(max(rows * shape[-1] for shape, _, _, rows in packing.packed))
+        assert scratch[-1] * 4 == max(map(packing_bytes, fillings(model).values()))
+    assert scratch[1] < scratch[0]
+    assert all(torch.equal(tensor, stored[1][name]) for name, tensor in stored[0].items())
+    assert any(first > 0 for _, _, first, _ in packing.packed)
 
 
 def test_a_packed_model_answers_like_the_plain_one(demo: Path, packing: Int8Blocks) -> None:
@@ -218,6 +256,6 @@ def test_what_a_backend_refuses_is_refused_before_loading(tmp_path: Path, backen
 
 
 def test_a_backend_packs_only_for_operations_there_are(backend: ModuleType) -> None:
-    backend.PACKINGS = {"Unheard": Int8Blocks()}
+    backend.PACKINGS = {"Unheard": {"weight": Int8Blocks()}}
     with pytest.raises(AssertionError, match="Unheard"):
         ops.bind("cpu")

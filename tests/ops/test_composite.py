@@ -29,6 +29,12 @@ def price(out: Tensor, x_TH: Tensor, gate_up: Weight, down: Weight, weights_TK: 
     return Cost(flops=7, read=gate_up.nbytes, written=x_TH.nbytes)
 
 
+@pytest.fixture(autouse=True)
+def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No library packs the weights that these bodies multiply with."""
+    monkeypatch.setenv("ATB_CPU_ISA", "reference")
+
+
 @pytest.fixture
 def composite(monkeypatch: pytest.MonkeyPatch) -> Iterator[Op]:
     """The routed experts as one operation, which no backend has: its parts are the bound backend's."""

@@ -62,7 +62,7 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
         64 + 9 * 16 + 3 * 4,
         64,
     ),
-    ("Router", (X, meta(5, 4, dtype=SINGLE)), 120, 24 + 80, 60),
+    ("Router", (X, Weight.plain(meta(5, 4, dtype=SINGLE))), 120, 24 + 80, 60),
     ("MoeGating", (meta(3, 5, dtype=SINGLE), Gating(2)), 60, 60, 24 + 48),
     ("MoeGating", (meta(3, 5, dtype=SINGLE), Gating(2, renormalize_eps=1e-20)), 72, 60, 24 + 48),
     ("MoeGating", (meta(3, 5, dtype=SINGLE), Gating(2, "sigmoid", scaling=2.5), meta(5, dtype=SINGLE)),
@@ -134,7 +134,7 @@ def counted(call: Callable[[], object]) -> int:
 
 
 def test_products_have_the_flops_that_torch_counts() -> None:
-    x, weight, router = meta(7, 12), Weight.plain(meta(20, 12)), meta(9, 12, dtype=SINGLE)
+    x, weight, router = meta(7, 12), Weight.plain(meta(20, 12)), Weight.plain(meta(9, 12, dtype=SINGLE))
     assert counted(lambda: ops.linear.reference(x, weight)) == priced("Linear", x, weight).flops > 0
     assert counted(lambda: ops.router.reference(x, router)) == priced("Router", x, router).flops > 0
     experts = torch.zeros(8, 12), Weight.plain(torch.zeros(5, 20, 12)), torch.tensor([3, 0, 4, 1, 0]), 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atb_models.ops import cpu
+from atb_models.ops import cpu_torch
 from atb_models.ops.weight import Weight
 
 PRODUCTS = 300
@@ -52,13 +52,13 @@ def in_threads(*works: Callable[[], None]) -> None:
 def repeat_linear() -> None:
     matrix, row = weight(), torch.randn(1, 64).bfloat16()
     for _ in range(PRODUCTS):
-        cpu.linear(row, matrix)
+        cpu_torch.linear(row, matrix)
 
 
 def repeat_grouped() -> None:
     stack, rows = Weight.plain(torch.randn(3, 96, 64).bfloat16()), torch.randn(3, 64).bfloat16()
     for _ in range(PRODUCTS):
-        cpu.grouped_matmul(rows, stack, torch.tensor([1, 1, 1]), 1)
+        cpu_torch.grouped_matmul(rows, stack, torch.tensor([1, 1, 1]), 1)
 
 
 @pytest.mark.parametrize("was_on", [True, False])
@@ -71,7 +71,7 @@ def test_the_switch_is_left_as_it_was(was_on: bool) -> None:
 
 def test_a_failing_product_puts_it_back() -> None:
     with pytest.raises(RuntimeError):
-        cpu.linear(torch.randn(1, 65).bfloat16(), weight())
+        cpu_torch.linear(torch.randn(1, 65).bfloat16(), weight())
     assert torch.backends.mkldnn.enabled
     in_threads(repeat_linear)  # and nobody holds it
 
@@ -97,9 +97,9 @@ def test_many_rows_never_meet_another_threads_switch(grouped: bool, monkeypatch:
     def many() -> None:
         for _ in range(PRODUCTS):
             if grouped:
-                cpu.grouped_matmul(rows, stack, torch.tensor([2, 2]), 1)
+                cpu_torch.grouped_matmul(rows, stack, torch.tensor([2, 2]), 1)
             else:
-                cpu.linear(rows, Weight.plain(stack.rows[0]))
+                cpu_torch.linear(rows, Weight.plain(stack.rows[0]))
 
     in_threads(repeat_linear, many)
     assert len(seen) >= PRODUCTS and all(seen)
@@ -119,7 +119,7 @@ def test_a_child_forked_beside_a_product_can_multiply() -> None:
         for _ in range(10):
             child = os.fork()
             if child == 0:
-                free = cpu.ONEDNN_SWITCH.acquire(timeout=5)
+                free = cpu_torch.ONEDNN_SWITCH.acquire(timeout=5)
                 os._exit(0 if free and torch.backends.mkldnn.enabled else 1)
             assert os.waitpid(child, 0)[1] == 0
     finally:

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from atb_models import ops
-from atb_models.ops import cpu
+from atb_models.ops import cpu, cpu_torch
 from atb_models.ops.gating import Gating
 from atb_models.ops.table import TABLE, bind
 from atb_models.ops.weight import Weight
 from tests.records import attention_step, kv_cache, slots_step
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "torch", "cpu")  # torch: a CPU without the native library
 
 
 @pytest.fixture(params=BACKENDS, autouse=True)
-def backend(request: pytest.FixtureRequest) -> str:
-    bind(request.param)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setenv("ATB_CPU_ISA", "reference")
+    bind("cpu" if request.param == "torch" else request.param)
     return request.param
 
 
@@ -31,7 +33,7 @@ def close(ours: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
 
 def test_bind_says_who_serves_an_operation(backend: str) -> None:
     served = {operation.name: operation.backend for operation in ops.operations()}
-    expected = set(cpu.OPS) if backend == "cpu" else set()
+    expected = set() if backend == "reference" else set(cpu.backend().bodies)
     assert {name for name, by in served.items() if by != "reference"} == expected
     assert all(operation.__doc__ for operation in TABLE.values())
 
@@ -56,7 +58,7 @@ def test_linear(rows: int, dtype: torch.dtype) -> None:
 
 
 def test_linear_in_bands_of_a_large_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "WIDEN_ELEMENTS", 100)
+    monkeypatch.setattr(cpu_torch, "WIDEN_ELEMENTS", 100)
     x, weight, bias = torch.randn(9, 16).half(), torch.randn(37, 16).half(), torch.randn(37).half()
     close(ops.linear(x, Weight.plain(weight), bias), x.double() @ weight.double().t() + bias.double(), 1e-3)
 
@@ -84,7 +86,7 @@ def test_moe_layer(dtype: torch.dtype, top_k: int, eps: float | None) -> None:
     x = torch.randn(tokens, hidden).to(dtype)
     router = torch.randn(experts, hidden)
     gate_up, down = torch.randn(experts, 2 * width, hidden).to(dtype), torch.randn(experts, hidden, width).to(dtype)
-    weights, chosen = ops.moe_gating(ops.router(x, router), Gating(top_k, renormalize_eps=eps))
+    weights, chosen = ops.moe_gating(ops.router(x, Weight.plain(router)), Gating(top_k, renormalize_eps=eps))
     rows, places, counts = ops.moe_init_routing(x, chosen, experts)
     acted = ops.swiglu(ops.grouped_matmul(rows, Weight.plain(gate_up), counts, top_k))
     y = ops.grouped_matmul(acted, Weight.plain(down), counts, top_k)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from atb_models.graph.meta import MetaGroup
-from atb_models.ops import cpu
+from atb_models.ops import cpu, cpu_torch
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.table import TABLE, Op
@@ -115,7 +115,7 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     ),
     "ReshapeAndCache": cached,
     "PagedAttention": attention,
-    "Router": lambda d: (d.floats(d.T, d.H), d.single(d.E, d.H)),
+    "Router": lambda d: (d.floats(d.T, d.H), Weight.plain(d.single(d.E, d.H))),
     "MoeGating": lambda d: (
         d.single(d.T, d.E),
         Gating(d.K, d.random.choice(("softmax", "sigmoid")), renormalize_eps=d.random.choice((None, 1e-20))),
@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "Rope": (2, lambda d: d.single(d.T, d.D // 2 + 1)),
     "ReshapeAndCache": (1, lambda d: d.floats(d.T, 2 * d.M, d.D)),
     "PagedAttention": (1, lambda d: kv_cache(d.floats(30, d.S, d.M, d.D), d.floats(30, d.S, d.M, d.D + 2))),
-    "Router": (1, lambda d: d.single(d.E, d.H + 1)),
+    "Router": (1, lambda d: Weight.plain(d.single(d.E, d.H + 1))),
     "MoeGating": (1, lambda d: Gating(d.E + 1)),
     "GroupedMatmul": (1, lambda d: d.weight(d.E, d.V, d.H + 1)),
     "MoeExperts": (2, lambda d: d.weight(d.E, d.H, d.V + 1)),
@@ -183,7 +183,8 @@ def cases(op: Op, dtype: torch.dtype) -> Iterator[tuple[Draw, tuple[Any, ...]]]:
 
 
 def bodies(op: Op) -> dict[str, Callable[..., Any]]:
-    return {"reference": op.reference, "cpu": cpu.OPS.get(op.name, op.reference)}
+    served = {"torch": cpu_torch.BACKEND.bodies, "cpu": cpu.backend().bodies}
+    return {"reference": op.reference} | {who: bodies.get(op.name, op.reference) for who, bodies in served.items()}
 
 
 def test_every_operation_has_a_case() -> None:

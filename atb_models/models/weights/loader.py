@@ -74,10 +74,9 @@ def load_weights(
     with _Bar(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor, filling, part in matched:
             check()
-            target = packing.target(filling, part)
-            if target.numel():
-                source.read_into(tensor.name, part.dim, part.start, part.stop, target)
-            packing.filled(filling, part)
+            for piece in packing.pieces(filling, part):
+                if piece.target.numel():
+                    source.read_into(tensor.name, *piece)
             done += _bytes(filling, part)
             bar.update(_bytes(filling, part))
             for listener in listeners:

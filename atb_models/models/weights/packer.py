@@ -1,9 +1,9 @@
-"""Where loaded values go: straight to their place, or through a plain matrix that is packed once it is whole."""
+"""Where loaded values go: straight to their place, or through plain rows that are packed once they are whole."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor
 
 from atb_models.layers.parameter import Filling, Part
 from atb_models.models.weights.names import CheckpointTensor
+from atb_models.ops.weight import Layout
+
+# Elements of a matrix that are packed at a time, where it has more: about those of an expert.
+BAND = 1 << 22
 
 
 class Matched(NamedTuple):
@@ -21,28 +25,88 @@ class Matched(NamedTuple):
     part: Part
 
 
+class Slice(NamedTuple):
+    """[start, stop) along `dim` of a tensor (all of it where dim is None), and what it is written to."""
+
+    dim: int | None
+    start: int
+    stop: int
+    target: Tensor
+
+
 class Packer:
-    """Holds at most one plain matrix, as long as the parts of a matrix follow one another."""
+    """Holds plain rows of at most one matrix, as long as the parts of a matrix follow one another."""
 
     def __init__(self, matched: Iterable[Matched]) -> None:
-        self._left = Counter((id(filling), part.unit) for _, filling, part in matched)
+        self._parts: dict[tuple[int, int | None], list[Part]] = {}
+        for _, filling, part in matched:
+            self._parts.setdefault((id(filling), part.unit), []).append(part)
+        self._left = Counter({key: len(parts) for key, parts in self._parts.items()})
         self._matrix: Tensor | None = None
 
-    def target(self, filling: Filling, part: Part) -> Tensor:
-        """What the part's values are written to."""
-        layout = filling.weight.layout
+    def pieces(self, filling: Filling, part: Part) -> Iterator[Slice]:
+        """What to read of the part; each piece is written before the next one is asked for."""
+        layout, key = filling.weight.layout, (id(filling), part.unit)
         if layout.packing is None:
-            return part.within(filling.matrix(part.unit))
-        if self._matrix is None:  # zeros: what no part covers is padding
-            self._matrix = torch.zeros(layout.shape[-2:], dtype=layout.loaded, device=filling.weight.data.device)
-        return part.within(self._matrix)
+            yield Slice(part.dim, part.start, part.stop, part.within(filling.matrix(part.unit)))
+        elif _in_bands(layout, self._parts[key]):
+            below = [other.first for other in self._parts[key] if other.first > part.first]
+            yield from self._bands(filling, part, min(below, default=layout.shape[-2]) - part.first)
+        else:
+            if self._matrix is None:
+                self._matrix = _zeros(filling, layout.shape[-2])
+            yield Slice(part.dim, part.start, part.stop, part.within(self._matrix))
+            self._left[key] -= 1
+            if not self._left[key]:
+                layout.packing.pack(self._matrix, filling.weight, part.unit)
+                self._matrix = None
 
-    def filled(self, filling: Filling, part: Part) -> None:
-        """The part is written; pack its matrix if it was the last one."""
-        key = id(filling), part.unit
-        self._left[key] -= 1
-        packing = filling.weight.layout.packing
-        if packing is not None and not self._left[key]:
-            assert self._matrix is not None
-            packing.pack(self._matrix, filling.weight, part.unit)
-            self._matrix = None
+    @staticmethod
+    def _bands(filling: Filling, part: Part, rows: int) -> Iterator[Slice]:
+        """`rows` rows of the matrix, the part's and the padding below them, band by band."""
+        layout = filling.weight.layout
+        assert layout.packing is not None
+        start, stop = (0, part.shape[0]) if part.dim is None else (part.start, part.stop)
+        height = _band_rows(layout)
+        for first in range(0, rows, height):
+            band = _zeros(filling, min(height, rows - first))
+            begin, end = min(start + first, stop), min(start + first + len(band), stop)
+            if end > begin:
+                yield Slice(0, begin, end, band[: end - begin])
+            layout.packing.pack(band, filling.weight, part.unit, part.first + first)
+
+
+def packing_bytes(filling: Filling) -> int:
+    """Memory at most beside a weight while it is packed: plain rows of a matrix, all of them unless it is a large one
+    that can be packed in bands."""
+    layout = filling.weight.layout
+    if layout.packing is None:
+        return 0
+    unit = next(iter(filling.parts.values())).unit
+    parts = [part for part in filling.parts.values() if part.unit == unit]
+    rows, width = layout.shape[-2:]
+    if _in_bands(layout, parts):
+        rows = _band_rows(layout)
+    return rows * width * layout.loaded.itemsize
+
+
+def _band_rows(layout: Layout) -> int:
+    assert layout.packing is not None
+    step = layout.packing.rows
+    return max(step, BAND // layout.shape[-1] // step * step)
+
+
+def _in_bands(layout: Layout, parts: list[Part]) -> bool:
+    """Whether a matrix is too large to be held plain, and its parts are rows that can be packed by themselves."""
+    assert layout.packing is not None
+    rows, width = layout.shape[-2:]
+    if rows * width <= BAND or layout.packing.rows > rows:
+        return False
+    whole = all(part.dim in (0, None) and part.sizes[1:] == (width,) for part in parts)
+    return whole and all(part.first % layout.packing.rows == 0 for part in parts)
+
+
+def _zeros(filling: Filling, rows: int) -> Tensor:
+    """Plain rows; what no part covers is padding."""
+    layout = filling.weight.layout
+    return torch.zeros(rows, layout.shape[-1], dtype=layout.loaded, device=filling.weight.data.device)

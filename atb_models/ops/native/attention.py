@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -43,6 +44,21 @@ def paged_attention(
         f" {k_cache_PSMD.shape[0]} blocks of {k_cache_PSMD.shape[1]}, {block_table_BC.shape[1]} in a table",
     )
     return out_TND
+
+
+def scratch_floats(
+    library: Library, q_TND: Tensor, k_cache_PSMD: Tensor, query_lens: list[int], kv_lens: list[int]
+) -> int:
+    """Floats that a call with these lengths works with; the tensors may be on meta."""
+    (tokens, heads, head_dim), (blocks, block_size, kv_heads, _) = q_TND.shape, k_cache_PSMD.shape
+    starts = torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32)
+    lengths = torch.tensor(kv_lens, dtype=torch.int32)
+    call = AttentionCall(
+        starts=starts.data_ptr(), kv_lens=lengths.data_ptr(), tokens=tokens, sequences=len(kv_lens), heads=heads,
+        kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, blocks=blocks, format=FORMATS[q_TND.dtype],
+        threads=threads(),
+    )  # fmt: skip
+    return int(library.attention_scratch(byref(call))) if tokens else 0
 
 
 def _described(

@@ -69,6 +69,16 @@ def experts(
     return out_TH
 
 
+def scratch_floats(library: Library, x_TH: Tensor, gate_up: Tensor, width: int, top_k: int) -> int:
+    """Floats that a call works with; the tensors may be on meta."""
+    tokens, hidden = x_TH.shape
+    call = ExpertsCall(
+        tokens=tokens, hidden=hidden, width=width, experts=gate_up.shape[0], top_k=top_k, format=FORMATS[x_TH.dtype],
+        weight_format=FORMATS[gate_up.dtype], threads=threads(),
+    )  # fmt: skip
+    return int(library.experts_scratch(byref(call))) if tokens else 0
+
+
 def _check(
     x_TH: Tensor,
     chosen_TK: Tensor,

@@ -90,6 +90,16 @@ def linear(
     return out_TO
 
 
+def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor, outputs: int) -> int:
+    """Floats that a call works with; the tensors may be on meta."""
+    rows, inputs = x_TI.shape
+    call = LinearCall(
+        rows=rows, inputs=inputs, outputs=outputs, x_format=FORMATS[x_TI.dtype], weight_format=FORMATS[packed.dtype],
+        threads=threads(),
+    )  # fmt: skip
+    return int(library.linear_scratch(byref(call))) if rows else 0
+
+
 def _check(
     x_TI: Tensor, packed: Tensor, outputs: int, bias_O: Tensor | None, scale_O: Tensor | None, out_TO: Tensor
 ) -> None:

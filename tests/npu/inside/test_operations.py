@@ -65,8 +65,7 @@ def compare(name: str, *args: Any, tolerance: float = 1.5) -> None:
 
 def packed(weight_EOI: Tensor) -> Weight:
     """A stack as the backend stores it."""
-    packing = TABLE["GroupedMatmul"].packing
-    assert packing is not None
+    packing = TABLE["MoeExperts"].packings["gate_up_EGH"]
     layout = packing.layout(Layout.plain(tuple(weight_EOI.shape), weight_EOI.dtype))
     stack = Weight(layout, torch.empty(layout.stored, dtype=layout.dtype, device=weight_EOI.device))
     for expert, matrix in enumerate(weight_EOI):
@@ -127,9 +126,9 @@ def test_cache_and_attention(dtype: torch.dtype, head: int, kv_heads: int) -> No
 @pytest.mark.parametrize("renormalize_eps", [None, 1e-6])
 def test_router_and_gating(dtype: torch.dtype, renormalize_eps: float | None) -> None:
     x, weight = normal(TOKENS, HIDDEN, dtype=dtype), normal(EXPERTS, HIDDEN, dtype=torch.float32)
-    scores = ops.router(down(x), down(weight))
+    scores = ops.router(down(x), Weight.plain(down(weight)))
     assert scores.dtype == torch.float32
-    compare("Router", x.float(), weight)
+    compare("Router", x.float(), Weight.plain(weight))
     weights, experts = ops.moe_gating(scores, Gating(TOP_K, renormalize_eps=renormalize_eps))
     exact, chosen = TABLE["MoeGating"].reference(scores.cpu(), Gating(TOP_K, renormalize_eps=renormalize_eps))
     assert experts.dtype == torch.int32 and torch.equal(experts.cpu().long(), chosen)

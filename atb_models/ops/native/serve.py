@@ -1,0 +1,155 @@
+"""The table's operations by the library: what serves a CPU that has a level of it.
+
+Tensors that the library does not take (a plain weight, which a tied head is; a cache of other planes than K and V) go
+to torch. On meta tensors each body gives its result and the workspace that the library would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atb_models.ops import basic, cpu_torch, moe
+from atb_models.ops.attention import paged_attention
+from atb_models.ops.gating import moe_gating
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.native import attention, experts, gating, linear, rows
+from atb_models.ops.native.library import Library
+from atb_models.ops.native.packing import GateUpPanels, Panels
+from atb_models.ops.step import StepInput
+from atb_models.ops.table import Backend, Body
+from atb_models.ops.weight import Packing, Weight
+
+
+def native_backend(library: Library) -> Backend:
+    """What the library serves."""
+    bodies: dict[str, Callable[..., Any]] = {
+        "Linear": _linear,
+        "Router": _router,
+        "MoeGating": gating.moe_gating,
+        "MoeExperts": _experts,
+        "PagedAttention": _attention,
+        "RmsNorm": rows.rms_norm,
+        "AddRmsNorm": rows.add_rms_norm,
+        "SwiGlu": rows.swiglu,
+        "SharedExpertGate": rows.shared_expert_gate,
+    }
+    shapes: dict[str, Callable[..., Any]] = {
+        "Linear": _linear_shape,
+        "Router": _router_shape,
+        "MoeExperts": _experts_shape,
+        "PagedAttention": _attention_shape,
+        "MoeGating": _like(moe_gating.reference),
+        "RmsNorm": _like(basic.rms_norm.reference),
+        "AddRmsNorm": _like(basic.add_rms_norm.reference),
+        "SwiGlu": _like(basic.swiglu.reference),
+        "SharedExpertGate": _like(moe.shared_expert_gate.reference),
+    }
+    panels = Panels(library)
+    packings: Mapping[str, Mapping[str, Packing]] = {
+        "Linear": {"weight_OI": panels},
+        "Router": {"weight_EH": panels},
+        "MoeExperts": {"gate_up_EGH": GateUpPanels(library), "down_EHF": panels},
+    }
+    bound: dict[str, Body] = {name: partial(body, library) for name, body in bodies.items()}
+    return Backend(bound, {name: partial(rule, library) for name, rule in shapes.items()}, packings)
+
+
+def _linear(library: Library, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
+    if weight_OI.layout.packing is None:
+        return cpu_torch.linear(x_TI, weight_OI, bias_O)
+    return linear.linear(library, x_TI, weight_OI.data, weight_OI.shape[0], bias_O, weight_OI.scale)
+
+
+def _linear_shape(library: Library, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
+    if weight_OI.layout.packing is None:
+        return cpu_torch.linear(x_TI, weight_OI, bias_O)
+    _need(x_TI.shape[1] == weight_OI.shape[1], x_TI, weight_OI)
+    floats = linear.scratch_floats(library, x_TI, weight_OI.data, weight_OI.shape[0])
+    _workspace = x_TI.new_empty(floats, dtype=torch.float32)
+    return x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
+
+
+def _router(library: Library, x_TH: Tensor, weight_EH: Weight) -> Tensor:
+    if weight_EH.layout.packing is None:
+        return moe.router.reference(x_TH, weight_EH)
+    return linear.linear(library, x_TH, weight_EH.data, weight_EH.shape[0], out_dtype=torch.float32)
+
+
+def _router_shape(library: Library, x_TH: Tensor, weight_EH: Weight) -> Tensor:
+    _need(x_TH.shape[1] == weight_EH.shape[1], x_TH, weight_EH)
+    return x_TH.new_empty(x_TH.shape[0], weight_EH.shape[0], dtype=torch.float32)
+
+
+def _experts(
+    library: Library,
+    x_TH: Tensor,
+    gate_up_EGH: Weight,
+    down_EHF: Weight,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    counter_E: Tensor | None = None,
+) -> Tensor:
+    if gate_up_EGH.layout.packing is None:
+        return moe.moe_experts.reference(x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK, counter_E)
+    return experts.experts(
+        library, x_TH, experts_TK, weights_TK, gate_up_EGH.data, down_EHF.data, down_EHF.shape[2],
+        gate_up_EGH.scale, down_EHF.scale, counter_E,
+    )  # fmt: skip
+
+
+def _experts_shape(
+    library: Library,
+    x_TH: Tensor,
+    gate_up_EGH: Weight,
+    down_EHF: Weight,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    counter_E: Tensor | None = None,
+) -> Tensor:
+    num_experts, hidden, width = down_EHF.shape
+    fits = x_TH.shape[1] == hidden and gate_up_EGH.shape == (num_experts, 2 * width, hidden)
+    _need(fits and weights_TK.shape == experts_TK.shape, x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK)
+    if counter_E is not None:
+        counter_E.add_(counter_E.new_empty(num_experts))
+    floats = experts.scratch_floats(library, x_TH, gate_up_EGH.data, width, experts_TK.shape[1])
+    _workspace = x_TH.new_empty(floats, dtype=torch.float32)
+    return torch.empty_like(x_TH)
+
+
+def _attention(library: Library, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
+    if not _has_attention(q_TND, cache):
+        return paged_attention.reference(q_TND, cache, step, scale)
+    return attention.paged_attention(
+        library, q_TND, cache.k_PSMD, cache.v_PSMD, step.block_table_BC, step.query_starts_B, step.kv_lens_B, scale
+    )
+
+
+def _attention_shape(library: Library, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
+    if not _has_attention(q_TND, cache):
+        return paged_attention.reference(q_TND, cache, step, scale)
+    heads, kv_heads = q_TND.shape[1], cache.k_PSMD.shape[2]
+    fits = cache.k_PSMD.shape == cache.v_PSMD.shape and heads % kv_heads == 0
+    _need(fits and q_TND.shape[2] == cache.k_PSMD.shape[3], q_TND, cache.k_PSMD, cache.v_PSMD)
+    floats = attention.scratch_floats(library, q_TND, cache.k_PSMD, step.query_lens, step.kv_lens)
+    _workspace = q_TND.new_empty(floats, dtype=torch.float32)
+    return torch.empty_like(q_TND)
+
+
+def _has_attention(q_TND: Tensor, cache: LayerCache) -> bool:
+    """Whether the library has a form for these planes."""
+    return set(cache) == {"k", "v"} and cache.k_PSMD.dtype == q_TND.dtype and q_TND.shape[2] <= attention.MAX_HEAD_DIM
+
+
+def _like(body: Body) -> Callable[..., Any]:
+    """The shape rule of an operation without a workspace: the reference's result on meta tensors."""
+    return lambda library, *args: body(*args)
+
+
+def _need(fits: bool, *given: Tensor | Weight) -> None:
+    if not fits:
+        raise ValueError(f"shapes {[tuple(x.shape) for x in given]} do not go together")

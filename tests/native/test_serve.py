@@ -1,0 +1,123 @@
+"""The engine on the library: answers, the promise of the same bits, memory, graphs and profiles."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from atb_models import LLM, SamplingParams, ops
+from atb_models.demo import questions
+from atb_models.errors import ConfigError
+from atb_models.graph import meta_model, meta_step, trace
+from atb_models.layers.parameter import fillings
+from atb_models.limits import Limits
+from atb_models.models.config_reader import load_model_config
+from atb_models.ops.native.build import levels_of
+from atb_models.ops.native.library import active, cpu_flags
+from atb_models.plan.memory import rank_memory
+from atb_models.profiler import Recorder
+from tests.tiny import write_checkpoint
+
+LEVELS = [level.name for level in levels_of(platform.machine()) if level.needs <= cpu_flags()]
+DTYPES = ("fp32", "fp16", "bf16")
+LONG = [(7 * i * i + 3 * i) % 2400 + 5 for i in range(150)]
+PROMPTS = [LONG, LONG[:40], LONG[20:90], [9, 8, 7], LONG[:129]]
+DRAWN = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, seed=5, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_there_is_a_level(capsys: pytest.CaptureFixture[str]) -> None:
+    """The run says which levels it has tested."""
+    assert LEVELS and active().level is not None
+    with capsys.disabled():
+        print(f"\nlevels of the CPU library tested here: {', '.join(LEVELS)}")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_toys_answers(monkeypatch: pytest.MonkeyPatch, level: str, dtype: str) -> None:
+    monkeypatch.setenv("ATB_CPU_ISA", level)
+    asked = questions()[:: 1 if dtype == "fp16" else 8]
+    with LLM(dtype=dtype, device="cpu") as llm:
+        assert ops.moe_experts.backend == "cpu"
+        chats = [[{"role": "user", "content": str(one["question"])}] for one in asked]
+        outs = llm.chat(chats, [SamplingParams(max_tokens=int(one["max_tokens"])) for one in asked])
+    assert [out.text for out in outs] == [one["answer"] for one in asked]
+
+
+def alone(dtype: str, params: SamplingParams) -> list[list[int]]:
+    with LLM(dtype=dtype, device="cpu", block_size=16, prefix_cache=False, max_seq_len=512) as llm:
+        return [llm.generate([prompt], params)[0].token_ids for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_request_gives_the_same_bits(dtype: str) -> None:
+    """Alone; in company; in chunks of 13 tokens; with preemption; after a prefix hit; with two threads."""
+    torch.set_num_threads(1)
+    expected = alone(dtype, DRAWN)
+    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512) as llm:
+        together = [out.token_ids for out in llm.generate(PROMPTS, DRAWN)]
+        again = [out.token_ids for out in llm.generate(PROMPTS, DRAWN)]
+        assert llm.metrics()["prefix_hit_tokens"] > 0
+    assert together == expected and again == expected
+    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, max_prefill_tokens=13) as llm:
+        assert [out.token_ids for out in llm.generate(PROMPTS, DRAWN)] == expected
+    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, kv_blocks=14, prefix_cache=False) as llm:
+        assert [out.token_ids for out in llm.generate(PROMPTS, DRAWN)] == expected
+        assert llm.metrics()["preemptions"] > 0
+    torch.set_num_threads(2)
+    assert alone(dtype, DRAWN) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_do_not_depend_on_chunks_or_company(dtype: str) -> None:
+    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, prefix_cache=False) as llm:
+        whole = llm.prompt_logits(LONG)
+        company = llm.prompt_logits([LONG, LONG[3:50], LONG[:1]])
+    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, max_prefill_tokens=7) as llm:
+        chunked = llm.prompt_logits(LONG)
+    assert torch.equal(company[0], whole) and torch.equal(chunked, whole)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_weights_are_planned_and_held(tmp_path: Path, tied: bool) -> None:
+    write_checkpoint(tmp_path, tie_word_embeddings=tied)
+    config = load_model_config(tmp_path)
+    ops.bind("cpu")
+    planned = rank_memory(config, torch.float16, 1, Limits(2, 16, 64, 16))
+    with LLM(tmp_path, device="cpu") as llm:
+        model = llm._runner.model
+        assert planned.weights == sum(parameter.nbytes for parameter in model.parameters())
+        packed = {name for name, filling in fillings(model).items() if filling.weight.layout.packing}
+        assert {"layers.1.mlp.router.weight", "layers.0.attn.qkv.weight", "layers.1.mlp.experts.down"} <= packed
+        assert ("lm_head.weight" in packed) == (not tied) and "embed.weight" not in packed
+
+
+def test_experts_are_one_node_and_one_call(demo: Path) -> None:
+    config = load_model_config(demo)
+    ops.bind("cpu")
+    graph = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
+    moe = sum(config.moe_layers)
+    assert graph.counts()["MoeExperts"] == moe and "GroupedMatmul" not in graph.counts() and graph.stray == ()
+    node = next(node for node in graph.nodes if node.op == "MoeExperts")
+    assert node.backend == "cpu" and node.inputs[1].shape == (16, 2 * 64, 128)
+    assert node.peak_bytes > 41 * config.num_experts_per_tok * 64 * 2, "the library's workspace is counted"
+    with LLM(demo, device="cpu", kv_blocks=4) as llm, Recorder(llm._runner) as recorder:
+        llm.prompt_logits([5, 6, 7])
+    assert sum(call.op == "MoeExperts" for call in recorder.profile.calls) == moe
+
+
+def test_a_level_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATB_CPU_ISA", "sse9")
+    with pytest.raises(ConfigError, match="ATB_CPU_ISA=sse9 is no instruction set of this CPU"):
+        LLM(device="cpu")
