@@ -35,6 +35,15 @@ template <class S> struct Plain {
   static constexpr bool WIDEN = BYTES < 4;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
+    if constexpr (MR <= 2) {  // few rows beside many panels: their inputs stay in registers, a panel's do not
+      vf x[MR];
+      UNROLL for (int m = 0; m < MR; m++) x[m] = splat(a[m]);
+      UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) {
+        const vf w = S::load((const typename S::T*)(b + p * panel_bytes) + v * VL);
+        UNROLL for (int m = 0; m < MR; m++) acc[m][p][v] = fma(x[m], w, acc[m][p][v]);
+      }
+      return;
+    }
     vf w[NP][NV];
     UNROLL for (int p = 0; p < NP; p++)
       UNROLL for (int v = 0; v < NV; v++) w[p][v] = S::load((const typename S::T*)(b + p * panel_bytes) + v * VL);

@@ -47,12 +47,14 @@ template <class S, class P> class Decode {
     for (int r = 0; r < rows; r++)
       take<S>(query<S>(c, c.starts[b], head0 * shared + r), c.head_dim, q + (int64_t)r * dim, dim);
     for (int i = 0; i < n; i += KEYS)
-      for (int h = head0; h < head1; h++)
+      for (int h = head0; h < head1; h++) {
+        fetch(at.key + i + AHEAD - KEYS, h * c.k_head, c.head_dim);
         in_groups(shared, [&](int g, auto count) {
           int64_t r = (h - head0) * shared + g;
           score<P, decltype(count)::value>(q + r * dim, dim, at.key + i, h * c.k_head, c.head_dim,
                                            desk.scores + r * CHUNK + i);
         });
+      }
     for (int r = 0; r < rows; r++) softmaxes[r] = soften(desk.scores + (int64_t)r * CHUNK, n, c.scale);
     for (int64_t i = 0; i < (int64_t)rows * dim; i += VL) store(out + i, zeros());
     int i = 0;
@@ -62,12 +64,14 @@ template <class S, class P> class Decode {
 
   template <int NV>
   void add_values(const Places<S>& at, int i, int head0, int head1, const float* weights, float* out) const {
-    for (int h = head0; h < head1; h++)
+    for (int h = head0; h < head1; h++) {
+      if (NV == KEYS) fetch(at.value + i + AHEAD - KEYS, h * c.v_head, c.head_dim);
       in_groups(shared, [&](int g, auto count) {
         int64_t r = (h - head0) * shared + g;
         accumulate<S, decltype(count)::value, NV>(weights + r * CHUNK + i, at.value + i, h * c.v_head, c.head_dim,
                                                   out + r * dim, dim);
       });
+    }
   }
 
   const AttentionCall& c;

@@ -66,9 +66,18 @@ INLINE int owner(const int32_t* first_item, int sequences, int64_t item) {
   return low;
 }
 
+constexpr int AHEAD = 20;  // positions between what is computed and what is fetched; at least KEYS
+
+// Fetches `n` elements of each of KEYS rows into the second-level cache: rows lie too far apart for the processor to
+// guess the next.
+template <class T> INLINE void fetch(const T* const* rows, int64_t offset, int n) {
+  UNROLL for (int i = 0; i < KEYS; i++)
+    for (int at = 0; at < n; at += 64 / (int)sizeof(T)) __builtin_prefetch(rows[i] + offset + at, 0, 2);
+}
+
 // The keys and values of `n` positions from `first` on: those of the first head.
 template <class S> struct Places {
-  const typename S::T *key[CHUNK + KEYS], *value[CHUNK];
+  const typename S::T *key[CHUNK + AHEAD], *value[CHUNK + AHEAD];
   void find(const AttentionCall& c, int b, int first, int n) {
     const int32_t* table = c.table + b * c.table_row;
     for (int i = 0; i < n; i++) {
@@ -76,7 +85,11 @@ template <class S> struct Places {
       key[i] = (const typename S::T*)c.k + block * c.k_block + slot * c.k_slot;
       value[i] = (const typename S::T*)c.v + block * c.v_block + slot * c.v_slot;
     }
-    for (int i = n; i < n + KEYS; i++) key[i] = key[n - 1];  // scored with the last group, then left out
+    // Beyond the end the last key is scored with its group and left out; after it the first values are fetched.
+    for (int i = 0; i < AHEAD; i++) {
+      key[n + i] = i < KEYS ? key[n - 1] : value[least(i - KEYS, n - 1)];
+      value[n + i] = value[n - 1];
+    }
   }
 };
 
