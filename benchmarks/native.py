@@ -5,8 +5,8 @@
 The limits are the library's own loops: bytes read, and multiplications and additions in registers (float32, pairs of
 bfloat16). They are measured in turns with the operations, and every figure is a median. With one thread times are the
 thread's CPU time, so that a busy machine disturbs them less; with more they are wall time. Weights and caches are
-larger than the processor's caches. read: bytes that must be read, over the read limit; compute: FLOPs over the limit of
-the instruction that the level uses. int8 weights meet bfloat16 activations; torch has no such operation to compare.
+larger than the processor's caches. read: bytes that must be moved, over the read limit; compute: FLOPs over the limit
+of the instruction that the level uses. int8 weights meet bfloat16 activations; torch has no such operation to compare.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from atb_models.ops import moe
 from atb_models.ops.gating import Gating
@@ -33,6 +36,7 @@ from atb_models.ops.weight import Layout, Packing, Weight
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 BEYOND_CACHES = 200 << 20
+MANY = 50  # of calls that take microseconds
 
 
 @dataclass
@@ -105,9 +109,9 @@ def measure(machine: Machine, case: Case, repeats: int) -> str:
     for i in range(repeats):
         reads.append(machine.read_rate())
         rates.append(machine.compute_rate(case.dtype))
-        ours.append(machine.seconds(lambda: case.ours(i)))
+        ours.append(machine.seconds(partial(case.ours, i)))
         if case.torchs is not None:
-            torchs.append(machine.seconds(lambda: case.torchs(i)))
+            torchs.append(machine.seconds(partial(case.torchs, i)))
     took, read, rate = map(statistics.median, (ours, reads, rates))
     shares = f"read {case.read / took / read:4.0%} compute {case.flops / took / rate:4.0%}"
     beside = f", torch {statistics.median(torchs) / took:.1f} times that" if torchs else ""
@@ -145,17 +149,22 @@ def linear_cases(library: Library, dtype: torch.dtype, rows: list[int], scale: i
         size = outputs * inputs * dtype.itemsize
         plains = [numbers((outputs, inputs), dtype) for _ in range(max(1, BEYOND_CACHES // scale**2 // size))]
         weights = [stored(Panels(library), plain) for plain in plains]
-        scales = torch.rand(outputs) / 1000 if dtype == torch.int8 else None
         for count in rows:
-            x = torch.randn(count, inputs).to(activations(dtype))
-            yield Case(
-                f"linear {outputs} x {inputs}, {count} rows",
-                lambda i, x=x: [linear(library, x, w, outputs, None, scales) for w in weights],
-                None if dtype == torch.int8 else lambda i, x=x: [torch.mm(x, plain.t()) for plain in plains],
-                len(weights) * size,
-                2.0 * len(weights) * count * outputs * inputs,
-                computed(dtype),
-            )
+            yield linear_case(library, plains, weights, torch.randn(count, inputs).to(activations(dtype)))
+
+
+def linear_case(library: Library, plains: list[Tensor], weights: list[Tensor], x: Tensor) -> Case:
+    """All the weights, one after the other."""
+    (outputs, inputs), dtype = plains[0].shape, plains[0].dtype
+    scales = torch.rand(outputs) / 1000 if dtype == torch.int8 else None
+    return Case(
+        f"linear {outputs} x {inputs}, {len(x)} rows",
+        lambda i: [linear(library, x, weight, outputs, None, scales) for weight in weights],
+        None if dtype == torch.int8 else lambda i: [torch.mm(x, plain.t()) for plain in plains],
+        sum(plain.nbytes for plain in plains),
+        2.0 * len(weights) * len(x) * outputs * inputs,
+        computed(dtype),
+    )
 
 
 def experts_cases(library: Library, dtype: torch.dtype, rows: list[int], scale: int) -> Iterator[Case]:
@@ -193,63 +202,61 @@ def attention_cases(library: Library, dtype: torch.dtype, rows: list[int], scale
     """Decoding with mixed lengths over shuffled blocks, and whole prompts; head dimension and block size 128."""
     if dtype == torch.int8:
         return
-    size, dim, blocks = 128, 128, 600 // scale
     for kv_heads, shared in ((16, 1), (4, 8)):
-        heads = kv_heads * shared
-        k, v = (torch.randn(blocks, size, kv_heads, dim).to(dtype) for _ in range(2))
-        mixed = [128, 256, 384, 512, 700, 1024, 1500, 2048], [128 + 61 * i for i in range(32)]
-        for queries, lengths in [([1], [2048]), *(([1] * len(m), m) for m in mixed), ([256], [256]), ([1024], [1024])]:
-            table = torch.stack([torch.randperm(blocks)[: -(-max(lengths) // size)] for _ in lengths]).int()
-            q = torch.randn(sum(queries), heads, dim).to(dtype)
-            starts = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32)
-            kv_lens = torch.tensor(lengths, dtype=torch.int32)
-            prompt = queries[0] > 1
-            pairs = sum(lengths) if not prompt else lengths[0] * (lengths[0] + 1) / 2
-            fused = [torch.randn(1, n, lengths[0], dim).to(dtype) for n in (heads, kv_heads, kv_heads)]
-            yield Case(
-                f"{'prompt' if prompt else 'decoding'}, {heads} over {kv_heads} heads, {len(lengths)} x {max(lengths)}",
-                lambda i, q=q, t=table, s=starts, n=kv_lens, k=k, v=v: paged_attention(library, q, k, v, t, s, n, 0.1),
-                (
-                    lambda i, f=fused: torch.nn.functional.scaled_dot_product_attention(
-                        *f, is_causal=True, enable_gqa=True
-                    )
-                )
-                if prompt
-                else None,
-                2.0 * sum(lengths) * kv_heads * dim * dtype.itemsize,
-                4.0 * pairs * heads * dim,
-                torch.float32,
-            )
+        cache = [torch.randn(600 // scale, 128, kv_heads, 128).to(dtype) for _ in range(2)]
+        for lengths in [2048], [128, 256, 384, 512, 700, 1024, 1500, 2048], [128 + 61 * i for i in range(32)]:
+            shorter = [max(1, length // scale) for length in lengths]
+            yield attention_case(library, cache, shared, [1] * len(lengths), shorter)
+        for length in 256, 1024:
+            yield attention_case(library, cache, shared, [length // scale], [length // scale])
+
+
+def attention_case(library: Library, cache: list[Tensor], shared: int, queries: list[int], lengths: list[int]) -> Case:
+    blocks, size, kv_heads, dim = cache[0].shape
+    heads, dtype, prompt = kv_heads * shared, cache[0].dtype, queries[0] > 1
+    table = torch.stack([torch.randperm(blocks)[: -(-max(lengths) // size)] for _ in lengths]).int()
+    q = torch.randn(sum(queries), heads, dim).to(dtype)
+    starts = torch.tensor([0, *accumulate(queries)], dtype=torch.int32)
+    kv_lens = torch.tensor(lengths, dtype=torch.int32)
+    pairs = lengths[0] * (lengths[0] + 1) / 2 if prompt else sum(lengths)
+    plain = [torch.randn(1, n, lengths[0], dim).to(dtype) for n in (heads, kv_heads, kv_heads)]
+    return Case(
+        f"{'prompt' if prompt else 'decoding'}, {heads} over {kv_heads} heads, {len(lengths)} x {max(lengths)}",
+        lambda i: paged_attention(library, q, *cache, table, starts, kv_lens, 0.1),
+        (lambda i: scaled_dot_product_attention(*plain, is_causal=True, enable_gqa=True)) if prompt else None,
+        2.0 * sum(lengths) * kv_heads * dim * dtype.itemsize,
+        4.0 * pairs * heads * dim,
+        torch.float32,
+    )
 
 
 def small_cases(library: Library, dtype: torch.dtype, rows: list[int], scale: int) -> Iterator[Case]:
-    if dtype == torch.int8:
-        return
-    width = 2048 // scale
-    for count in rows:
-        x, residual, weight = (
-            torch.randn(count, width).to(dtype),
-            torch.randn(count, width).to(dtype),
-            torch.ones(width),
-        )
-        weight = weight.to(dtype)
-        yield Case(
-            f"add and norm, {count} x {width}",
-            lambda i, x=x, r=residual: add_rms_norm(library, x, r, weight, 1e-6),
-            lambda i, x=x, r=residual: torch.nn.functional.rms_norm(x + r, weight.shape, weight, 1e-6),
-            2.0 * x.nbytes,
-            5.0 * x.numel(),
-            torch.float32,
-        )
-        scores = torch.randn(count, 64)
-        yield Case(
-            f"gating, {count} x 64",
-            lambda i, s=scores: moe_gating(library, s, Gating(6)),
-            lambda i, s=scores: s.softmax(-1).topk(6),
-            scores.nbytes,
-            4.0 * scores.numel(),
-            torch.float32,
-        )
+    for count in rows if dtype != torch.int8 else ():
+        yield norm_case(library, *(torch.randn(count, 2048 // scale).to(dtype) for _ in range(2)))
+        yield gating_case(library, torch.randn(count, 64))
+
+
+def norm_case(library: Library, x: Tensor, residual: Tensor) -> Case:
+    weight = torch.ones(x.shape[1], dtype=x.dtype)
+    return Case(
+        f"{MANY} times add and norm, {len(x)} x {x.shape[1]}",
+        lambda i: [add_rms_norm(library, x, residual, weight, 1e-6) for _ in range(MANY)],
+        lambda i: [rms_norm(x + residual, weight.shape, weight, 1e-6) for _ in range(MANY)],
+        4.0 * MANY * x.nbytes,
+        5.0 * MANY * x.numel(),
+        torch.float32,
+    )
+
+
+def gating_case(library: Library, scores: Tensor) -> Case:
+    return Case(
+        f"{MANY} times gating, {len(scores)} x {scores.shape[1]}",
+        lambda i: [moe_gating(library, scores, Gating(6)) for _ in range(MANY)],
+        lambda i: [scores.softmax(-1).topk(6) for _ in range(MANY)],
+        1.0 * MANY * scores.nbytes,
+        4.0 * MANY * scores.numel(),
+        torch.float32,
+    )
 
 
 if __name__ == "__main__":

@@ -103,18 +103,23 @@ def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor, outputs: int)
 def _check(
     x_TI: Tensor, packed: Tensor, outputs: int, bias_O: Tensor | None, scale_O: Tensor | None, out_TO: Tensor
 ) -> None:
-    given = [x for x in (x_TI, packed, bias_O, scale_O) if x is not None]
-    on_cpu("Linear", *given)
-    for x in given:
-        dense("Linear", x, 3 if x is packed else 1)
-    floats = [x.dtype for x in (x_TI, bias_O, out_TO) if x is not None]
-    if any(dtype not in FLOATS for dtype in floats) or packed.dtype not in (x_TI.dtype, torch.float32, torch.int8):
-        raise ValueError(f"Linear: x, bias and result of {floats} beside a weight of {packed.dtype}")
-    scales = None if scale_O is None else scale_O.dtype
-    if scales != (torch.float32 if packed.dtype == torch.int8 else None):
-        raise ValueError(f"Linear: a weight of {packed.dtype} with scales of {scales}")
-    if tuple(packed.shape) != packed_shape(outputs, x_TI.shape[1]) or any(
-        x is not None and x.shape != (outputs,) for x in (bias_O, scale_O)
+    on_cpu("Linear", x_TI, packed)
+    dense("Linear", x_TI)
+    dense("Linear", packed, 3)
+    for vector in (bias_O, scale_O):
+        if vector is not None:
+            on_cpu("Linear", vector)
+            dense("Linear", vector)
+    dtype, stored = x_TI.dtype, packed.dtype
+    bias, scales = None if bias_O is None else bias_O.dtype, None if scale_O is None else scale_O.dtype
+    if dtype not in FLOATS or out_TO.dtype not in FLOATS or bias not in (None, *FLOATS):
+        raise ValueError(f"Linear: x of {dtype}, a bias of {bias} and a result of {out_TO.dtype}")
+    if stored not in (dtype, torch.float32, torch.int8) or scales != (torch.float32 if stored == torch.int8 else None):
+        raise ValueError(f"Linear: x of {dtype} beside a weight of {stored} with scales of {scales}")
+    if (
+        packed.shape != packed_shape(outputs, x_TI.shape[1])
+        or (bias_O is not None and bias_O.shape != (outputs,))
+        or (scale_O is not None and scale_O.shape != (outputs,))
     ):
         raise ValueError(
             f"Linear: x {tuple(x_TI.shape)}, a packed weight {tuple(packed.shape)} and {outputs} outputs do not go"

@@ -8,6 +8,7 @@ constexpr int SLICE = 512;     // tokens at a time: bounds the scratch
 constexpr int OWN_ROWS = 32;   // up to here each thread places the rows of an item for itself and none waits
 constexpr int GROUP = 8;       // panels of a work item
 constexpr int SUM_COLUMNS = 512;
+constexpr int64_t FORK_PRODUCTS = 1 << 17;  // below, a second thread costs more than it brings
 
 // Rows of one expert that are multiplied together.
 struct Block {
@@ -62,6 +63,7 @@ template <class W, class X> class Experts {
         hidden_panels(pieces(c.hidden, PANEL)),
         width_panels(pieces(c.width, PANEL)),
         choices(least(c.tokens, SLICE) * c.top_k) {
+    threads = (int64_t)choices * c.hidden * c.width < FORK_PRODUCTS ? 1 : c.threads;
     own = choices <= OWN_ROWS;
     sum_row = hidden_panels * PANEL + PANEL;  // no power of two, which would put all rows into the same cache sets
     lists = round_up(Routing::ints(choices, c.experts), 16);
@@ -71,7 +73,7 @@ template <class W, class X> class Experts {
     desk = WIDE_FLOATS + (int64_t)least(choices, ROW_BLOCK) * 2 * GROUP * PANEL + (own ? placed_floats(choices, hidden) : 0);
   }
 
-  int64_t scratch() const { return lists + inputs + inner + sums + c.threads * desk; }
+  int64_t scratch() const { return lists + inputs + inner + sums + threads * desk; }
 
   void run() const {
     if (c.counter)
@@ -80,7 +82,7 @@ template <class W, class X> class Experts {
     for (int start = 0; start < c.tokens; start += SLICE) {
       const int tokens = least(SLICE, c.tokens - start);
       routing.sort(c.chosen + (int64_t)start * c.top_k, tokens * c.top_k, c.experts);
-      parallel(c.threads, [&](Team& team, int thread) { slice(team, routing, start, tokens, thread); });
+      parallel(threads, [&](Team& team, int thread) { slice(team, routing, start, tokens, thread); });
     }
   }
 
@@ -206,7 +208,7 @@ template <class W, class X> class Experts {
   }
 
   const ExpertsCall& c;
-  int hidden, width, hidden_panels, width_panels, choices, sum_row;
+  int hidden, width, hidden_panels, width_panels, choices, sum_row, threads;
   bool own;
   int64_t lists, inputs, inner, sums, desk;
 };

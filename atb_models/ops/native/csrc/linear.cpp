@@ -6,7 +6,9 @@
 
 constexpr int SLICE = 512;      // rows whose activations are placed at a time: bounds the scratch
 constexpr int OWN_ROWS = 4;     // up to here each thread places all rows for itself and none waits
-constexpr int GROUP = 8;        // panels of a work item
+constexpr int GROUP = 8;        // panels of a work item at most; of few panels each thread gets several items
+constexpr int LEAST_GROUP = 4;  // panels that one row meets together
+constexpr int64_t FORK_PRODUCTS = 1 << 17;  // below, a second thread costs more than it brings
 
 template <class W> class Linear {
   typedef typename W::A A;
@@ -15,15 +17,17 @@ template <class W> class Linear {
   explicit Linear(const LinearCall& call) : c(call), filled((int)round_up(c.inputs, K_STEP)) {
     const int blocks = pieces(least(c.rows, SLICE), ROW_BLOCK);
     block_rows = pieces(least(c.rows, SLICE), blocks);
-    own = c.rows <= OWN_ROWS || c.threads == 1;
+    threads = (int64_t)c.rows * c.inputs * c.outputs < FORK_PRODUCTS ? 1 : c.threads;
+    own = c.rows <= OWN_ROWS || threads == 1;
+    group = threads == 1 ? GROUP : most(LEAST_GROUP, least(GROUP, pieces(pieces(c.outputs, PANEL), 4 * threads)));
     shared_floats = own ? 0 : placed_floats(least(c.rows, SLICE));
     own_floats = (own ? placed_floats(least(c.rows, SLICE)) : 0) + WIDE_FLOATS + block_rows * GROUP * PANEL;
   }
 
-  int64_t scratch() const { return shared_floats + c.threads * own_floats; }
+  int64_t scratch() const { return shared_floats + threads * own_floats; }
 
   void run() const {
-    parallel(c.threads, [&](Team& team, int thread) {
+    parallel(threads, [&](Team& team, int thread) {
       float* desk = c.scratch + shared_floats + thread * own_floats;
       float* placed = own ? desk + WIDE_FLOATS + block_rows * GROUP * PANEL : c.scratch;
       for (int start = 0; start < c.rows; start += SLICE) {
@@ -39,7 +43,7 @@ template <class W> class Linear {
   }
 
   void slice(Team& team, int start, int rows, A* placed, float* desk) const {
-    const int blocks = pieces(rows, block_rows), panels = pieces(c.outputs, PANEL), groups = pieces(panels, GROUP);
+    const int blocks = pieces(rows, block_rows), panels = pieces(c.outputs, PANEL), groups = pieces(panels, group);
     if (own) {
       for (int i = 0; i < blocks; i++) place(start, rows, i, placed);
     } else {
@@ -49,7 +53,7 @@ template <class W> class Linear {
     // All rows of the slice follow each other beside a group of panels, which is read from memory once.
     team.each((int64_t)groups * blocks, [&](int64_t i) {
       const int first = (int)(i % blocks) * block_rows, count = least(block_rows, rows - first);
-      const int panel = (int)(i / blocks) * GROUP, n = least(GROUP, panels - panel);
+      const int panel = (int)(i / blocks) * group, n = least(group, panels - panel);
       float* sums = desk + WIDE_FLOATS;
       multiply<W>(placed + (int64_t)first * filled * W::A_STEP / W::KI, count, panels_of<W>(c.weight, panel, n, filled),
                   sums, n * PANEL, desk);
@@ -89,7 +93,7 @@ template <class W> class Linear {
   static vf load_floats(const float* p, int n) { return n < VL ? load_part<F32>(p, n) : load(p); }
 
   const LinearCall& c;
-  int filled, block_rows;
+  int filled, block_rows, threads, group;
   bool own;
   int64_t shared_floats, own_floats;
 };
