@@ -28,7 +28,9 @@ class SamplingParams:
     temperature: 0 or more; 0 is greedy (then top_k, top_p, min_p and seed change nothing).
     top_k: 1 or more, 0 or -1: all. top_p: (0, 1]. min_p: [0, 1].
     repetition_penalty: more than 0, 1 is none. presence_penalty, frequency_penalty: [-2, 2].
-    seed: any whole number; the same seed gives the same tokens. None: different ones each time.
+    seed: any whole number; its random numbers are the same each time. So are the tokens on a CPU that the native
+    library serves, with the same ranks and level, whatever runs beside the request; on other devices the requests
+    beside it can change the rounding of logits, and a token with it. None: different random numbers each time.
     stop: strings that end the text, itself cut before them. stop_token_ids: token ids that end it like the EOS token.
     ignore_eos: go on after the EOS token (stop and stop_token_ids still count).
     logprobs: N >= 0 returns for each new token the log-probability of it and of the top N in the raw model, before all
