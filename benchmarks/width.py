@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from atb_models import LLM, SamplingParams
+from atb_models.layers.parameter import fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
 
@@ -98,22 +99,27 @@ def token_bytes(model: Decoder, config: ModelConfig) -> int:
 
 
 def torch_seconds(model: Decoder, config: ModelConfig) -> float:
-    """Seconds of the bare products of a prefill step, with the model's own weights."""
-    return median_seconds(lambda: [torch.mm(x, weight.t()) for x, weight in products(model, config)], 3)
+    """Seconds of the bare products of a prefill step by torch, with plain weights of the model's shapes."""
+    given = list(products(model, config))
+    return median_seconds(lambda: [torch.mm(x, weight.t()) for x, weight in given], 3)
 
 
 def products(model: Decoder, config: ModelConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Input and weight of each product: every expert gets its even share of rows, the head the last token."""
+    """Input and weight of each product: every expert gets its even share of rows, the head the last token.
+
+    Weights of one shape are the same tensor: with so many rows their arithmetic counts, not their memory.
+    """
     rows_per_expert = max(1, PROMPT * config.num_experts_per_tok // max(1, config.num_experts))
-    for name, parameter in model.named_parameters():
-        if ".experts." in name:
-            weights, rows = list(parameter), rows_per_expert
-        elif name.startswith("embed.") or parameter.dim() != 2:
+    plain: dict[tuple[int, ...], torch.Tensor] = {}
+    for name, filling in fillings(model).items():
+        layout = filling.weight.layout
+        if name.startswith("embed.") or len(layout.shape) < 2:
             continue
-        else:
-            weights, rows = [parameter], 1 if name.startswith("lm_head.") else PROMPT
-        x = torch.full((rows, parameter.shape[-1]), 0.01, dtype=parameter.dtype)
-        yield from ((x, weight) for weight in weights)
+        rows = rows_per_expert if ".experts." in name else 1 if name.startswith("lm_head.") else PROMPT
+        matrices = layout.shape[0] if len(layout.shape) == 3 else 1
+        weight = plain.setdefault(layout.shape[-2:], torch.full(layout.shape[-2:], 0.01, dtype=layout.loaded))
+        x = torch.full((rows, layout.shape[-1]), 0.01, dtype=layout.loaded)
+        yield from ((x, weight) for _ in range(matrices))
 
 
 if __name__ == "__main__":
