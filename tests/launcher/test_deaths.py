@@ -20,7 +20,7 @@ from tests.launcher.processes import Program, free_port, start_script, unlogged
 
 LIMIT_S = 5.0
 # Long enough that nothing ends by itself: many tensors to load, one step with much to compute, many steps.
-SLOW_TO_LOAD = {"n_routed_experts": 6144, "moe_intermediate_size": 8}
+SLOW_TO_LOAD = {"n_routed_experts": 4096, "moe_intermediate_size": 8}
 PROMPT = [3 + i * 7 % 250 for i in range(6000)]
 BATCH, STEPS, STEP_TOKENS = 12, 8000, 100_000
 

@@ -7,7 +7,7 @@ to torch. On meta tensors each body gives its result and the workspace that the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from atb_models.ops.table import Backend, Body
 from atb_models.ops.weight import Packing, Weight
 
 
+@cache
 def native_backend(library: Library) -> Backend:
     """What the library serves."""
     bodies: dict[str, Callable[..., Any]] = {

@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 from atb_models.errors import ConfigError
-from atb_models.wording import message_lines
 
 SECONDS = 3.0
 MEMORY_BYTES = 512 << 20
@@ -82,7 +81,8 @@ def _unshare() -> list[str]:
 
 def _refusal(why: str) -> str:
     """why: of several lines, the last tells."""
+    last = (why.strip() or "no reason given").split("\n")[-1]
     return (
-        f"generated code cannot be shut off on this machine ({message_lines(why.strip() or 'no reason given')[-1]}),"
+        f"generated code cannot be shut off on this machine ({last}),"
         " so it is not run; use a host, or a container with SYS_ADMIN, where `unshare --net --pid --mount` works"
     )
