@@ -48,7 +48,10 @@ def sample(
     drawn = [row for row, seq in enumerate(seqs) if seq.params.temperature and row not in empty]
     if drawn:
         index = torch.tensor(drawn, device=logits_BV.device)
-        tokens_B[index] = _draw(processed_BV[index], [seqs[row] for row in drawn])
+        drawn_BV = processed_BV[index]
+        if logits_BV.device.type not in ("cpu", "cuda"):  # whose argmax may pass over what is no number
+            drawn_BV = finite_only(drawn_BV)
+        tokens_B[index] = _draw(drawn_BV, [seqs[row] for row in drawn])
     tokens = [NO_TOKEN if row in empty else token for row, token in enumerate(tokens_B.tolist())]
     return tokens, _logprobs(logits_BV, seqs, tokens)
 
