@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from tests.launcher.processes import any_port
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 200.0
@@ -35,9 +36,7 @@ class KeptRanks:
         that its LLM ends (`SystemExit`) has done its part.
         """
         self._start(size)
-        ranks = self._processes[:size]
-        with socket.create_server(("127.0.0.1", 0)) as listener:  # free a moment later, as far as one can know
-            port = listener.getsockname()[1]
+        ranks, port = self._processes[:size], any_port()
         for rank, process in enumerate(ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             run = {"environ": place | {"MASTER_PORT": port}, "function": function, "words": words}

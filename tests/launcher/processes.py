@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,13 @@ _MARK = "TEST_PROCESS_MARK"
 def free_port() -> int:
     """From the end of the range that the launcher chooses from."""
     return next(number for number in reversed(PORTS) if is_free(number))
+
+
+def any_port() -> int:
+    """One that the system gives to nobody else for a while: of other runs on this machine few will meet it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 class Program:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.processes import free_port, unlogged
+from tests.launcher.processes import any_port, free_port, unlogged
 from tests.ranks.toys import children, wait_until_dead
 from tests.server.raw import wait_for
 
@@ -70,7 +70,7 @@ class Run:
     def __init__(self, root: Path, folder: Path, launcher: Launcher, body: str, count: int, argv: list[str]) -> None:
         lines = "\n".join(f"    {line}" for line in body.splitlines())
         (folder / "run_pa.py").write_text(STAND_IN.format(root=str(root), folder=folder, body=lines))
-        self.folder, self.count, self.launcher, self.port = folder, count, launcher.process, free_port()
+        self.folder, self.count, self.launcher, self.port = folder, count, launcher.process, any_port()
         assert self.launcher.stdin is not None
         self.launcher.stdin.write(json.dumps([str(folder), count, self.port, argv]) + "\n")
         self.launcher.stdin.flush()
