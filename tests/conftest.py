@@ -50,9 +50,10 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kept_ranks() -> Iterator[KeptRanks]:
-    """Ranks that run one model after another, for tests of what a model gives on several."""
+    """Ranks that run one model after another, for tests of what a model gives on several. They end with their module:
+    other tests count the children of this process."""
     ranks = KeptRanks()
     yield ranks
     ranks.close()
