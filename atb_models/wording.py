@@ -39,3 +39,9 @@ def named(names: Iterable[str], most: int = 20) -> str:
     ordered = sorted(names)
     texts = [name if name.isprintable() and len(name) <= SHOWN else shown(name) for name in ordered[:most]]
     return ", ".join(texts) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def shortened(error: object) -> str:
+    """The first line of what an exception of a library says, cut to a message's length."""
+    line = message_lines(error)[0]
+    return line if len(line) <= 2 * SHOWN else f"{line[: 2 * SHOWN]}..."

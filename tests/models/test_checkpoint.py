@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import random
 import time
 from pathlib import Path
 
@@ -121,39 +121,6 @@ def test_folder_without_weights(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["sharded", "bin-sharded"])
-def test_missing_file_of_an_index(tmp_path: Path, layout: str) -> None:
-    tiny.write_weights(tmp_path, some_tensors(), layout)
-    next(tmp_path.glob("*-00002-of-*")).unlink()
-    with pytest.raises(CheckpointError, match=r"-00002-of-00003\.\w+ does not exist .*puts 2 tensors into it.* cube"):
-        open_checkpoint(tmp_path)
-
-
-def test_tensor_of_the_index_that_its_file_lacks(tmp_path: Path) -> None:
-    tiny.write_weights(tmp_path, some_tensors(), "sharded")
-    index = tmp_path / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["ghost"] = "model-00002-of-00003.safetensors"
-    index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"index\.json puts ghost into .*model-00002-of-00003\.safetensors, but"):
-        open_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", r"model\.safetensors\.index\.json is not valid JSON"),
-        ("{}", r"model\.safetensors\.index\.json has no weight_map"),
-        ('{"weight_map": {"a": 1}}', r"model\.safetensors\.index\.json has no weight_map"),
-        ('{"weight_map": {"a": "../a.safetensors"}}', r"puts a into '\.\./a\.safetensors', which is no file name"),
-    ],
-)
-def test_unreadable_index(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(tmp_path)
-
-
 def test_truncated_file_names_file_and_tensor(tmp_path: Path) -> None:
     save_file(some_tensors(), tmp_path / "model.safetensors")
     size = (tmp_path / "model.safetensors").stat().st_size
@@ -241,6 +208,43 @@ def test_damaged_bin(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1, dtype=torch.int8)}, file)
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: tensor a is torch\.int8, but only torch\.float16"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({1: torch.zeros(1)}, "holds no dictionary of tensors"),
+        ({"a": torch.zeros(1), "b": 3}, "holds no dictionary of tensors: b is a int"),
+        ({"a": torch.eye(3).to_sparse()}, "tensor a is torch.sparse_coo"),
+        ({"a": torch.zeros(3, dtype=torch.complex64)}, "tensor a is torch.complex64, but only"),
+        ({"a\nb" * 99: torch.zeros(3, dtype=torch.int8)}, r"tensor 'a\\nba\\nb.*\.\.\. .* is torch.int8, but only"),
+    ],
+)
+def test_bin_with_other_contents(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin:? {message}"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("old", [False, True])
+def test_damaged_bin_is_named_whatever_torch_says(tmp_path: Path, old: bool) -> None:
+    """Bytes of its tables changed at random: read, or refused with the file's name and one line."""
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.arange(600.0), "b": torch.ones(3, 5)}, file, _use_new_zipfile_serialization=not old)
+    whole = file.read_bytes()
+    rng, refused = random.Random(5), 0
+    for _ in range(300):
+        changed = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            changed[rng.randrange(700)] = rng.randrange(256)
+        file.write_bytes(changed)
+        try:
+            open_checkpoint(tmp_path).close()
+        except CheckpointError as error:
+            refused += 1
+            assert str(file) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+    assert refused > 100
 
 
 def test_bin_of_old_format_strided_and_shared_tensors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,9 @@ import logging
 import mmap
 import pickle
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
 from atb_models.models.dtypes import DTYPES, torch_dtype
 from atb_models.models.weights.slices import BAND_BYTES, ReadRun
+from atb_models.wording import named, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +36,18 @@ class BinFile:
             raise CheckpointError(f"{path} is truncated: the zip archive's end is missing; fetch it again")
         if not mapped:
             logger.warning("%s has the format before torch 1.6: it is read whole into memory", path)
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{path} is refused: it holds more than tensors, or is damaged: {error}") from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} cannot be read, it may be truncated: {error}") from error
-        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        loaded = _loaded(path, mapped)
+        if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
             raise CheckpointError(f"{path} holds no dictionary of tensors")
+        for name, value in loaded.items():
+            _check_tensor(name, value, path)
+        needed = sum(value.untyped_storage().nbytes() for value in _one_of_each_storage(loaded.values()))
+        if needed > path.stat().st_size:
+            raise CheckpointError(f"{path} is damaged: its tensors need {needed} bytes, it has {path.stat().st_size}")
         self.path = path
         self._mapped = mapped
         self._loaded: dict[str, Tensor] = loaded
         self.tensors = {name: (tuple(value.shape), value.dtype) for name, value in loaded.items()}
-        for name, (_, dtype) in self.tensors.items():
-            if dtype not in READABLE:
-                known = ", ".join(map(str, READABLE))
-                raise CheckpointError(f"{path}: tensor {name} is {dtype}, but only {known} can be read")
 
     def reader(self, name: str) -> ReadRun:
         """What reads flat runs of elements of the tensor."""
@@ -83,3 +82,28 @@ def _let_go(tensor: Tensor) -> None:
     if end > begin:
         libc = ctypes.CDLL(None)
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
+def _loaded(path: Path, mapped: bool) -> Any:
+    """What torch makes of the file; CheckpointError for whatever it says of one that it cannot read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        what = "is refused: it holds more than tensors, or is damaged"
+        raise CheckpointError(f"{path} {what}: {shortened(error)}") from error
+    except Exception as error:  # a damaged pickle can end in an exception of any kind
+        raise CheckpointError(f"{path} cannot be read, it may be truncated or damaged: {shortened(error)}") from error
+
+
+def _check_tensor(name: str, value: Any, path: Path) -> None:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{path} holds no dictionary of tensors: {named([name])} is a {type(value).__name__}")
+    if value.dtype not in READABLE:
+        known = ", ".join(map(str, READABLE))
+        raise CheckpointError(f"{path}: tensor {named([name])} is {value.dtype}, but only {known} can be read")
+    if value.layout is not torch.strided or value.device.type != "cpu":
+        raise CheckpointError(f"{path}: tensor {named([name])} is {value.layout} on {value.device}, not plain numbers")
+
+
+def _one_of_each_storage(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
+    return {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}.values()

@@ -17,6 +17,7 @@ from atb_models.models.weights.checkpoint import open_checkpoint
 from atb_models.models.weights.dummy import DummyWeights
 from atb_models.models.weights.packer import Matched, Packer
 from atb_models.models.weights.weight_map import checkpoint_tensors
+from atb_models.wording import named, shown
 
 # Told after each tensor how many bytes are loaded, of how many.
 listeners: list[Callable[[int, int], None]] = []
@@ -119,13 +120,13 @@ def _check(matched: list[Matched], config: ModelConfig, source: WeightSource) ->
         shape = source.shape(tensor.name)
         if shape != part.shape:
             raise CheckpointError(
-                f"{source.where(tensor.name)}: tensor {tensor.name} has shape {shape},"
+                f"{source.where(tensor.name)}: tensor {tensor.name} has shape {shown(shape)},"
                 f" but config.json makes it {part.shape}"
             )
     left = sorted(name for name in names - {tensor.name for tensor, _, _ in matched} if not _harmless(name, config))
     if left:
         raise CheckpointError(
-            f"{source.where(left[0])}: tensor {left[0]} is unexpected, config.json has no place for it"
+            f"{source.where(left[0])}: tensor {named(left[:1])} is unexpected, config.json has no place for it"
             f" ({len(left)} such tensors)"
         )
 

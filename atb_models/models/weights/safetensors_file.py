@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +12,15 @@ from torch import Tensor
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
 from atb_models.models.dtypes import DTYPES, torch_dtype
+from atb_models.models.weights.safetensors_header import FORMAT_MOST_BYTES, LENGTH_BYTES, MOST_BYTES, parse_header
 from atb_models.models.weights.slices import ReadRun
+from atb_models.wording import named
 
 READABLE = {names.safetensors: torch_dtype(name) for name, names in DTYPES.items()}
-MAX_HEADER = 100_000_000  # the format's own limit, bytes
 
 
 class SafetensorsFile:
-    """Eight bytes of header length (little endian), a JSON header, then the tensors' bytes in row-major order."""
+    """A header (see safetensors_header.py), then the tensors' bytes in row-major order."""
 
     def __init__(self, path: Path) -> None:
         check_present(path)
@@ -37,10 +35,7 @@ class SafetensorsFile:
             self._size = os.fstat(self._fd).st_size
             self.tensors: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
             self._offsets: dict[str, int] = {}
-            header, data = self._header()
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    self._add(name, entry, data)
+            self._read_header()
         except BaseException:
             self.close()
             raise
@@ -60,53 +55,30 @@ class SafetensorsFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _header(self) -> tuple[dict[str, Any], int]:
-        """The JSON header and the offset of the first tensor's bytes."""
-        if self._size < 8:
+    def _read_header(self) -> None:
+        """Note the tensors and the place of each one's bytes."""
+        if self._size < LENGTH_BYTES:
             raise CheckpointError(f"{self.path} is truncated: {self._size} bytes hold no safetensors header")
-        prefix = bytearray(8)
+        prefix = bytearray(LENGTH_BYTES)
         self._read(memoryview(prefix), 0, "header")
         length = int.from_bytes(prefix, "little")
-        if length > MAX_HEADER:
+        if length > FORMAT_MOST_BYTES:
             raise CheckpointError(f"{self.path} is no safetensors file: its header would be {length} bytes long")
-        if 8 + length > self._size:
-            raise CheckpointError(f"{self.path} is truncated: its header needs {8 + length} bytes of {self._size}")
+        data = LENGTH_BYTES + length
+        if data > self._size:
+            raise CheckpointError(f"{self.path} is truncated: its header needs {data} bytes of {self._size}")
+        if length > MOST_BYTES:
+            raise CheckpointError(f"{self.path}: the header is {length} bytes long, but at most {MOST_BYTES} are read")
         raw = bytearray(length)
-        self._read(memoryview(raw), 8, "header")
-        try:
-            header = json.loads(raw.decode("utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{self.path}: the safetensors header is not valid JSON: {error}") from error
-        if not isinstance(header, dict):
-            raise CheckpointError(f"{self.path}: the safetensors header is no JSON object")
-        return header, 8 + length
-
-    def _add(self, name: str, entry: Any, data: int) -> None:
-        """Note one tensor of the header after checking that its bytes are there."""
-        try:
-            kind, shape = entry["dtype"], tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
-        except (KeyError, TypeError, ValueError):
-            sane = False
-        if not sane:
-            raise CheckpointError(f"{self.path}: the header's entry of tensor {name} is damaged: {entry!r}")
-        if kind not in READABLE:
-            raise CheckpointError(f"{self.path}: tensor {name} is {kind}, but only {', '.join(READABLE)} can be read")
-        dtype = READABLE[kind]
-        needed = prod(shape) * dtype.itemsize
-        if end - begin != needed:
-            raise CheckpointError(
-                f"{self.path}: tensor {name} of shape {shape} and type {kind} needs {needed} bytes, "
-                f"but the header gives it {end - begin}"
-            )
-        if data + end > self._size:
-            raise CheckpointError(
-                f"{self.path} is truncated: tensor {name} ends at byte {data + end}, the file at {self._size}; "
-                "fetch it again"
-            )
-        self.tensors[name] = (shape, dtype)
-        self._offsets[name] = data + begin
+        self._read(memoryview(raw), LENGTH_BYTES, "header")
+        for name, entry in parse_header(raw, self._size - data, self.path).items():
+            if entry.dtype not in READABLE:
+                known = ", ".join(READABLE)
+                raise CheckpointError(
+                    f"{self.path}: tensor {named([name])} is {entry.dtype}, but only {known} can be read"
+                )
+            self.tensors[name] = entry.shape, READABLE[entry.dtype]
+            self._offsets[name] = data + entry.begin
 
     def _read(self, buffer: memoryview, offset: int, name: str) -> None:
         """Fill `buffer` from `offset`; a read may return less than was asked for."""
@@ -115,7 +87,9 @@ class SafetensorsFile:
             try:
                 count = os.preadv(self._fd, [buffer[done:]], offset + done)
             except OSError as error:
-                raise CheckpointError(f"{self.path}: reading tensor {name} failed: {error.strerror}") from error
+                reading = f"{self.path}: reading tensor {named([name])}"
+                raise CheckpointError(f"{reading} failed: {error.strerror}") from error
             if count == 0:
-                raise CheckpointError(f"{self.path} was cut to {offset + done} bytes while tensor {name} was read")
+                cut = f"{self.path} was cut to {offset + done} bytes"
+                raise CheckpointError(f"{cut} while tensor {named([name])} was read")
             done += count
