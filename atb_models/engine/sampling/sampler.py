@@ -38,8 +38,10 @@ def sample(
     processed_BV = process(logits_BV, [seq.processors for seq in seqs])
     tokens_B = _most_probable(processed_BV)
     chosen_B = processed_BV.gather(1, tokens_B[:, None]).squeeze(1)
-    # NaN and +infinity are what argmax takes first, so that a finite choice tells that a row has neither.
-    bad = [] if chosen_B.isfinite().all() else (~chosen_B.isfinite()).nonzero().squeeze(1).tolist()
+    # NaN and +infinity are what argmax takes first, so that a finite choice tells that a row has neither. Both come to
+    # the host in one copy, for each copy from a device waits for it: a token t of a bad row is -1 - t there.
+    marked = torch.where(chosen_B.isfinite(), tokens_B, -1 - tokens_B).tolist()
+    bad = [row for row, token in enumerate(marked) if token < 0]
     empty: set[int] = set()
     if bad:
         processed_BV, empty = _numbers_only(processed_BV, bad, tokens_B)
@@ -52,7 +54,8 @@ def sample(
         if logits_BV.device.type not in ("cpu", "cuda"):  # whose argmax may pass over what is no number
             drawn_BV = finite_only(drawn_BV)
         tokens_B[index] = _draw(drawn_BV, [seqs[row] for row in drawn])
-    tokens = [NO_TOKEN if row in empty else token for row, token in enumerate(tokens_B.tolist())]
+    chosen = tokens_B.tolist() if bad or drawn else marked
+    tokens = [NO_TOKEN if row in empty else token for row, token in enumerate(chosen)]
     return tokens, _logprobs(logits_BV, seqs, tokens)
 
 

@@ -109,7 +109,8 @@ def test_what_a_replayed_step_does(captured: LLM) -> None:
     assert counts.COPIES == {"to_device": steps, "to_host": steps}
     assert counts.waits() == {"copy to the host": steps}
     # the copies, and sampling
-    assert set(counts.OPERATORS) == {"aten::copy_", "aten::_to_copy", "aten::argmax.out"}
+    finite = {"aten::gather", "aten::isfinite", "aten::rsub.Scalar", "aten::where.self"}  # whether it chose a number
+    assert set(counts.OPERATORS) == {"aten::copy_", "aten::_to_copy", "aten::argmax.out"} | finite
 
 
 def test_no_sequence_has_the_spare_block(captured: LLM) -> None:
