@@ -65,7 +65,7 @@ def test_a_crowd_gets_the_answers_of_a_cpu(soft_npu: Run, crowd: list[str], answ
     assert "".join(given) == answers
     metrics = json.loads(last)
     assert (metrics["device"], metrics["largest_batch"]) == ("npu:0", 4)
-    assert metrics["chunks"] > 20 and metrics["preemptions"] > 0 and metrics["prefix_hit_tokens"] > 256
+    assert metrics["chunks"] > 20 and metrics["preemptions"] > 0 and metrics["prefix_hit_tokens"] >= 256
 
 
 def test_the_run_script_has_a_rank_on_each_of_two_devices(

@@ -43,7 +43,7 @@ def test_details(any_server: Running, llm: LLM) -> None:
     assert "".join(token.text for token in details.tokens[:-1]) == expected.text
     for token, tops, known in zip(details.tokens, details.top_tokens, expected.logprobs, strict=True):
         assert token.logprob == pytest.approx(known[token.id], abs=0.02, rel=0.05)  # four ranks round otherwise
-        assert [top["logprob"] for top in tops] == pytest.approx(sorted(known.values())[:-3:-1], abs=0.02)
+        assert [top["logprob"] for top in tops] == pytest.approx(sorted(known.values())[:-3:-1], abs=0.02, rel=0.05)
 
 
 def test_stream_of_tokens(any_server: Running, llm: LLM) -> None:
