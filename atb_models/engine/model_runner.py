@@ -13,6 +13,7 @@ from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.graph_capture import DecodeGraphs, check_agreement
 from atb_models.engine.kv_pool import agree_on_kv_blocks, sequence_limit
+from atb_models.engine.loading import load_shard
 from atb_models.engine.message import Int32, decode_step, encode_step, is_decode
 from atb_models.engine.scheduler import Row
 from atb_models.layers.build import Build, ParallelGroup
@@ -20,7 +21,6 @@ from atb_models.machine import determinism
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
-from atb_models.models.weights.loader import load_weights, open_weights
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ranks.group import RankGroup
 
@@ -41,7 +41,7 @@ class ModelRunner:
         ranks = ParallelGroup(group.rank, group.size, group)
         self.model: Decoder = build_model(model_config, Build(dtype, group.device, tensor=ranks))
         with group.doing("loading weights"):
-            self._load(progress=group.rank == 0)
+            load_shard(self.model, config, model_config, group)
             group.barrier("loading")
         spare = kv_blocks if config.graph_capture else None  # behind the blocks that are given away
         self.caches = [self._layer_cache(layer, kv_blocks + (spare is not None)) for layer in self.model.layers]
@@ -68,13 +68,6 @@ class ModelRunner:
             graphs = DecodeGraphs(self.model, self.caches, columns, config.block_size, spare)
             graphs.capture(min(config.max_batch_size, spare), log=self.group.rank == 0)
         return graphs
-
-    def _load(self, *, progress: bool) -> None:
-        source = open_weights(self.config.folder, self.config.load_format, self.model, self.model_config)
-        try:
-            load_weights(self.model, self.model_config, source, progress=progress, check=self.group.check)
-        finally:
-            source.close()
 
     def _layer_cache(self, layer: DecoderLayer, blocks: int) -> LayerCache:
         device = self.group.device

@@ -116,6 +116,11 @@ class RankGroup:
         """The smallest of the ranks' numbers."""
         return value if self.size == 1 else int(_open(self._host).all_gather(torch.tensor([value])).min())
 
+    def numbers_of_all(self, values: Tensor) -> Tensor:
+        """The ranks' integers, as many on each -> [ranks, as many], on the CPU."""
+        gathered = values if self.size == 1 else _open(self._host).all_gather(values)
+        return gathered.view(self.size, -1)
+
     def barrier(self, name: str) -> None:
         """Wait until all ranks have finished `name`, such as "loading". Raises RankError if one takes too long."""
         if self.size > 1:

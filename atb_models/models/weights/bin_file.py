@@ -17,6 +17,7 @@ from torch import Tensor
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
 from atb_models.models.dtypes import DTYPES, torch_dtype
+from atb_models.models.weights.finite import PIECE_BYTES, has_large, words_of
 from atb_models.models.weights.slices import BAND_BYTES, ReadRun
 from atb_models.wording import named, shortened
 
@@ -54,15 +55,20 @@ class BinFile:
         value = self._loaded[name]
         in_place = self._mapped and value.is_contiguous()  # otherwise flat is a copy, not the mapped file
         flat = value.reshape(-1)
+        pieces = PIECE_BYTES // flat.element_size()
 
-        def read_run(first: int, out: Tensor) -> None:
+        def read_run(first: int, out: Tensor) -> bool:
+            large = False
             step = BAND_BYTES // flat.element_size()
             for begin in range(0, out.numel(), step):
                 band = out[begin : begin + step]
                 run = flat[first + begin : first + begin + band.numel()]
-                band.copy_(run)
+                for piece, values in zip(band.split(pieces), run.split(pieces), strict=True):
+                    piece.copy_(values)
+                    large = large or has_large(words_of(piece))
                 if in_place:
                     _let_go(run)
+            return large
 
         return read_run
 

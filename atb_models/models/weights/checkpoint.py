@@ -60,10 +60,13 @@ class Checkpoint:
         """The file that holds the tensor, or the folder if none does: for error messages."""
         return str(self._files[name].path if name in self._files else self.folder)
 
-    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> None:
-        """Fill `target` (any device and dtype) with [start, stop) along `dim` of the tensor; dim None: all of it."""
+    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> bool:
+        """Fill `target` (any device and dtype) with [start, stop) along `dim` of the tensor; dim None: all of it.
+
+        Returns whether a number that was read is large, infinite or no number, see finite.py.
+        """
         shape, dtype = self._files[name].tensors[name]
-        copy_slice(self._files[name].reader(name), shape, dtype, dim, start, stop, target)
+        return copy_slice(self._files[name].reader(name), shape, dtype, dim, start, stop, target)
 
     def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> Tensor:
         """The slice as a new CPU tensor of the dtype on disk."""

@@ -42,24 +42,25 @@ class DummyWeights:
         """For error messages."""
         return "the dummy weights"
 
-    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> None:
+    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> bool:
         """Fill `target` with [start, stop) along `dim` of the tensor; dim None: all of it."""
         if name.endswith("norm.weight"):
             target.fill_(1.0)
-            return
+            return False
         if target.dtype not in self._tables:
             self._tables[target.dtype] = self._base.to(target.dtype)
         table = self._tables[target.dtype]
         origin = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % PERIOD
 
-        def read_run(first: int, out: Tensor) -> None:
+        def read_run(first: int, out: Tensor) -> bool:
             done, position = 0, (origin + first) % PERIOD
             while done < out.numel():
                 count = min(PERIOD - position, out.numel() - done)
                 out[done : done + count].copy_(table[position : position + count])
                 done, position = done + count, 0
+            return False
 
-        copy_slice(read_run, self._shapes[name], target.dtype, dim, start, stop, target)
+        return copy_slice(read_run, self._shapes[name], target.dtype, dim, start, stop, target)
 
     def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> Tensor:
         """The slice as a new CPU tensor."""

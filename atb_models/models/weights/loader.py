@@ -15,6 +15,7 @@ from atb_models.layers.parameter import Filling, Part, fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.weights.checkpoint import open_checkpoint
 from atb_models.models.weights.dummy import DummyWeights
+from atb_models.models.weights.finite import NotFinite, count_not_finite
 from atb_models.models.weights.packer import Matched, Packer
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.wording import named, shown
@@ -34,7 +35,7 @@ class WeightSource(Protocol):
 
     def where(self, name: str) -> str: ...
 
-    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> None: ...
+    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> bool: ...
 
     def close(self) -> None: ...
 
@@ -57,7 +58,7 @@ def load_weights(
     *,
     progress: bool = False,
     check: Callable[[], None] = lambda: None,
-) -> None:
+) -> list[NotFinite]:
     """Fill every part of every parameter of `model` with this rank's slices.
 
     They are read straight to where they belong, or, where the backend packs its weights, matrix by matrix to a plain
@@ -65,23 +66,29 @@ def load_weights(
 
     Presence and shapes of all tensors are checked before the first is read. `progress` shows a bar on stderr.
     `check` is called before each tensor and may raise: it is how a load ends early when another rank has died.
+    Returns the tensors with numbers that are not finite, be it only in the data type that they are loaded to.
     Raises CheckpointError naming the file and the tensor.
     """
     matched = _match(model, config)
     _check(matched, config, source)
     total = sum(_bytes(filling, part) for _, filling, part in matched)
     done = 0
+    found = []
     packing = Packer(matched)
     with _Bar(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor, filling, part in matched:
             check()
+            numbers = 0
             for piece in packing.pieces(filling, part):
-                if piece.target.numel():
-                    source.read_into(tensor.name, *piece)
+                if piece.target.numel() and source.read_into(tensor.name, *piece):
+                    numbers += count_not_finite(piece.target)
+            if numbers:
+                found.append(NotFinite(tensor.name, part.start, numbers))
             done += _bytes(filling, part)
             bar.update(_bytes(filling, part))
             for listener in listeners:
                 listener(done, total)
+    return found
 
 
 def _bytes(filling: Filling, part: Part) -> int:

@@ -6,12 +6,14 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
 from atb_models.models.dtypes import DTYPES, torch_dtype
+from atb_models.models.weights.finite import PIECE_BYTES, has_large, words_of
 from atb_models.models.weights.safetensors_header import FORMAT_MOST_BYTES, LENGTH_BYTES, MOST_BYTES, parse_header
 from atb_models.models.weights.slices import ReadRun
 from atb_models.wording import named
@@ -44,8 +46,15 @@ class SafetensorsFile:
         """What reads flat runs of elements of the tensor."""
         offset, itemsize = self._offsets[name], self.tensors[name][1].itemsize
 
-        def read_run(first: int, out: Tensor) -> None:
-            self._read(out.view(torch.uint8).numpy().data, offset + first * itemsize, name)
+        def read_run(first: int, out: Tensor) -> bool:
+            """In pieces, each of which is looked at while it is in the processor's cache."""
+            words, large = words_of(out), False
+            begin, step = offset + first * itemsize, PIECE_BYTES // itemsize
+            for at in range(0, len(words), step):
+                piece = words[at : at + step]
+                self._read(piece.view(np.uint8).data, begin + at * itemsize, name)
+                large = large or has_large(piece)
+            return large
 
         return read_run
 
