@@ -33,8 +33,8 @@ class BinFile:
         check_present(path)
         with path.open("rb") as stream:
             mapped = stream.read(4) == b"PK\x03\x04"
-        if mapped and not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path} is truncated: the zip archive's end is missing; fetch it again")
+        if mapped and not _has_zip_end(path):
+            raise CheckpointError(f"{path} is truncated: the zip archive's end is missing or damaged; fetch it again")
         if not mapped:
             logger.warning("%s has the format before torch 1.6: it is read whole into memory", path)
         loaded = _loaded(path, mapped)
@@ -99,6 +99,13 @@ def _loaded(path: Path, mapped: bool) -> Any:
         raise CheckpointError(f"{path} {what}: {shortened(error)}") from error
     except Exception as error:  # a damaged pickle can end in an exception of any kind
         raise CheckpointError(f"{path} cannot be read, it may be truncated or damaged: {shortened(error)}") from error
+
+
+def _has_zip_end(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # the end is there and damaged
+        return False
 
 
 def _check_tensor(name: str, value: Any, path: Path) -> None:

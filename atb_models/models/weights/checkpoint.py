@@ -41,10 +41,13 @@ class WeightFile(Protocol):
 
 
 class Checkpoint:
-    """All tensors of a folder. `files` maps a tensor's name to the opened file that holds it."""
+    """All tensors of a folder. `files` maps a tensor's name to the opened file that holds it.
 
-    def __init__(self, folder: Path, files: dict[str, WeightFile], opened: list[WeightFile]) -> None:
-        self.folder = folder
+    listing: the index, or the only file.
+    """
+
+    def __init__(self, listing: Path, files: dict[str, WeightFile], opened: list[WeightFile]) -> None:
+        self.listing = listing
         self._files = files
         self._opened = opened
 
@@ -57,8 +60,8 @@ class Checkpoint:
         return self._files[name].tensors[name][0]
 
     def where(self, name: str) -> str:
-        """The file that holds the tensor, or the folder if none does: for error messages."""
-        return str(self._files[name].path if name in self._files else self.folder)
+        """The file that holds the tensor, or else the one that lists all: for error messages."""
+        return str(self._files[name].path if name in self._files else self.listing)
 
     def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> bool:
         """Fill `target` (any device and dtype) with [start, stop) along `dim` of the tensor; dim None: all of it.
@@ -98,9 +101,9 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         single, index = folder / layout, folder / f"{layout}.index.json"
         if is_there(single):
             check_present(single)
-            return _open(folder, {single: None}, single)
+            return _open({single: None}, single)
         if is_there(index):
-            return _open(folder, _indexed_files(folder, index), index)
+            return _open(_indexed_files(folder, index), index)
     loose = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
     found = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
     wanted = ", ".join(f"{layout} or {layout}.index.json" for layout in LAYOUTS)
@@ -142,7 +145,7 @@ def _check_total_size(metadata: Any, index: Path) -> None:
         raise CheckpointError(f"{index}: metadata.total_size is {shown(total)}, but must be a number of bytes")
 
 
-def _open(folder: Path, wanted: dict[Path, set[str] | None], listing: Path) -> Checkpoint:
+def _open(wanted: dict[Path, set[str] | None], listing: Path) -> Checkpoint:
     """Open the files; a tensor that the listing promises must be in its file."""
     _warn_of_permissions(list(wanted))
     files: dict[str, WeightFile] = {}
@@ -171,7 +174,7 @@ def _open(folder: Path, wanted: dict[Path, set[str] | None], listing: Path) -> C
         for file in opened:
             file.close()
         raise
-    return Checkpoint(folder, files, opened)
+    return Checkpoint(listing, files, opened)
 
 
 def _warn_of_permissions(paths: list[Path]) -> None:
