@@ -8,6 +8,7 @@ import numpy as np
 
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
+from atb_models.engine.loading import check_tables
 from atb_models.errors import CapacityError, ConfigError
 from atb_models.limits import PREFILL_TOKENS, Limits
 from atb_models.machine.memory import Free, free_memory
@@ -54,11 +55,12 @@ def choose_kv_blocks(config: EngineConfig, deployment: Deployment, free: Free, r
     """`kv_blocks`, or else blocks for `max_batch_size` sequences of `max_seq_len` tokens, or as many as fit.
 
     Raises CapacityError when not one block fits, or not the number asked for; a request that is too long for the pool
-    is refused on its own.
+    is refused on its own. Raises CheckpointError instead where the checkpoint's files are of another, smaller model.
     """
     usable = free.of_rank(ranks_here)
     memory, blocks = deployment.start(usable, config.kv_blocks)
     if not blocks:
+        check_tables(config, deployment.model)
         raise CapacityError(
             Shortage(
                 deployment,

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from atb_models.engine.config import EngineConfig
+from atb_models.errors import CheckpointError
+from atb_models.graph import meta_model
 from atb_models.models.config import ModelConfig
+from atb_models.models.dtypes import torch_dtype
 from atb_models.models.weights.finite import NotFinite, summary
-from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.loader import check_weights, load_weights, open_weights
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ranks.group import RankGroup
 
@@ -32,6 +35,24 @@ def load_shard(model: nn.Module, config: EngineConfig, model_config: ModelConfig
         dtype = model_config.run_dtype(config.dtype)
         where = source.where(found[0].name)
         logger.warning("%s: in %s %s; answers may mean nothing", where, dtype, summary(found))
+
+
+def check_tables(config: EngineConfig, model_config: ModelConfig) -> None:
+    """Raise CheckpointError where the checkpoint's tensors are not those of its config.json; no weight is read.
+
+    For a model that does not fit: it may be no larger than its files, and its configuration wrong.
+    """
+    if config.load_format == "dummy":
+        return
+    model = meta_model(model_config, torch_dtype(model_config.run_dtype(config.dtype)))
+    try:
+        source = open_weights(config.folder, config.load_format, model, model_config)
+    except CheckpointError:  # there may be no weights yet
+        return
+    try:
+        check_weights(model, model_config, source)
+    finally:
+        source.close()
 
 
 def _of_all_ranks(found: list[NotFinite], config: ModelConfig, group: RankGroup) -> list[NotFinite]:

@@ -51,6 +51,11 @@ class _Bar(tqdm):
     monitor_interval = 0
 
 
+def check_weights(model: nn.Module, config: ModelConfig, source: WeightSource) -> None:
+    """Raise CheckpointError, naming file and tensor, unless the source has the tensors of `model` in their shapes."""
+    _check(_match(model, config), config, source)
+
+
 def load_weights(
     model: nn.Module,
     config: ModelConfig,
