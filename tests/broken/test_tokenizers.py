@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
-from types import FrameType
 
 import pytest
 
@@ -21,11 +16,10 @@ from atb_models.demo import demo_path
 from atb_models.errors import AtbError, RequestError
 from atb_models.text.detokenizer import Detokenizer
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
+from tests.broken.limits import limits
 from tests.broken.tokenizers import broken_folder, clear
 
 SEEDS, MANY = 100, 2000
-MOST_S, MOST_BYTES = 10, 1 << 30
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 TEXTS = ("a b 你好 é\n", "", "<s></s>", "ab" * 500)
 CHAT = [{"role": "user", "content": "Hi 你"}]
 
@@ -58,33 +52,6 @@ def outcome(folder: Path, damaged: str) -> str:
         assert str(folder) not in str(error) and len(str(error)) < 1000
         return "request"
     return "used"
-
-
-@contextmanager
-def limits() -> Iterator[None]:
-    """Fails what takes more than MOST_S seconds, or MOST_BYTES beyond what was resident before."""
-
-    def hangs(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"still at work after {MOST_S} s")
-
-    CLEAR.write_text("5")  # the peak begins anew
-    before = resident("VmRSS")
-    handler = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(MOST_S)
-    started = perf_counter()
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
-    assert perf_counter() - started < MOST_S
-    assert resident("VmHWM") - before < MOST_BYTES
-
-
-def resident(field: str) -> int:
-    match = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
-    assert match is not None
-    return int(match[1]) << 10
 
 
 def run(seeds: range, folder: Path) -> Counter[str]:
