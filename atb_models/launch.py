@@ -27,6 +27,7 @@ from atb_models.launcher.prepare import prepare
 from atb_models.launcher.torchrun import PortTaken, run_ranks
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.affinity import rank_cores, rank_threads
+from atb_models.machine.imports import import_torch_for_good
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +55,7 @@ def launch(argv: Sequence[str]) -> int:
     if wanted_port is not None:
         choose_port(wanted_port)  # only looks; one of ours is chosen when the ranks start
     kind, devices = _devices(config.device, args.tp, deterministic=config.deterministic)
-    with interrupt_ends_at_once():
+    with interrupt_ends_at_once(), import_torch_for_good():
         importlib.import_module("torch.distributed.run")  # for run_ranks
     kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, len(devices))
     rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
@@ -68,7 +69,7 @@ def launch(argv: Sequence[str]) -> int:
 def _devices(wanted: str | None, tp: int, *, deterministic: bool) -> tuple[str, Sequence[int]]:
     """The kind of device and the numbers of those that the ranks take, one each, for --device and --tp."""
     listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
-    with interrupt_ends_at_once():
+    with interrupt_ends_at_once(), import_torch_for_good():
         kind, existing = existing_devices(wanted, deterministic=deterministic)
     return kind, choose_devices(listed, existing, None if tp == AUTO else tp)
 

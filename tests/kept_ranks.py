@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from atb_models.machine.imports import import_torch_for_good
 from tests.launcher.processes import any_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,8 +83,10 @@ def main() -> None:
         os.environ.update({name: str(value) for name, value in run["environ"].items()})
         module, _, name = run["function"].partition(":")
         try:
+            with import_torch_for_good():
+                function = getattr(import_module(module), name)
             with contextlib.redirect_stdout(sys.stderr):
-                reply = {"result": getattr(import_module(module), name)(*run["words"])}
+                reply = {"result": function(*run["words"])}
         except SystemExit:  # where the LLM of another rank than 0 ends
             reply = {"result": None}
         except BaseException:

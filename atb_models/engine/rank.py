@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import AtbError
+from atb_models.machine.imports import import_torch_for_good
 
 if TYPE_CHECKING:
     from atb_models.ranks.group import RankGroup
@@ -49,12 +50,13 @@ def run_model(payload: str, group: RankGroup) -> None:
 
 
 def _join(setup: dict[str, Any]) -> RankGroup:
-    import torch
+    with import_torch_for_good():
+        import torch
 
-    from atb_models.ranks.group import MEET_TIMEOUT_S, RankPlacement, connect, spins
-    from atb_models.ranks.health import Health
-    from atb_models.ranks.segment import open_segment
-    from atb_models.ranks.shared_memory import SharedMemory
+        from atb_models.ranks.group import MEET_TIMEOUT_S, RankPlacement, connect, spins
+        from atb_models.ranks.health import Health
+        from atb_models.ranks.segment import open_segment
+        from atb_models.ranks.shared_memory import SharedMemory
 
     place, health = RankPlacement(**setup["place"]), Health()
     memory = SharedMemory(open_segment(setup["memory"]), place.rank, place.size, health, spins=spins(place.size))

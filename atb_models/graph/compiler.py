@@ -7,15 +7,21 @@ import os
 import sys
 import tempfile
 
+from atb_models.machine.imports import import_compiler_for_good
+
 _CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def import_compiler() -> None:
-    """Import it without the cache folder that the import makes in the temporary folder and nobody here uses."""
-    if "torch._dynamo" in sys.modules or _CACHE_FOLDER in os.environ:
+    """Import it without the cache folder that the import makes in the temporary folder and nobody here uses, unless the
+    user has named one."""
+    if "torch._dynamo" in sys.modules:
         return
-    os.environ[_CACHE_FOLDER] = tempfile.gettempdir()  # it is there already
+    users = os.environ.get(_CACHE_FOLDER)
+    os.environ[_CACHE_FOLDER] = users or tempfile.gettempdir()  # it is there already
     try:
-        importlib.import_module("torch._dynamo")
+        with import_compiler_for_good():
+            importlib.import_module("torch._dynamo")
     finally:
-        del os.environ[_CACHE_FOLDER]
+        if users is None:
+            del os.environ[_CACHE_FOLDER]

@@ -12,6 +12,7 @@ from atb_models.command.parser import typed
 from atb_models.engine.config import EngineConfig
 from atb_models.launcher.prepare import asked_engine
 from atb_models.launcher.subject import Subject
+from atb_models.machine.imports import import_torch_for_good
 from atb_models.models.config import ModelConfig
 
 
@@ -20,7 +21,7 @@ def look(args: argparse.Namespace, tp: int) -> None:
     if env.get("RANK"):
         return
     check_address_space(LOOK_BYTES, "--plan" if args.plan else "--print_graph")
-    with interrupt_ends_at_once():
+    with interrupt_ends_at_once(), import_torch_for_good():
         subject = _subject(*asked_engine(args), tp)
     if args.plan:
         from atb_models.launcher.look_plan import PlanOptions, print_plan

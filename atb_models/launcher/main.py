@@ -23,6 +23,7 @@ from atb_models.launcher.look import look
 from atb_models.launcher.prepare import Prepared, prepare
 from atb_models.launcher.profiling import Profiling
 from atb_models.launcher.report import AnswerPrinter, save_token_ids
+from atb_models.machine.imports import import_torch_for_good
 from atb_models.outputs import RequestOutput
 from atb_models.sampling_params import SamplingParams
 
@@ -50,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
         look(args, ranks(args.tp))
         return
     prepared = prepare(args)
-    with interrupt_ends_at_once():
+    with interrupt_ends_at_once(), import_torch_for_good():
         from atb_models import LLM
     device = take_device(prepared.config)
     profiling = Profiling(prepared.profile, device)

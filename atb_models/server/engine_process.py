@@ -26,6 +26,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from atb_models.errors import AtbError, CapacityError, RequestError
+from atb_models.machine.imports import import_torch_for_good
 from atb_models.outputs import RequestOutput
 from atb_models.server.channel import Channel
 from atb_models.server.messages import (
@@ -71,9 +72,10 @@ def main(fd: int) -> int:
     try:
         (config,) = channel.take(None)
         channel.send(Loading("starting"))
-        from atb_models import LLM
-        from atb_models.command.engine_options import take_device
-        from atb_models.models.weights.loader import listeners
+        with import_torch_for_good():
+            from atb_models import LLM
+            from atb_models.command.engine_options import take_device
+            from atb_models.models.weights.loader import listeners
 
         listeners.append(teller.loaded)
         take_device(config)
