@@ -50,10 +50,10 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kept_ranks() -> Iterator[KeptRanks]:
-    """Ranks that run one model after another, for tests of what a model gives on several. They end with their module:
-    other tests count the children of this process."""
+    """Ranks that run one model after another, for tests of what a model gives on several. Those of ranks/, which count
+    the children of this process, end them first."""
     ranks = KeptRanks()
     yield ranks
     ranks.close()
