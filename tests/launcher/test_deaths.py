@@ -86,8 +86,8 @@ def no_files_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def cases(common: list[tuple[str, Death]], ranks: int, moments: Iterable[str], deaths: list[Death]) -> list[object]:
     """(moment, death, ranks): the common ones with 2 ranks for every run of the tests, the crosses for the full one.
 
-    The common ones have each moment, a death of a rank, of the parent and of the group, and each way of starting;
-    test_torchrun.py has every signal, with ranks that need no torch.
+    The common ones have both ways of starting, each moment of work, and a death of a rank, of the parent and of the
+    group; test_torchrun.py has every signal, with ranks that need no torch, and tests/ranks a death in idleness.
     """
     every = dict.fromkeys((*product(moments, deaths, [ranks]), *product(("loading", "decode"), WIDE, [4, 8])))
     few = [(*one, 2) for one in common]
@@ -134,7 +134,6 @@ def expected_of_script(death: Death, pids: dict[int, int]) -> tuple[int, list[st
 PARENT_COMMON: list[tuple[str, Death]] = [
     ("loading", ("rank 1", SIGKILL)),
     ("decode", ("group", SIGINT)),
-    ("idle", ("rank 1", SIGKILL)),
 ]
 
 
