@@ -28,8 +28,11 @@ TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 # Keys of the service: `serve` takes them, its clients send the first.
 API_KEY = "ATB_API_KEY"
 
-# Prefixes of our own names: a variable with one of them that is set, but not in the table, is reported.
-PREFIXES = ("ATB_", "MINDIE_", "HCCL_", "LCCL_", "MIES_", "MODELTEST_")
+# Prefixes of names that nobody but this program could read: one that is set, but not in the table, is a mistake.
+OWN_PREFIXES = ("ATB_LLM_", "ATB_LAUNCHER_", "MINDIE_", "MIES_", "MODELTEST_")
+# Of the Ascend libraries, which read many more variables than the table has.
+VENDOR_PREFIXES = ("ATB_", "HCCL_", "LCCL_", "LCAL_")
+PREFIXES = (*OWN_PREFIXES, *VENDOR_PREFIXES)
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,9 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     ("CLOSE_MATMUL_K_SHIFT", None, TEXT, NPU, "1: as the above (set by --deterministic)"),
     ("HCCL_DETERMINISTIC", None, TEXT, NPU, "true: HCCL sums in one order (set by --deterministic)"),
     ("LCCL_DETERMINISTIC", None, TEXT, NPU, "1: LCCL sums in one order (set by --deterministic)"),
-    ("HCCL_HOST_SOCKET_PORT_RANGE", None, TEXT, NPU, "ports of HCCL on the host, auto unless set"),
+    ("HCCL_IF_BASE_PORT", None, TEXT, NPU, "first of HCCL's ports on the host"),
+    ("HCCL_HOST_SOCKET_PORT_RANGE", None, TEXT, NPU,
+     "ports of HCCL on the host, auto unless it or HCCL_IF_BASE_PORT is set"),
     ("HCCL_NPU_SOCKET_PORT_RANGE", None, TEXT, NPU, "ports of HCCL on the device, auto unless set"),
     ("HCCL_BUFFSIZE", None, TEXT, NPU, "communication buffer, MB"),
     ("HCCL_OP_EXPANSION_MODE", None, TEXT, NPU, "where collectives are scheduled"),
@@ -316,25 +321,3 @@ def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
 def is_set(name: str) -> bool:
     """Whether a variable of the table has a value, be it allowed or not."""
     return bool(os.environ.get(TABLE[name].name))
-
-
-def unread_notice(device: str, environ: Mapping[str, str] | None = None) -> list[str]:
-    """At most three lines: the set variables that nothing reads, and those that do nothing on `device`.
-
-    What a launcher script exported by itself is not the user's and not reported.
-    """
-    environ = os.environ if environ is None else environ
-    ours = environ.get("ATB_LAUNCHER_DEFAULTS", "").split()
-    names = [name for name in sorted(environ) if environ[name] and name not in ours]
-    unread = [name for name in names if name not in TABLE and name.startswith(PREFIXES)]
-    unread += [name for name in names if name in TABLE and TABLE[name].use == LATER]
-    npu_only = [name for name in names if name in TABLE and TABLE[name].use == NPU]
-    lines = []
-    if unread:
-        lines.append(f"set, but nothing here reads them: {', '.join(unread)} (`atb-models env` lists what is read)")
-    if npu_only and device != "npu":
-        lines.append(f"set, but without effect on {device}, for they concern the NPU: {', '.join(npu_only)}")
-    idle = [name for name in names if name in TABLE and TABLE[name].use == ACCELERATOR]
-    if idle and device == "cpu":
-        lines.append(f"set, but without effect on cpu, for they concern a device's own memory: {', '.join(idle)}")
-    return lines

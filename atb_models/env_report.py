@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TextIO
 
 from atb_models import __version__, env
+from atb_models.command.set_variables import misspelt, passed_on, unread_line
 from atb_models.doctor import Unusual, cann, driver, nnal
 from atb_models.errors import ConfigError
 
@@ -39,9 +40,10 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     print(file=out)
     for row in rows:
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]), file=out)
-    unread = [name for name in sorted(environ) if name.startswith(env.PREFIXES) and name not in env.TABLE]
-    if unread:
-        print(f"\nset, but nothing here reads them: {', '.join(unread)}", file=out)
+    if others := [f"{name}={_without_password(name, environ[name])}" for name in passed_on(environ)]:
+        print(f"\npassed on to the Ascend libraries, unknown to this program: {', '.join(others)}", file=out)
+    if unread := misspelt(environ):
+        print(f"\n{unread_line(unread)}", file=out)
     return problems(environ) + unusable
 
 

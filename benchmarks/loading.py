@@ -45,7 +45,8 @@ def main() -> int:
         reports = Path(folder, "reports")
         reports.mkdir()
         # The ranks find this file's load_rank by the module's name; spawn adds the project's root.
-        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
+        places = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         payload = json.dumps([str(reports), EngineConfig(folder, dtype="bf16", tp=args.tp).to_json()])
         with spawn(args.tp, "cpu", payload, f"{Path(__file__).stem}:load_rank") as group:
             load_rank(payload, group)

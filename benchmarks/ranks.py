@@ -40,7 +40,8 @@ def run_ranks(config: EngineConfig, script: str) -> list[list[float]]:
     module = Path(script).stem
     with tempfile.TemporaryDirectory() as reports:
         # The ranks find the script by the module's name; spawn adds the project's root.
-        os.environ["PYTHONPATH"] = str(Path(script).resolve().parent)
+        places = [str(Path(script).resolve().parent), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         payload = json.dumps([reports, module, config.to_json()])
         with spawn(config.tp, "cpu", payload, f"{Path(__file__).stem}:report") as group:
             report(payload, group)

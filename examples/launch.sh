@@ -55,7 +55,7 @@ ask() {
 
 launch() {
     # For performance and memory on the NPU; usually there is no need to change them.
-    default INF_NAN_MODE_ENABLE 0
+    [ -n "${INF_NAN_MODE_FORCE_DISABLE:-}" ] || default INF_NAN_MODE_ENABLE 0 # the two variables say the same thing
     default ATB_OPERATION_EXECUTE_ASYNC 1
     default TASK_QUEUE_ENABLE 1
     default ATB_CONVERT_NCHW_TO_ND 1

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 
 from atb_models import env
+from atb_models.command.set_variables import unread_notice
 from atb_models.command.values import AUTO
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.fetch import download, model_folder, needs_weights
 from atb_models.files import expanded
+
+logger = logging.getLogger(__name__)
 
 
 def engine_config(args: argparse.Namespace, *, max_batch_size: int, max_seq_len: int | None = None) -> EngineConfig:
@@ -81,11 +85,14 @@ def model_name(config: EngineConfig) -> str:
 def take_device(config: EngineConfig) -> str:
     """The kind of device that the engine computes on; a rank of torchrun is bound to its cores before torch uses them.
 
-    Imports torch. Raises ConfigError for a device that is absent.
+    The log names variables that are misspelt or without effect on it. Imports torch. Raises ConfigError for a device
+    that is absent.
     """
     from atb_models.machine.affinity import bind_cores
     from atb_models.machine.device import choose_device
 
     kind = choose_device(config.device, deterministic=config.deterministic)
+    for line in unread_notice(kind):
+        logger.warning(line)
     bind_cores(kind)
     return kind

@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
         from atb_models import LLM
     device = take_device(prepared.config)
     profiling = Profiling(prepared.profile, device)
-    _say_before(prepared.config, device)
+    _say_before(prepared.config)
     with LLM(prepared.config) as llm:
         outputs = _infer(llm, prepared, profiling)
     _warn_of_lengths(outputs, prepared.lengths)
@@ -65,10 +65,8 @@ def run(argv: Sequence[str]) -> None:
         output.raise_for_error()
 
 
-def _say_before(config: EngineConfig, device: str) -> None:
+def _say_before(config: EngineConfig) -> None:
     """What the user may not know about this run."""
-    for line in env.unread_notice(device):
-        logger.warning(line)
     if config.model_path is None:
         logger.warning("no --model_path: the embedded toy checkpoint answers (its folder: `atb-models demo_path`)")
     else:

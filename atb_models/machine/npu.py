@@ -24,6 +24,8 @@ DEFAULTS = {
     "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
     "INF_NAN_MODE_ENABLE": "1",  # overflow is inf, as on other devices
 }
+# Says the same as the default's variable, which the library would obey instead: where the user set it, no default.
+SAME_AS = {"HCCL_HOST_SOCKET_PORT_RANGE": "HCCL_IF_BASE_PORT", "INF_NAN_MODE_ENABLE": "INF_NAN_MODE_FORCE_DISABLE"}
 NOT_INSTALLED = "torch_npu is not installed; pip install 'atb-models[npu]', or use --device cpu"
 SET_ENV = "source /usr/local/Ascend/cann/set_env.sh"
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
@@ -87,7 +89,8 @@ def _unset_on_failure() -> Iterator[None]:
 
 def _set_defaults() -> None:
     for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+        if name not in SAME_AS or not env.is_set(SAME_AS[name]):
+            os.environ.setdefault(name, value)
     if env.get("INF_NAN_MODE_ENABLE") == "0":
         # Atlas A2 and later need this as well to saturate, and do not start without it.
         os.environ.setdefault("INF_NAN_MODE_FORCE_DISABLE", "1")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +26,10 @@ from atb_models.ranks.health import Health
 from atb_models.ranks.lifetime import LAUNCHER_PID, child_environment
 from atb_models.ranks.segment import Segment
 from atb_models.ranks.shared_memory import SharedMemory
+from atb_models.wording import message_lines
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 MODEL_RANK = "atb_models.engine.rank:run_model"
 LOOPBACK = "127.0.0.1"
@@ -57,11 +62,7 @@ def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> Ran
     segment = Segment(SharedMemory.bytes_needed(size))
     try:
         memory = SharedMemory(segment.memory, 0, size, health, spins=spins(size))
-        store = None
-        if device != "cpu":
-            from torch.distributed import TCPStore
-
-            store = TCPStore(LOOPBACK, 0, size, is_master=True, wait_for_workers=False)
+        store = None if device == "cpu" else open_store(size)
         setup = {
             "memory": segment.address,
             "port": store.port if store else 0,
@@ -85,6 +86,22 @@ def spawn(size: int, device: str, payload: str, target: str = MODEL_RANK) -> Ran
     finally:
         segment.close()
     return group
+
+
+def open_store(size: int) -> TCPStore:
+    """Where ranks that compute on devices meet: at the user's MASTER_PORT, else at any free port.
+
+    Raises ConfigError for a MASTER_PORT that is taken.
+    """
+    from torch.distributed import TCPStore
+
+    port = env.get("MASTER_PORT") or 0
+    try:
+        return TCPStore(LOOPBACK, port, size, is_master=True, wait_for_workers=False)
+    except RuntimeError as error:
+        if port == 0:
+            raise
+        raise ConfigError(f"MASTER_PORT={port} cannot be used: {message_lines(error)[0]}; export another") from None
 
 
 class _Workers:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from atb_models import env
+from atb_models.command.set_variables import unread_notice
 from atb_models.env_report import print_report
 from atb_models.errors import ConfigError
 from atb_models.machine import affinity
@@ -37,7 +38,7 @@ def test_variable_is_read(name, root):
 
 @pytest.mark.parametrize("name", WAITING)
 def test_variable_that_is_not_read_yet_is_reported(name):
-    (line,) = env.unread_notice("cpu", {name: "1"})
+    (line,) = unread_notice("cpu", {name: "1"})
     assert line.startswith("set, but nothing here reads them: " + name)
 
 
@@ -195,29 +196,6 @@ def test_value_is_read_when_used(monkeypatch):
     assert env.get("RESERVED_MEMORY_GB") == 6
 
 
-def test_notices_name_what_is_not_read_and_what_is_for_the_npu():
-    environ = {
-        "ATB_FOO": "1",
-        "HCCL_BAR": "1",
-        "PROFILING_LEVEL": "1",
-        "HCCL_BUFFSIZE": "200",
-    }
-    unread, npu_only = env.unread_notice("cpu", environ)
-    assert "ATB_FOO, HCCL_BAR, PROFILING_LEVEL " in unread
-    assert npu_only.endswith(": HCCL_BUFFSIZE") and "cpu" in npu_only
-    assert env.unread_notice("npu", {"HCCL_BUFFSIZE": "200"}) == []
-
-
-def test_notice_names_the_memory_settings_on_a_cpu():
-    environ = {"RESERVED_MEMORY_GB": "1", "NPU_MEMORY_FRACTION": "0.5", "HCCL_BUFFSIZE": "200"}
-    npu_only, memory = env.unread_notice("cpu", environ)
-    assert memory.startswith("set, but without effect on cpu")
-    assert memory.endswith(": NPU_MEMORY_FRACTION, RESERVED_MEMORY_GB") and "MEMORY" not in npu_only
-    (npu_only,) = env.unread_notice("cuda", environ)
-    assert "MEMORY" not in npu_only
-    assert env.unread_notice("npu", environ) == []
-
-
 @pytest.mark.parametrize("name", ["RESERVED_MEMORY_GB", "NPU_MEMORY_FRACTION"])
 def test_table_says_where_the_memory_settings_hold(name):
     assert env.TABLE[name].use == "npu and cuda" and "CPU" in env.TABLE[name].meaning
@@ -255,10 +233,6 @@ def test_report_hides_a_proxys_password():
     out = io.StringIO()
     print_report(out, {"HTTPS_PROXY": "http://me:secret@proxy:3128"})
     assert "http://***@proxy:3128" in out.getvalue() and "secret" not in out.getvalue()
-
-
-def test_notices_leave_out_what_a_script_exported():
-    assert env.unread_notice("cpu", {"TASK_QUEUE_ENABLE": "1", "ATB_LAUNCHER_DEFAULTS": " TASK_QUEUE_ENABLE"}) == []
 
 
 def test_report_shows_values_and_problems():

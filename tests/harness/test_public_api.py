@@ -13,11 +13,15 @@ import atb_models
 
 PACKAGE = Path(__file__).resolve().parents[1] / "modeltest"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# Modules that hold no part of the engine. Of what command lines share only the value types and how a program ends.
+# Modules that hold no part of the engine. Of what command lines share only the value types, what is said of variables,
+# and how a program ends.
 MODULES = {
     "atb_models." + name
-    for name in ("bounds", "command.values", "env", "errors", "fetch", "files", "json_file", "limits", "log", "wording")
-}
+    for name in (
+        "bounds", "command.set_variables", "command.values", "env", "errors", "fetch", "files", "json_file", "limits",
+        "log", "wording",
+    )
+}  # fmt: skip
 NAMES = {*atb_models.__all__, "env", "log"}
 RUN_GUARDED = ("atb_models.command.exit_status", "run_guarded")
 

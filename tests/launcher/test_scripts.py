@@ -100,6 +100,11 @@ def test_users_exports_are_kept(run_script):
     assert "ATB_LAUNCHER_DEFAULTS" not in seen
 
 
+def test_no_default_contradicts_a_users_variable(run_script):
+    _, seen = run_script("/w", INF_NAN_MODE_FORCE_DISABLE="0")
+    assert "INF_NAN_MODE_ENABLE" not in seen and "INF_NAN_MODE_ENABLE" not in seen["ATB_LAUNCHER_DEFAULTS"]
+
+
 def test_settings_come_from_the_environment(run_script):
     words, _ = run_script("/w", input_text="-1 + 2 = ?", max_output_length="5", extra_param="")
     assert words == ["--input_texts=-1 + 2 = ?", "--max_output_length=5", "/w"]

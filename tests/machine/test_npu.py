@@ -108,6 +108,29 @@ def test_what_was_set_for_an_import_that_fails_is_unset(monkeypatch: pytest.Monk
     assert (seen["LCCL_DETERMINISTIC"], os.environ["LCCL_DETERMINISTIC"]) == ("1", "0")
 
 
+@pytest.mark.parametrize(
+    ("users", "expected"),
+    [
+        ({}, ("auto", "auto", "1", None)),
+        ({"HCCL_IF_BASE_PORT": "50000"}, (None, "auto", "1", None)),
+        ({"HCCL_IF_BASE_PORT": ""}, ("auto", "auto", "1", None)),
+        ({"HCCL_HOST_SOCKET_PORT_RANGE": "60000-60050"}, ("60000-60050", "auto", "1", None)),
+        ({"HCCL_NPU_SOCKET_PORT_RANGE": "61000-61050"}, ("auto", "61000-61050", "1", None)),
+        ({"INF_NAN_MODE_ENABLE": "0"}, ("auto", "auto", "0", "1")),
+        ({"INF_NAN_MODE_ENABLE": "0", "INF_NAN_MODE_FORCE_DISABLE": "0"}, ("auto", "auto", "0", "0")),
+        ({"INF_NAN_MODE_FORCE_DISABLE": "1"}, ("auto", "auto", None, "1")),
+    ],
+)
+def test_the_users_variable_wins_over_each_default(
+    clean_environ: None, monkeypatch: pytest.MonkeyPatch, users: dict[str, str], expected: tuple[str | None, ...]
+) -> None:
+    """Also one that says the same in another way: HCCL would obey our range of ports, not the user's first port."""
+    names = "HCCL_HOST_SOCKET_PORT_RANGE", "HCCL_NPU_SOCKET_PORT_RANGE", "INF_NAN_MODE_ENABLE"
+    monkeypatch.setattr(os, "environ", {**os.environ, **users})
+    npu._set_defaults()
+    assert tuple(os.environ.get(name) for name in (*names, "INF_NAN_MODE_FORCE_DISABLE")) == expected
+
+
 def test_the_launcher_looks_at_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,6")
     with npu.all_visible():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from atb_models import LLM, env
+from atb_models import LLM
+from atb_models.command.set_variables import unread_notice
 from atb_models.errors import CapacityError, ConfigError
 from modeltest.command.cases import Options, Run
 
@@ -42,7 +43,7 @@ def open_llm(
         )
     except CapacityError as error:
         raise CapacityError(f"{error}\n{IN_WORDS}") from error
-    for line in env.unread_notice(llm.device.type):
+    for line in unread_notice(llm.device.type):
         logger.warning(line)
     return llm
 

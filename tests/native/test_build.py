@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_library_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "lib").glob("*.so*")] == [outcome.path.name]
     (outcome,) = build([level], Compiler((str(tmp_path / "none"),)), tmp_path / "lib")
     assert outcome.complaint == f"{tmp_path / 'none'}: No such file or directory"
+
+
+def test_zig_keeps_its_cache_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", "/users")
+    monkeypatch.delenv("ZIG_LOCAL_CACHE_DIR", raising=False)
+    told = script(tmp_path, 'echo "$ZIG_GLOBAL_CACHE_DIR $ZIG_LOCAL_CACHE_DIR" >&2; exit 1')
+    (outcome,) = build([levels_of("x86_64")[0]], told, tmp_path / "lib")
+    users, ours = str(outcome.complaint).split()
+    assert users == "/users" and ours.startswith(tempfile.gettempdir())
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from atb_models.errors import ConfigError, RankError
 from atb_models.ranks import group as ranks
 from atb_models.ranks.group import RankPlacement, group_from_environment, join
 from atb_models.ranks.health import Health
-from atb_models.ranks.spawn import open_group, spawn
+from atb_models.ranks.spawn import open_group, open_store, spawn
 from tests.ranks import toys
 
 
@@ -67,6 +67,17 @@ def test_an_empty_variable_of_torchrun_asks_for_nothing(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "")
     monkeypatch.setattr("atb_models.ranks.spawn.spawn", lambda *given: given)
     assert open_group("{}", 2, "cpu") == (2, "cpu", "{}")
+
+
+def test_ranks_on_devices_meet_at_the_users_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    free = open_store(2)
+    monkeypatch.setenv("MASTER_PORT", str(free.port))
+    with pytest.raises(ConfigError, match=f"MASTER_PORT={free.port} cannot be used: .*; export another"):
+        open_store(2)
+    port = free.port
+    del free
+    assert open_store(2).port == port
 
 
 def test_several_hosts() -> None:

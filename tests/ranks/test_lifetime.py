@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from atb_models.ranks.lifetime import child_environment
 from tests.ranks import toys
 
 RANK = """
@@ -95,6 +96,17 @@ def test_launch_by_process_1() -> None:
         pytest.skip("needs user namespaces")
     ended = _run([*command, _launcher(1)[-1]])
     assert ended.stdout.startswith("rank True"), ended.stderr
+
+
+def test_child_keeps_what_the_user_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "1", "HCCL_IF_BASE_PORT": "50000", "MASTER_PORT": "20007"}
+    for name, value in users.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", "/users")
+    child = child_environment()
+    assert {name: child[name] for name in users} == users and child["PYTHONPATH"].split(":")[-1] == "/users"
+    monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD")
+    assert child_environment()["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "0"
 
 
 def test_zombie_and_reaped_process_are_dead() -> None:

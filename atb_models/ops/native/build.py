@@ -178,8 +178,9 @@ def build(levels: Iterable[Level], compiler: Compiler | None, folder: Path = FOL
         outcomes = [LevelOutcome(level, library_path(level, folder), NO_COMPILER) for level in levels]
     else:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool, tempfile.TemporaryDirectory() as cache:
-            # zig would keep what it makes once, libc's start files for instance, in the user's home, if there is one
-            environ = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+            # zig would keep what it makes once, libc's start files for instance, in the user's home, if there is one;
+            # users may name other folders
+            environ = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache, **os.environ}
             outcomes = list(pool.map(lambda level: _compile(level, compiler, folder, environ), levels))
     made_by = compiler and compiler.version()
     rows = {

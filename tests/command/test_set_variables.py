@@ -1,0 +1,128 @@
+"""What is said of variables that are set: misspelt, passed on to libraries, without effect."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atb_models import env
+from atb_models.command.set_variables import misspelt, passed_on, unread_notice
+from atb_models.env_report import print_report
+from tests.server.running import running
+
+VENDORS = {"HCCL_ALGO": "level0:ring", "HCCL_INTRA_ROCE_ENABLE": "1", "LCCL_FOO": "1", "ATB_LOG_LEVEL": "3"}
+TYPOS = {
+    "ATB_LLM_BENCHMRK_ENABLE": "ATB_LLM_BENCHMARK_ENABLE",
+    "ATB_PROFILING_ENABEL": "ATB_PROFILING_ENABLE",
+    "ATB_API_KEYS": "ATB_API_KEY",
+    "ATB_CPU_ISAS": "ATB_CPU_ISA",
+    "ASCEND_RT_VISIBLE_DEVICE": "ASCEND_RT_VISIBLE_DEVICES",
+    "MASTER_PROT": "MASTER_PORT",
+    "RESERVED_MEMORY_GBS": "RESERVED_MEMORY_GB",
+    "MINDIE_LOGLEVEL": "MINDIE_LOG_LEVEL",
+}
+
+
+def test_each_kind_has_its_line() -> None:
+    environ = {"ATB_LLM_FOO": "1", "HCCL_BAR": "1", "ATB_BAR": "1", "PROFILING_LEVEL": "1", "HCCL_BUFFSIZE": "200"}
+    unread, passed = unread_notice("cpu", environ)
+    assert unread.startswith("set, but nothing here reads them: ATB_LLM_FOO, PROFILING_LEVEL (`atb-models env`")
+    libraries = "passed on to the Ascend libraries, "
+    assert passed == f"{libraries}so without effect on cpu: ATB_BAR, HCCL_BAR, HCCL_BUFFSIZE"
+    assert unread_notice("npu", environ) == [unread, f"{libraries}unknown to this program: ATB_BAR, HCCL_BAR"]
+    assert unread_notice("npu", {"HCCL_BUFFSIZE": "200"}) == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "npu"])
+def test_variables_of_the_ascend_libraries_are_never_called_unread(device: str) -> None:
+    (line,) = unread_notice(device, VENDORS)
+    assert line.startswith("passed on to the Ascend libraries") and all(name in line for name in VENDORS)
+
+
+@pytest.mark.parametrize(("name", "meant"), TYPOS.items())
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_a_misspelt_name_of_ours_is_pointed_out(device: str, name: str, meant: str) -> None:
+    (line,) = unread_notice(device, {name: "1"})
+    assert line.startswith(f"set, but nothing here reads them: {name} (did you mean {meant}?) ")
+
+
+def test_other_programs_variables_are_no_misspelt_ones() -> None:
+    """What torchrun, schedulers, containers, other libraries of threads and shells set."""
+    names = """GROUP_RANK ROLE_RANK ROLE_WORLD_SIZE GROUP_WORLD_SIZE GLOBAL_RANK ROLE_NAME TORCHELASTIC_RESTART_COUNT
+    TORCHELASTIC_MAX_RESTARTS SLURM_LOCALID OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_LOCAL_RANK PMI_RANK MKL_NUM_THREADS
+    OPENBLAS_NUM_THREADS BLIS_NUM_THREADS OMP_THREAD_LIMIT OMP_PROC_BIND NVIDIA_VISIBLE_DEVICES ASCEND_VISIBLE_DEVICES
+    HIP_VISIBLE_DEVICES HTTP_PROXY https_proxy NO_PROXY HF_HOME PYTHONPATH VIRTUAL_ENV CC CXXFLAGS TERM LANG PATH
+    ASCEND_HOME_PATH ASCEND_TOOLKIT_HOME ASCEND_OPP_PATH ASCEND_AICPU_PATH MASTER_HOST PET_MASTER_PORT""".split()
+    environ = dict.fromkeys(names, "1")
+    assert misspelt(environ) == {} and passed_on(environ) == []
+
+
+@pytest.mark.parametrize("name", env.TABLE)
+def test_a_name_of_the_table_is_neither_misspelt_nor_unknown(name: str) -> None:
+    assert misspelt({name: "1"}) == {} and passed_on({name: "1"}) == []
+
+
+def test_memory_settings_on_a_cpu() -> None:
+    environ = {"RESERVED_MEMORY_GB": "1", "NPU_MEMORY_FRACTION": "0.5", "HCCL_BUFFSIZE": "200"}
+    passed, memory = unread_notice("cpu", environ)
+    assert memory.startswith("set, but without effect on cpu")
+    assert memory.endswith(": NPU_MEMORY_FRACTION, RESERVED_MEMORY_GB") and "MEMORY" not in passed
+    (passed,) = unread_notice("cuda", environ)
+    assert "MEMORY" not in passed
+    assert unread_notice("npu", environ) == []
+
+
+def test_what_a_script_exported_is_left_out() -> None:
+    assert unread_notice("cpu", {"TASK_QUEUE_ENABLE": "1", "ATB_LAUNCHER_DEFAULTS": " TASK_QUEUE_ENABLE"}) == []
+
+
+def test_an_empty_value_counts_as_unset() -> None:
+    assert unread_notice("cpu", {"HCCL_ALGO": "", "MINDIE_FOO": "", "HCCL_BUFFSIZE": ""}) == []
+
+
+def test_report() -> None:
+    out = io.StringIO()
+    assert print_report(out, {**VENDORS, "ATB_API_KEYS": "1", "HCCL_PROXY": "http://me:secret@host"}) == []
+    passed, _, unread = out.getvalue().splitlines()[-3:]
+    assert passed.startswith("passed on to the Ascend libraries, unknown to this program: ATB_LOG_LEVEL=3, HCCL_ALGO=")
+    assert "HCCL_PROXY=http://***@host" in passed and "secret" not in out.getvalue()
+    assert unread == "set, but nothing here reads them: ATB_API_KEYS (did you mean ATB_API_KEY?)"
+
+
+SET = {**VENDORS, "HCCL_IF_BASE_PORT": "50000", "ATB_LLM_BENCHMRK_ENABLE": "1"}
+
+
+def check(log: str) -> None:
+    (unread,) = [line for line in log.splitlines() if "nothing here reads" in line]
+    assert "reads them: ATB_LLM_BENCHMRK_ENABLE (did you mean ATB_LLM_BENCHMARK_ENABLE?)" in unread
+    (passed,) = [line for line in log.splitlines() if "passed on to the Ascend libraries" in line]
+    assert passed.endswith(", ".join(sorted([*VENDORS, "HCCL_IF_BASE_PORT"]))) and "HCCL" not in unread
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "--device", "cpu", "--max_output_length", "2", "--input_texts", "Who"],
+        ["launch", "--device", "cpu", "--tp", "2", "--max_output_length", "2", "--input_texts", "Who"],
+        ["chat", "--device", "cpu", "--max_tokens", "2"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_say_it_once(root: Path, clean_environ: None, command: list[str]) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(root), **SET}
+    ended = subprocess.run(
+        [sys.executable, "-m", "atb_models", *command], env=environ, input="Who\n", capture_output=True, text=True,
+        timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    check(ended.stderr)
+
+
+def test_serve_says_it_once(clean_environ: None) -> None:
+    with running("--device", "cpu", "--max_batch_size", "1", env=SET) as server:
+        check("".join(server.lines))
