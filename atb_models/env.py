@@ -221,7 +221,9 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     # between our own processes
     ("ATB_LAUNCHER_PID", None, PID, READ, "internal: the process whose death ends the ranks"),
     ("ATB_LAUNCHER_ERRORS", None, TEXT, READ, "internal: where ranks tell the launcher why they ended"),
-    ("ATB_LAUNCHER_MODEL_PATH", None, TEXT, READ, "internal: the checkpoint that the launcher found or fetched"),
+    ("ATB_LAUNCHER_MODEL_PATH", None, TEXT, READ,
+     "the checkpoint where no --model_path is given; the launcher tells its ranks in it what it found or fetched"),
+    ("ATB_LAUNCHER_ASKED", None, TEXT, READ, "internal: the --model_path for which the launcher found the above"),
     ("ATB_LAUNCHER_MODEL", None, TEXT, READ, "internal: the model whose weights a script needs"),
     ("ATB_LAUNCHER_DEFAULTS", None, TEXT, READ, "internal: names that a script exported, not the user"),
     # read by the Ascend libraries; the scripts export the first seven, but for FORCE_DISABLE, if unset

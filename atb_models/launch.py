@@ -43,7 +43,7 @@ def launch(argv: Sequence[str]) -> int:
     """Decide devices and port, then run the ranks. Raises AtbError for what is seen before they start."""
     log.setup()
     args = parse_args(argv)
-    os.environ.pop("ATB_LAUNCHER_MODEL_PATH", None)
+    os.environ.pop("ATB_LAUNCHER_ASKED", None)  # of another launcher
     if args.plan or args.print_graph:
         _, devices = _devices(args.device, args.tp, deterministic=args.deterministic)
         look(args, len(devices))
@@ -62,6 +62,7 @@ def launch(argv: Sequence[str]) -> int:
     os.environ.update(export_devices(kind, devices, os.environ))
     if config.model_path is not None:
         os.environ["ATB_LAUNCHER_MODEL_PATH"] = config.model_path
+        os.environ["ATB_LAUNCHER_ASKED"] = args.model_path or ""
     os.environ["OMP_NUM_THREADS"] = str(rank_threads(len(devices)))
     return _run(len(devices), address, wanted_port, argv)
 

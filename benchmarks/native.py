@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from atb_models import env
 from atb_models.ops import moe
 from atb_models.ops.gating import Gating
 from atb_models.ops.native.attention import paged_attention
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--level", help="of the library; the best unless given")
     parser.add_argument("--dtype", default="fp16,bf16,int8", help="some of fp32, fp16, bf16 and int8, by commas")
     parser.add_argument("--rows", default="1,8,32,256", help="rows of activations, by commas")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=env.get("OMP_NUM_THREADS") or 1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--scale", type=int, default=1, help="divides the widths, for a quick look")
     args = parser.parse_args()

@@ -24,7 +24,7 @@ def server_flags(group: argparse._ArgumentGroup, *, default: str | None) -> None
 
 def server_of(args: argparse.Namespace) -> RemoteServer:
     """The server of --url. Raises ConfigError."""
-    key = args.api_key or (env.get(env.API_KEY) or "").split(",")[0].strip()
+    key = (env.get(env.API_KEY) or "").split(",")[0].strip() if args.api_key is None else args.api_key
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError("a key must be printable ASCII, for it is sent in a header")
     return RemoteServer(args.url, key or None, args.timeout)

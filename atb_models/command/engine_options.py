@@ -60,11 +60,16 @@ def ranks(tp: int) -> int:
 def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
     """The checkpoint's folder for what the user typed, None for the embedded one; with `fetch` a name is downloaded.
 
-    The launcher does this once and tells its ranks. Raises ConfigError or CheckpointError.
+    Where nothing was typed, ATB_LAUNCHER_MODEL_PATH counts. The launcher does this once and tells its ranks: for them
+    that variable is the answer to the path in ATB_LAUNCHER_ASKED, and to no other. Raises ConfigError or
+    CheckpointError.
     """
     found = env.get("ATB_LAUNCHER_MODEL_PATH")
-    if found is not None:
-        return str(found)
+    if found is not None and path in (None, env.get("ATB_LAUNCHER_ASKED")):
+        try:
+            return str(model_folder(found))
+        except ConfigError as error:
+            raise ConfigError(f"ATB_LAUNCHER_MODEL_PATH: {error}") from None
     if path is None:
         named = env.get("ATB_LAUNCHER_MODEL")
         if named is not None:

@@ -102,9 +102,9 @@ class EngineConfig:
         """The checkpoint's folder, the embedded one's where no path was given; see fetch.py for what it raises."""
         return demo_path() if self.model_path is None else model_folder(self.model_path)
 
-    def load_model_config(self, *, log: bool = False) -> ModelConfig:
+    def load_model_config(self, *, log: bool = False, generation_wanted: bool = False) -> ModelConfig:
         """The checkpoint's config.json with the overrides; see models/config.py for what it raises and logs."""
-        return load_model_config(self.folder, self.config_overrides, log=log)
+        return load_model_config(self.folder, self.config_overrides, log=log, generation_wanted=generation_wanted)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

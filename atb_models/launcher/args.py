@@ -192,10 +192,10 @@ def _check_look(args: argparse.Namespace, parser: Parser) -> None:
     chosen = [name for name in ("plan", "print_graph", "profile") if getattr(args, name)]
     if len(chosen) > 1:
         parser.error(f"--{chosen[0]} and --{chosen[1]} are two different things; give one of them")
-    args.profile = args.profile or (not chosen and env.get("ATB_PROFILING_ENABLE"))
     if args.profile and args.graph_capture:
-        parser.error("--graph_capture launches a decode step as a whole, --profile (ATB_PROFILING_ENABLE) times each"
-            " operation; give one of them")  # fmt: skip
+        parser.error("--graph_capture launches a decode step as a whole, --profile times each operation; give one of"
+            " them")  # fmt: skip
+    args.profile = args.profile or (not chosen and not args.graph_capture and env.get("ATB_PROFILING_ENABLE"))
     goes_with = {
         "format": ("plan", "print_graph"),
         "svg": ("print_graph",),

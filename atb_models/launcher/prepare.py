@@ -43,6 +43,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
     check_results(profile=args.profile)
     config, model, _ = asked_engine(args)
     params = sampling_params(args, model.generation)
+    if args.use_generation_config:  # the engine may leave it out, as REMOVE_GENERATION_CONFIG_DICT tells it to
+        params = params.resolve(model.generation)
     if args.seed is not None and params.temperature == 0:
         logger.warning("--seed has no effect: decoding is greedy (--do_sample samples)")
     return Prepared(
@@ -64,7 +66,7 @@ def asked_engine(args: argparse.Namespace) -> tuple[EngineConfig, ModelConfig, i
     """
     lengths = typed(args, Lengths)
     config = engine_config(args, max_batch_size=args.max_batch_size)
-    model = config.load_model_config()
+    model = config.load_model_config(generation_wanted=args.use_generation_config)
     limit = model.max_position_embeddings
     check_lengths(lengths, limit, f"{config.folder / 'config.json'}")
     length = input_length(lengths, limit)

@@ -50,6 +50,8 @@ class Profiling:
         self._on, self._device = options.profile, device
         self._chip: Chip | None = None
         self._no_chip: str | None = None  # why there is none
+        if options.graph_capture and env.get("ATB_PROFILING_ENABLE"):
+            logger.warning("ATB_PROFILING_ENABLE=1 has no effect: --graph_capture launches a decode step as a whole")
         if self._on:
             if device == "npu" and options.graph_capture is None and not env.get("RANK"):
                 logger.info("decode steps are not captured as graphs: each operation is timed")

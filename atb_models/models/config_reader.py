@@ -27,11 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 def load_model_config(
-    folder: Path | str, overrides: Mapping[str, Any] | None = None, *, log: bool = True
+    folder: Path | str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    log: bool = True,
+    generation_wanted: bool = False,
 ) -> ModelConfig:
     """Read config.json and generation_config.json of a checkpoint folder.
 
     `overrides` replaces fields of config.json by name. `log=False` keeps the notices quiet (ranks other than 0).
+    `generation_wanted` reads generation_config.json whatever REMOVE_GENERATION_CONFIG_DICT says.
     Raises ConfigError for a value that cannot be honoured or an unknown override, CheckpointError for a file that
     cannot be read.
     """
@@ -42,7 +47,7 @@ def load_model_config(
     fields = Fields(read_json(path), path, overrides)
     family = _family(fields)
     values = {**decoder_fields(fields), **family.parse_config(fields)}
-    values.update(generation_fields(path.parent, fields, fields.overrides, log=log))
+    values.update(generation_fields(path.parent, fields, fields.overrides, log=log, wanted=generation_wanted))
     config = ModelConfig(**values, overridden=tuple(sorted(fields.overrides)))
     _check_consistent(config, fields, log=log)
     _check_rest(config, fields, log=log)

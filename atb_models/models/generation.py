@@ -64,16 +64,18 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-def generation_fields(folder: Path, config: Fields, overrides: Container[str], *, log: bool) -> dict[str, Any]:
+def generation_fields(
+    folder: Path, config: Fields, overrides: Container[str], *, log: bool, wanted: bool = False
+) -> dict[str, Any]:
     """bos_token_id, eos_token_ids and the sampling defaults of a checkpoint.
 
     An answer ends with each id that either file names. bos_token_id is generation_config.json's, else config.json's;
     without the first file the sampling fields of config.json count, as they do for transformers. A field in
     `overrides` is taken from `config` alone. REMOVE_GENERATION_CONFIG_DICT=1 ignores generation_config.json and all
-    sampling fields. Raises ConfigError for a value of the wrong type or range.
+    sampling fields, unless they are `wanted`. Raises ConfigError for a value of the wrong type or range.
     """
     path = folder / "generation_config.json"
-    ignored = env.get("REMOVE_GENERATION_CONFIG_DICT")
+    ignored = not wanted and env.get("REMOVE_GENERATION_CONFIG_DICT")
     present = not ignored and is_there(path)
     if present:
         check_size(path, MOST_BYTES)

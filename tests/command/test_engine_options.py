@@ -120,7 +120,23 @@ def test_a_name_is_fetched_where_that_is_asked(folder: Path, monkeypatch: pytest
 
 def test_a_rank_takes_what_its_launcher_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATB_LAUNCHER_MODEL_PATH", str(folder))
+    monkeypatch.setenv("ATB_LAUNCHER_ASKED", "org/name")
     assert find_checkpoint("org/name", fetch=True) == find_checkpoint(None, fetch=False) == str(folder)
+
+
+def test_what_a_launcher_found_is_no_answer_to_another_path(
+    folder: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_options, "download", lambda name: folder / name.replace("/", "-"))
+    monkeypatch.setenv("ATB_LAUNCHER_MODEL_PATH", str(folder))
+    for asked in (None, "org/another"):
+        if asked is not None:
+            monkeypatch.setenv("ATB_LAUNCHER_ASKED", asked)
+        assert find_checkpoint(str(demo), fetch=False) == str(demo)
+        assert find_checkpoint("org/name", fetch=True) == str(folder / "org-name")
+    monkeypatch.setenv("ATB_LAUNCHER_MODEL_PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="^ATB_LAUNCHER_MODEL_PATH: model_path /nowhere is no folder"):
+        find_checkpoint(None, fetch=False)
 
 
 def test_a_script_of_a_model_needs_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:

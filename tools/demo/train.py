@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from atb_models import env
+
 from .batches import ANSWER, VERDICT, Batch, Packer
 from .evaluate import evaluate
 from .export import write_checkpoint, write_data
@@ -76,7 +78,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=16, help="rows a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="weights and training stream (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
+    threads = env.get("OMP_NUM_THREADS") or os.cpu_count()
+    parser.add_argument("--threads", type=int, default=threads, help="of the CPU (default: OMP_NUM_THREADS, all cores)")
     return parser.parse_args()
 
 

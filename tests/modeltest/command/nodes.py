@@ -66,6 +66,7 @@ def run_ranks(nodes: Nodes, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ["RANK_TABLE_FILE"] = str(nodes.rank_table.absolute())  # the word is the user's later choice
     export_defaults(rank_variables(nodes))
     _quiet_torchrun()
     arguments = torchrun.parse_args(torchrun_flags(nodes))
@@ -83,7 +84,6 @@ def run_ranks(nodes: Nodes, words: Sequence[str]) -> int:
 def rank_variables(nodes: Nodes) -> dict[str, str]:
     """What the ranks of this host are to find in their environment, unless the user set it."""
     return {
-        "RANK_TABLE_FILE": str(nodes.rank_table.absolute()),
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nodes.per_node)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3",
     }
