@@ -38,7 +38,8 @@ def main() -> int:
     measured = [max(seconds) for seconds in zip(*run_ranks(config, __file__), strict=True)]
     chips = before, measure_cpu(available_cores())
     ops.bind("cpu")
-    costs = StepCosts(config.load_model_config(), torch_dtype(config.dtype), config.tp)
+    model = config.load_model_config()
+    costs = StepCosts(model, torch_dtype(model.run_dtype(config.dtype)), config.tp)
     below = False
     for (name, step), seconds in zip(STEPS.items(), measured, strict=True):
         bound = min(price(costs.works(step), chip, config.tp).total for chip in chips)

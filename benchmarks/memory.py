@@ -44,7 +44,8 @@ def main() -> int:
 def plan(config: EngineConfig) -> dict[str, int]:
     """Bytes of a rank at the peak of each step, from config.json alone."""
     ops.bind("cpu")
-    model = meta_model(config.load_model_config(), torch_dtype(config.dtype), config.tp)
+    read = config.load_model_config()
+    model = meta_model(read, torch_dtype(read.run_dtype(config.dtype)), config.tp)
     held, written = weight_bytes(model) + RUNTIME_BYTES, 0
     planned = {}
     for name, (query_lens, kv_lens) in STEPS.items():

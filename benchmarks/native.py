@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from atb_models import env
+from atb_models.models.dtypes import dtype_name
 from atb_models.ops import moe
 from atb_models.ops.gating import Gating
 from atb_models.ops.native.attention import paged_attention
@@ -90,6 +91,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--scale", type=int, default=1, help="divides the widths, for a quick look")
     args = parser.parse_args()
+    if unknown := set(map(dtype_name, args.dtype.split(","))) - set(DTYPES):
+        parser.error(f"argument --dtype: {', '.join(sorted(unknown))}: choose from {', '.join(DTYPES)}")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     level = args.level or getattr(active().level, "name", None)
@@ -99,7 +102,7 @@ def main() -> None:
     rows = [int(count) for count in args.rows.split(",")]
     cases = {"linear": linear_cases, "experts": experts_cases, "attention": attention_cases, "small": small_cases}
     for name in args.operation.split(","):
-        for dtype in args.dtype.split(","):
+        for dtype in map(dtype_name, args.dtype.split(",")):
             for case in cases[name](machine.library, DTYPES[dtype], rows, args.scale):
                 print(f"{level} {dtype} {measure(machine, case, args.repeats)}", flush=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from atb_models.command.model_flags import dtype_flag
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.message import Int32
 from atb_models.limits import BLOCK_SIZE
@@ -23,7 +24,7 @@ def few_layers(description: str | None, kv_blocks: int) -> EngineConfig:
     parser.add_argument("--model_path", required=True)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
+    dtype_flag(parser)
     args = parser.parse_args()
     return EngineConfig(
         args.model_path,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from atb_models import LLM, SamplingParams
+from atb_models.command.model_flags import dtype_flag
 from atb_models.layers.parameter import fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
@@ -28,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16")
+    dtype_flag(parser)
     parser.add_argument("--tokens", type=int, default=24, help="decode steps that are timed")
     args = parser.parse_args()
     with LLM(
@@ -47,7 +48,8 @@ def main() -> None:
         matmul_s = torch_seconds(model, config)
     size = token_bytes(model, config)
     threads = torch.get_num_threads()
-    print(f"{args.dtype}, {args.layers} layers, {threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s")
+    dtype = config.run_dtype(args.dtype)
+    print(f"{dtype}, {args.layers} layers, {threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s")
     print(
         f"decode:  {decode_s * 1e3:.1f} ms a token, {size / 1e9:.3f} GB of weights,"
         f" {size / decode_s / bandwidth:.0%} of the bandwidth"

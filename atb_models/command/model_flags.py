@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from atb_models.command.values import AUTO, json_object, positive, positive_or_auto, true_or_false, whole_number
-from atb_models.engine.config import DEVICES, DTYPES, LOAD_FORMATS, EngineConfig
+from atb_models.engine.config import DEVICES, DTYPE_CHOICES, LOAD_FORMATS, EngineConfig
+from atb_models.models.dtypes import dtype_name
 
 MAX_BLOCK_SIZE = 576
 
@@ -21,7 +22,7 @@ def model_flags(group: Group) -> None:
     add("--load_tokenizer", type=true_or_false, default=True, metavar="{True,False}",
         help="False: token ids in, token ids out")  # fmt: skip
     add("--chat_template", help="Jinja template, a file with one, or the name of one of the checkpoint's")
-    add("--dtype", choices=DTYPES, default=EngineConfig.dtype, help="auto: the checkpoint's")
+    dtype_flag(group)
     add("--device", choices=DEVICES, help="none: the first that is there, in this order")
     add("--tp", type=positive_or_auto, default=AUTO,
         help="tensor-parallel ranks; -1: as many as there are devices listed")  # fmt: skip
@@ -32,6 +33,12 @@ def model_flags(group: Group) -> None:
     add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")
     add("--deterministic", action="store_true", help="the same bits in every run, on npu and cuda at the price of time")
     add("--config_overrides", type=json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
+
+
+def dtype_flag(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--dtype", type=dtype_name, choices=DTYPE_CHOICES, default=EngineConfig.dtype,
+        help="auto: what the checkpoint's config.json says, else fp16; torch's names, such as bfloat16, mean the same"
+    )  # fmt: skip
 
 
 def cache_flags(group: Group) -> None:

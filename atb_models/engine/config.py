@@ -17,10 +17,11 @@ from atb_models.fetch import model_folder
 from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
-from atb_models.models.dtypes import DTYPES
+from atb_models.models.dtypes import AUTO, DEFAULT, DTYPES, dtype_name
 from atb_models.wording import shown
 
 DEVICES = ("npu", "cuda", "cpu")
+DTYPE_CHOICES = (*DTYPES, AUTO)
 LOAD_FORMATS = ("auto", "dummy")
 # The largest that each may be: tokens and blocks are counted in 32 bits, and a step has a place for every request.
 SIZES = {
@@ -47,7 +48,7 @@ class EngineConfig:
     """
 
     model_path: str | None = None
-    dtype: str = "fp16"
+    dtype: str = DEFAULT
     device: str | None = None
     tp: int = 1
     block_size: int = BLOCK_SIZE
@@ -66,7 +67,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.model_path is not None:  # a Path is welcome; other processes get the text
             object.__setattr__(self, "model_path", os.fspath(self.model_path))
-        _one_of("dtype", self.dtype, (*DTYPES, "auto"))
+        if (dtype := dtype_name(str(self.dtype))) in DTYPE_CHOICES:  # torch.float16 is welcome, and its name
+            object.__setattr__(self, "dtype", dtype)
+        _one_of("dtype", self.dtype, DTYPE_CHOICES)
         _one_of("load_format", self.load_format, LOAD_FORMATS)
         if self.device is not None:
             _one_of("device", self.device, DEVICES)

@@ -47,7 +47,8 @@ class LLM:
     """A model, loaded and ready to answer. A context manager: leaving it ends its ranks.
 
     model_path: a checkpoint folder in Hugging Face layout; None is the embedded toy checkpoint.
-    dtype: fp16, bf16, fp32, or auto (the checkpoint's). device: npu, cuda or cpu; None takes the first there is.
+    dtype: fp16, bf16, fp32, or auto (what the checkpoint's config.json says, fp16 where it says nothing); torch's names
+    and types too. device: npu, cuda or cpu; None takes the first there is.
     tp: ranks that share the model; in a plain Python process they are started here, under torchrun the environment
     decides (there, ranks other than 0 never return from this constructor: they execute steps and leave with status 0
     when rank 0 closes). block_size: tokens of a KV block. max_batch_size: requests running at once, the others wait.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from atb_models.errors import ConfigError
+from atb_models.models.dtypes import AUTO, DEFAULT
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,5 @@ class ModelConfig:
     overridden: tuple[str, ...] = ()  # the fields that config_overrides replaced
 
     def run_dtype(self, requested: str) -> str:
-        """fp16, bf16 or fp32; "auto" is what the checkpoint declares, ConfigError when it declares nothing."""
-        if requested != "auto":
-            return requested
-        if self.torch_dtype is None:
-            raise ConfigError("dtype=auto, but config.json has no torch_dtype; give dtype=fp16, bf16 or fp32")
-        return self.torch_dtype
+        """fp16, bf16 or fp32; "auto" is what the checkpoint declares, fp16 where it declares nothing."""
+        return self.torch_dtype or DEFAULT if requested == AUTO else requested

@@ -15,7 +15,7 @@ from atb_models.models.config_bounds import MOST, MOST_EXPERTS
 from atb_models.models.config_fields import Fields, rope_fields
 from atb_models.models.config_neutral import NEUTRAL, SAME, TELLING, TOLD_NEUTRAL, is_same
 from atb_models.models.config_tables import WITHOUT_EFFECT
-from atb_models.models.dtypes import DTYPES
+from atb_models.models.dtypes import DTYPES, dtype_name
 from atb_models.models.families import FAMILIES
 from atb_models.models.family import Family
 from atb_models.models.generation import MOST_BYTES, SAMPLING, generation_fields
@@ -99,10 +99,9 @@ def _torch_dtype(fields: Fields) -> str | None:
     name, value = ("dtype", new) if old is None else ("torch_dtype", old)
     if value is None:
         return None
-    supported = {names.torch: short for short, names in DTYPES.items()}
-    short = supported.get(value.removeprefix("torch.")) if isinstance(value, str) else None
-    if short is None:
-        raise fields.fail(name, f"but only {', '.join(supported)} are supported")
+    short = dtype_name(value) if isinstance(value, str) else None
+    if short not in DTYPES:
+        raise fields.fail(name, f"but only {', '.join(names.torch for names in DTYPES.values())} are supported")
     return short
 
 

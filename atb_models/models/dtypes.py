@@ -18,7 +18,16 @@ class Names(NamedTuple):
     safetensors: str
 
 
+AUTO = "auto"  # what config.json says, which may be nothing
+DEFAULT = "fp16"
 DTYPES = {"fp16": Names("float16", "F16"), "bf16": Names("bfloat16", "BF16"), "fp32": Names("float32", "F32")}
+# Users of other engines know them by torch's names.
+ALIASES = {names.torch: short for short, names in DTYPES.items()} | {"half": "fp16", "float": "fp32"}
+
+
+def dtype_name(text: str) -> str:
+    """The key of DTYPES for one of ALIASES, with or without torch's name before it; any other text as it is."""
+    return ALIASES.get(text.removeprefix("torch."), text)
 
 
 def torch_dtype(name: str) -> torch.dtype:

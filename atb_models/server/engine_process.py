@@ -120,7 +120,7 @@ def _facts(llm: LLM) -> Facts:
     scheduler = llm.engine.scheduler
     blocks = scheduler.block_manager
     return Facts(
-        dtype=llm.config.dtype,
+        dtype=llm._runner.model_config.run_dtype(llm.config.dtype),
         device=llm.device.type,
         size=llm.size,
         vocab_size=llm.engine.vocab_size or 0,

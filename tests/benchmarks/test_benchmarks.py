@@ -40,6 +40,12 @@ def test_width(root: Path, folder: Path) -> None:
     assert re.search(r"decode: .* \d+% of the bandwidth\nprefill: .* \d+% of its rate\n", printed)
 
 
+def test_width_takes_the_types_of_the_commands(root: Path, folder: Path) -> None:
+    for dtype in ("auto", "bfloat16"):
+        printed = run(root, "width.py", "--model_path", str(folder), "--layers", "1", "--tokens", "3", "--dtype", dtype)
+        assert printed.startswith("bf16, 1 layers")
+
+
 def test_loading(root: Path, folder: Path) -> None:
     printed = run(root, "loading.py", "--model_path", str(folder), "--layers", "2", "--tp", "2")
     assert len(re.findall(r"rank \d: shard \d+ MiB, .*: within\n", printed)) == 2

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from atb_models import env
 from atb_models.cli import COMMANDS
+from atb_models.command.parser import Parser
 from atb_models.demo import questions
 from atb_models.launcher.args import FIXED, REFUSED, build_parser
 from atb_models.launcher.port import DEFAULT_PORT
+from atb_models.models.dtypes import ALIASES
+from atb_models.server.args import build_parser as service_parser
 from tests.documents.reading import chinese, rows, text_of
 
 
@@ -57,12 +61,18 @@ def test_documented_defaults_are_the_parsers(document: str) -> None:
     assert rows(document)
 
 
-@pytest.mark.parametrize("document", LAUNCHER)
-def test_documented_values_are_the_parsers(document: str) -> None:
+@pytest.mark.parametrize(
+    ("document", "parser"),
+    [*((name, build_parser) for name in LAUNCHER), *((name, service_parser) for name in both("docs/service.md"))],
+)
+def test_documented_values_are_the_parsers(document: str, parser: Callable[[], Parser]) -> None:
     """Of the flags with a list of values, all that there are and no other that such a flag might have."""
-    choices = {a.option_strings[0]: list(a.choices) for a in build_parser()._actions if a.option_strings and a.choices}
+    choices = {a.option_strings[0]: list(a.choices) for a in parser()._actions if a.option_strings and a.choices}
     lines = {row[0].strip("`"): row for row in rows(document)}
+    assert set(re.findall(r"\b(?:b?float(?:16|32)?|half)\b", lines["--dtype"][2])) == set(ALIASES)
     for flag in ("--dtype", "--device", "--format"):
+        if flag == "--format" and flag not in choices:
+            continue
         named = re.findall(r"\b(?:fp16|bf16|fp32|auto|npu|cuda|cpu|text|json|dot)\b", lines[flag][2])
         assert list(dict.fromkeys(named))[: len(choices[flag])] == choices[flag], flag
         assert set(named) <= set(choices[flag]), flag
