@@ -60,7 +60,7 @@ def _packages() -> str:
     from atb_models.machine import npu
 
     if not npu.installed():
-        raise ConfigError(npu.NOT_INSTALLED)
+        raise ConfigError(npu.not_installed())
     torch, torch_npu = (metadata.version(name) for name in ("torch", "torch_npu"))
     npu.check_versions(torch, torch_npu)
     return f"torch {torch}, torch_npu {torch_npu}"

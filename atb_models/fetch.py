@@ -11,7 +11,7 @@ from types import ModuleType
 from atb_models.errors import CheckpointError, ConfigError
 from atb_models.files import expanded, read_text
 from atb_models.json_file import is_there
-from atb_models.wording import message_lines
+from atb_models.wording import install_command, message_lines
 
 KNOWN_MODELS = (
     "deepseek-ai/deepseek-moe-16b-base",
@@ -22,7 +22,6 @@ KNOWN_MODELS = (
     "xverse/XVERSE-MoE-A4.2B-Chat",
 )
 HUBS = {"modelscope": "modelscope", "huggingface": "huggingface_hub"}  # name -> Python package, in order of preference
-EXTRA = "pip install 'atb-models[hub]'"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -92,7 +91,7 @@ def _hub_module(hub: str | None) -> tuple[str, ModuleType]:
         except ModuleNotFoundError:
             continue
     packages = " or ".join(HUBS[name] for name in names)
-    raise ConfigError(f"downloading needs {packages}, which is not installed: {EXTRA}")
+    raise ConfigError(f"downloading needs {packages}, which is not installed: {install_command('hub')}")
 
 
 def _holds_config(folder: Path) -> bool:
@@ -133,6 +132,7 @@ def _commands(why: str, names: Sequence[str], folder: Path | None) -> str:
     for name in names:
         target = folder or Path(name.rsplit("/", 1)[1])
         lines.append(f"  modelscope download --model {name} --local_dir '{target}'")
-        lines.append(f"  huggingface-cli download {name} --local-dir '{target}'")
-    lines.append(f"and give that folder, or repeat the command with --model_path {names[0]} --download ({EXTRA})")
+        lines.append(f"  hf download {name} --local-dir '{target}'")
+    again = f"repeat the command with --model_path {names[0]} --download ({install_command('hub')})"
+    lines.append(f"and give that folder, or {again}")
     return "\n".join(lines)

@@ -1,8 +1,10 @@
-"""How messages and tables write sizes and numbers."""
+"""How messages and tables write sizes, numbers and commands."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from importlib import metadata
 
 GIB = 1 << 30
 SHOWN = 120  # characters of a value in a message
@@ -32,6 +34,20 @@ def shown(value: object) -> str:
     except (RecursionError, ValueError):  # nested too deeply; a number in it of thousands of digits
         return f"a {type(value).__name__} that is too deep or too large to be shown"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+def install_command(extra: str) -> str:
+    """The command that installs what an extra of this project needs, from a checkout or a wheel.
+
+    It names the packages themselves, for this project's own name is on no package index.
+    """
+    try:
+        lines = metadata.requires("atb-models") or []
+    except metadata.PackageNotFoundError:  # a checkout that is run without being installed
+        lines = []
+    needed = [line.split(";")[0].strip() for line in lines if re.search(rf"""extra == ["']{extra}["']""", line)]
+    packages = " ".join(f"'{package}'" for package in needed)
+    return f"pip install {packages}" if packages else f"pip install '.[{extra}]' in the folder of the project"
 
 
 def named(names: Iterable[str], most: int = 20) -> str:

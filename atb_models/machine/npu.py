@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.machine import determinism
-from atb_models.wording import message_lines
+from atb_models.wording import install_command, message_lines
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ DEFAULTS = {
 }
 # Says the same as the default's variable, which the library would obey instead: where the user set it, no default.
 SAME_AS = {"HCCL_HOST_SOCKET_PORT_RANGE": "HCCL_IF_BASE_PORT", "INF_NAN_MODE_ENABLE": "INF_NAN_MODE_FORCE_DISABLE"}
-NOT_INSTALLED = "torch_npu is not installed; pip install 'atb-models[npu]', or use --device cpu"
 SET_ENV = "source /usr/local/Ascend/cann/set_env.sh"
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
@@ -34,6 +33,10 @@ _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 def installed() -> bool:
     """Whether torch_npu is installed; does not import it."""
     return importlib.util.find_spec("torch_npu") is not None
+
+
+def not_installed() -> str:
+    return f"torch_npu is not installed; {install_command('npu')}, or use --device cpu"
 
 
 def usable(*, wanted: bool, deterministic: bool = False) -> bool:
@@ -61,7 +64,7 @@ def load(*, deterministic: bool = False) -> None:
     The variables that the libraries need are set before, and removed again if this fails.
     """
     if not installed():
-        raise ConfigError(f"device npu: {NOT_INSTALLED}")
+        raise ConfigError(f"device npu: {not_installed()}")
     check_versions(metadata.version("torch"), metadata.version("torch_npu"))
     with _unset_on_failure():
         if deterministic:

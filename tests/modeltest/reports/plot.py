@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atb_models.files import written_whole
+from atb_models.wording import install_command
 from modeltest.reports.panels import Panel, panels
 from modeltest.reports.report_style import LIGHT
 
@@ -15,7 +16,6 @@ logger = logging.getLogger("atb_models.modeltest")
 COLUMNS = 3
 PANEL_INCHES = (4.6, 3.6)
 DOTS_PER_INCH = 120
-MISSING = "no plot: matplotlib is not installed; pip install 'atb-models[plot]' has it, `report` needs none"
 
 
 def plot_if_possible(path: Path, title: str, results: Mapping[str, Any]) -> None:
@@ -23,7 +23,9 @@ def plot_if_possible(path: Path, title: str, results: Mapping[str, Any]) -> None
     try:
         import matplotlib
     except ImportError:
-        logger.warning(MISSING)
+        logger.warning(
+            "no plot: matplotlib is not installed; %s installs it, `report` needs none", install_command("plot")
+        )
         return
     if shown := panels(results["cases"]):
         matplotlib.use("Agg")
