@@ -8,6 +8,7 @@ from numbers import Integral
 
 from atb_models.errors import RequestError
 from atb_models.sampling_table import BY_NAME, FIELDS, SamplingField
+from atb_models.wording import shown
 
 # What a field that neither the request nor the checkpoint's generation_config sets means: greedy, nothing filtered.
 DEFAULTS: dict[str, float] = {field.name: field.default for field in FIELDS if field.default is not None}
@@ -25,9 +26,9 @@ class SamplingParams:
     mass reaches top_p), min_p (tokens with at least min_p times the largest probability).
 
     max_tokens: new tokens at most, 1 or more; None: generation_config's max_new_tokens, else up to max_seq_len.
-    temperature: 0 or more; 0 is greedy (then top_k, top_p, min_p and seed change nothing).
+    temperature: [0, 10000]; 0 is greedy (then top_k, top_p, min_p and seed change nothing).
     top_k: 1 or more, 0 or -1: all. top_p: (0, 1]. min_p: [0, 1].
-    repetition_penalty: more than 0, 1 is none. presence_penalty, frequency_penalty: [-2, 2].
+    repetition_penalty: [0.0001, 10000], 1 is none. presence_penalty, frequency_penalty: [-2, 2].
     seed: any whole number; its random numbers are the same each time. So are the tokens on a CPU that the native
     library serves, with the same ranks and level, whatever runs beside the request; on other devices the requests
     beside it can change the rounding of logits, and a token with it. None: different random numbers each time.
@@ -121,11 +122,19 @@ class SamplingParams:
         return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty not in (None, 1.0)
 
 
+def _told(value: object) -> str:
+    """The value as Python writes it; of a number with more digits than it writes, how many these are."""
+    try:
+        return repr(value)
+    except ValueError:
+        return shown(value)
+
+
 def _check(row: SamplingField, value: object) -> None:
     """Refuse what is neither allowed nor left open."""
     is_open = value is None and row.kind != "yes or no"
     if not is_open and not row.allows(value):
-        raise RequestError(f"{row.name} must be {row.allowed}, not {value!r}")
+        raise RequestError(f"{row.name} must be {row.allowed}, not {_told(value)}")
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
@@ -134,7 +143,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise RequestError(f"stop must be a string or a list of strings, none of them empty, not {stop!r}")
+            raise RequestError(f"stop must be a string or a list of strings, none of them empty, not {_told(stop)}")
     return strings
 
 
@@ -142,11 +151,11 @@ def _token_ids(name: str, ids: object) -> tuple[int, ...]:
     if ids is None:
         return ()
     if not isinstance(ids, Iterable) or isinstance(ids, (str, bytes)):
-        raise RequestError(f"{name} must be a list of token ids, not {ids!r}")
+        raise RequestError(f"{name} must be a list of token ids, not {_told(ids)}")
     values = tuple(ids)
     for value in values:
         if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
-            raise RequestError(f"{name} must be whole numbers of 0 or more, not {value!r}")
+            raise RequestError(f"{name} must be whole numbers of 0 or more, not {_told(value)}")
     return tuple(int(value) for value in values)
 
 
@@ -155,7 +164,7 @@ def _biases(given: object) -> dict[int, float]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise RequestError(f"logit_bias must be a mapping of token ids to numbers, not {given!r}")
+        raise RequestError(f"logit_bias must be a mapping of token ids to numbers, not {_told(given)}")
     biases: dict[int, float] = {}
     for key, value in given.items():
         token = _bias_id(key)
@@ -163,7 +172,7 @@ def _biases(given: object) -> dict[int, float]:
             raise RequestError(f"logit_bias has token id {token} twice, as a number and as a text; give it once")
         if not BY_NAME["logit_bias"].allows(value):
             allowed = BY_NAME["logit_bias"].allowed
-            raise RequestError(f"logit_bias of token id {token} must be {allowed}, not {value!r}")
+            raise RequestError(f"logit_bias of token id {token} must be {allowed}, not {_told(value)}")
         biases[token] = float(value)
     return biases
 
@@ -173,5 +182,5 @@ def _bias_id(key: object) -> int:
     if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= MOST_DIGITS:
         return int(key)
     if not isinstance(key, Integral) or isinstance(key, bool) or int(key) < 0:
-        raise RequestError(f"token ids of logit_bias must be whole numbers of 0 or more, not {key!r}")
+        raise RequestError(f"token ids of logit_bias must be whole numbers of 0 or more, not {_told(key)}")
     return int(key)

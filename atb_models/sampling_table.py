@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, get_args
 
 Form = Literal["chat", "completion", "vllm", "tgi", "mindie"]
 FORMS: tuple[Form, ...] = get_args(Form)
+# What logits may be divided by at most, and multiplied: with more, float32 overflows and infinities meet.
+MOST = 1e4
 # texts: one or several. biases: numbers by token id. The others as they are called.
 Kind = Literal["number", "whole number", "yes or no", "texts", "token ids", "biases"]
 
@@ -85,7 +87,7 @@ FIELDS = (
         ),
     ),
     SamplingField(
-        "temperature", "number", "0: greedy", low=0, default=0.0, generation="temperature",
+        "temperature", "number", "0: greedy", low=0, high=MOST, default=0.0, generation="temperature",
         names=_everywhere("temperature"),
     ),
     SamplingField(
@@ -101,7 +103,7 @@ FIELDS = (
         default=0.0, generation="min_p", names=_openai("min_p"),
     ),
     SamplingField(
-        "repetition_penalty", "number", "divide the logits of tokens seen in prompt or answer", low=0, above_low=True,
+        "repetition_penalty", "number", "divide the logits of tokens seen in prompt or answer", low=1 / MOST, high=MOST,
         default=1.0, generation="repetition_penalty", names=_everywhere("repetition_penalty"),
     ),
     SamplingField(

@@ -20,6 +20,7 @@ from atb_models.errors import RequestError
 from atb_models.outputs import FinishReason, RequestOutput, TokenLogprobs
 from atb_models.sampling_params import SamplingParams
 from atb_models.text.detokenizer import Detokenizer
+from atb_models.wording import shown
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ class Engine:
         self.owner.check()
         params = params or SamplingParams()
         resolved = params.resolve(self.generation)
+        self._check_ids("logprob_token_ids", resolved.logprob_ids)
+        self._check_ids("logit_bias", resolved.biases)
         seq = Sequence(
             prompt_token_ids,
             resolved,
@@ -113,8 +116,6 @@ class Engine:
             ends_with_pool=params.max_tokens is None,
         )
         self._check_ids("the prompt", seq.token_ids)
-        self._check_ids("logprob_token_ids", resolved.logprob_ids)
-        self._check_ids("logit_bias", resolved.biases)
         stop = resolved.stop_strings
         if stop and self.tokenizer is None:
             raise RequestError(f"stop {list(stop)} needs the checkpoint's tokenizer files; use stop_token_ids instead")
@@ -300,7 +301,7 @@ class Engine:
         low, high = min(token_ids, default=0), max(token_ids, default=0)
         if low < 0 or (self.vocab_size is not None and high >= self.vocab_size):
             limit = "" if self.vocab_size is None else f" to {self.vocab_size - 1}"
-            raise RequestError(f"{what} has token id {low if low < 0 else high}; ids go from 0{limit}")
+            raise RequestError(f"{what} has token id {shown(low if low < 0 else high)}; ids go from 0{limit}")
 
     def _record(self, launched: Launched, collect_s: float) -> None:
         step_s = launched.launch_s + collect_s  # what happens between the halves is no part of the step

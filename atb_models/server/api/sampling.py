@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from atb_models.sampling_params import SamplingParams
+from atb_models.sampling_table import BY_NAME
 from atb_models.server.api.common import Body, TokenId
 from atb_models.server.errors import UNSUPPORTED
 
@@ -38,11 +39,21 @@ Nothing = (
     | None
 )
 
-Temperature = Annotated[float, Field(ge=0)]
+
+def _range(name: str) -> Any:
+    """The bounds of the table of sampling fields."""
+    row = BY_NAME[name]
+    low = {"gt": row.low, "ge": None} if row.above_low else {"gt": None, "ge": row.low}
+    return Field(gt=low["gt"], ge=low["ge"], le=row.high)
+
+
+Temperature = Annotated[float, _range("temperature")]
 TopK = Annotated[int, Field(ge=-1, lt=2**31)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-Repetition = Annotated[float, Field(gt=0)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
+TopP = Annotated[float, _range("top_p")]
+MinP = Annotated[float, _range("min_p")]
+Repetition = Annotated[float, _range("repetition_penalty")]
+Presence = Annotated[float, _range("presence_penalty")]
+Frequency = Annotated[float, _range("frequency_penalty")]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Choices = Annotated[int, Field(ge=1, le=128)]
@@ -79,10 +90,10 @@ class Sampling(AtRest):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_p: MinP | None = None
     repetition_penalty: Repetition | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
+    presence_penalty: Presence | None = None
+    frequency_penalty: Frequency | None = None
     seed: Seed | None = None
     stop: StopText | Stops | None = None
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None

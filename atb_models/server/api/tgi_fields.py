@@ -11,9 +11,9 @@ from atb_models.sampling_params import SamplingParams
 from atb_models.server.api.sampling import (
     AtRest,
     Count,
+    Frequency,
     Nothing,
     One,
-    Penalty,
     Repetition,
     Seed,
     Stops,
@@ -40,7 +40,7 @@ class CommonParameters(AtRest):
     do_sample: bool | None = None
     seed: Seed | None = None
     repetition_penalty: Repetition | None = None
-    frequency_penalty: Penalty | None = None
+    frequency_penalty: Frequency | None = None
     min_p: Zero = None
     presence_penalty: Zero = None
     stop: Stops | None = None

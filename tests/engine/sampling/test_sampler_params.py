@@ -44,7 +44,7 @@ def test_bad_values_are_refused_by_name_and_value(field: str, values: list[objec
 def test_ranges_are_named() -> None:
     with pytest.raises(RequestError, match=r"top_p must be a number in \(0, 1\], not 1.5"):
         SamplingParams(top_p=1.5)
-    with pytest.raises(RequestError, match=r"temperature must be a number in \[0, infinity\), not -1"):
+    with pytest.raises(RequestError, match=r"temperature must be a number in \[0, 10000\], not -1"):
         SamplingParams(temperature=-1)
     with pytest.raises(RequestError, match="max_tokens must be a whole number of 1 or more, not 0"):
         SamplingParams(max_tokens=0)
