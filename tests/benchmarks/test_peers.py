@@ -1,0 +1,284 @@
+"""benchmarks/peers.py: this engine for real, and programs that print what others print."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from tests.benchmarks.fakes import BATCHED_BENCH, FAILS, llama_folder, transformers_python
+from tests.tiny import QWEN
+
+TINY = QWEN | {
+    "hidden_size": 128,
+    "initializer_range": 0.06,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MARKS = "before\n<!-- benchmarks/peers.py writes this -->\nold\n<!-- benchmarks/peers.py ends -->\nafter\n"
+CASES = ("prefill of 256", "prefill of 1024", "decode of 1", "decode of 8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that keeps the tiny model for the runs of this module; config.json's source lies in it."""
+    folder = tmp_path_factory.mktemp("peers")
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    return folder
+
+
+def command_line(root: Path, model: Path, *flags: str | Path) -> list[str]:
+    shape = ("--config", model / "tiny.json", "--layers", "2", "--vocabulary", "320", "--folder", model / "model")
+    command = [sys.executable, root / "benchmarks" / "peers.py", *shape, "--threads", "1", "--rounds", "1", *flags]
+    return list(map(str, command))
+
+
+def environ(root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def run(root: Path, model: Path, *flags: str | Path) -> subprocess.CompletedProcess[str]:
+    command = command_line(root, model, *flags)
+    return subprocess.run(command, capture_output=True, text=True, env=environ(root), timeout=250)
+
+
+def rows(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines() if row.startswith("|")]
+
+
+def test_the_table_and_the_picture_are_written(root: Path, model: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name in "speed.md", "speed.zh.md":
+        (docs / name).write_text(MARKS)
+    llama, python = llama_folder(tmp_path / "llama"), transformers_python(tmp_path, root)
+    peers = ("--llama", f"some llama={llama}", "--transformers", python)
+    ended = run(root, model, *peers, "--docs", docs, "--rounds", "2", "--dtype", "bf16")
+    assert ended.returncode == 0, ended.stderr
+    turns = re.findall(r"bf16, round (\d): ([\w\- ]+), ([\w ]+): [\d.]+ tokens/s", ended.stderr)
+    engines = ("atb-models", "some llama", "transformers")
+    assert turns == [(n, engine, case) for n in "12" for engine in engines for case in CASES]
+
+    english, chinese = ((docs / name).read_text() for name in ("speed.md", "speed.zh.md"))
+    for text in english, chinese:
+        assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n") and "old" not in text
+        head, _, *body = rows(text)
+        assert head[3:] == list(engines) and len(body) == 4
+        for row, rate in zip(body, ("256", "1,024", "10.0", "80.0"), strict=True):
+            assert row[0] == "bf16" and re.fullmatch(r"[\d,.]+ \(\d+%\)", row[3])
+            assert re.fullmatch(rf"{re.escape(rate)} \(\d+%\), x [\d.]+", row[4])
+            ours, ratio = float(row[3].split()[0].replace(",", "")), float(row[4].split(" x ")[1])
+            assert ratio == pytest.approx(ours / float(rate.replace(",", "")), rel=0.1)
+    assert [row[1:] for row in rows(english)[2:]] != [row[1:] for row in rows(chinese)[2:]]
+    assert [row[2:] for row in rows(english)[2:]] == [row[2:] for row in rows(chinese)[2:]]
+    assert "some llama build 42 (c0ffee)" in english and "transformers 0.0.fake" in english
+    assert re.search(r"medians of 2 rounds: \d+\.\d GB/s read, \d+ GFLOP/s", english)
+    assert english.count("![") == chinese.count("](speed.svg)") == 1
+    drawing = ElementTree.fromstring((docs / "speed.svg").read_text())
+    texts = [element.text or "" for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("some llama") == 4 and any(text.startswith("1,024 (") for text in texts)
+
+
+def test_what_fails_is_told_and_the_others_are_measured(root: Path, model: Path, tmp_path: Path) -> None:
+    whole = llama_folder(tmp_path / "whole", llama_bench=FAILS)
+    part = llama_folder(tmp_path / "part", llama_batched_bench=BATCHED_BENCH.replace("pp, tg, pl, pl", "pp, tg, 3, pl"))
+    peers = ("--llama", f"whole={whole}", "--llama", f"part={part}", "--llama", f"none={tmp_path}")
+    ended = run(root, model, *peers, "--transformers", sys.executable, "--vllm", tmp_path / "absent", "--dtype", "fp16")
+    assert ended.returncode == 1, ended.stderr
+    head, _, *body = rows(ended.stdout)
+    assert head[3:] == ["atb-models", "whole", "part", "none", "transformers", "vllm"]
+    assert [row[4] for row in body] == [row[6] for row in body] == [row[7] for row in body] == ["failed"] * 4
+    assert [row[5] == "failed" for row in body] == [False, False, True, True]
+    assert not any("failed" in row[3] for row in body), ended.stdout
+    told = dict(re.findall(r"^- fp16, (\w+), .*?: `(.*)`$", ended.stdout, re.MULTILINE))
+    assert told["whole"].startswith("llama-bench ended with status 3: loading error: the tensor blk.0.attn_q.weight")
+    assert "printed no row of this case: main: n_kv_max" in told["part"]
+    assert told["none"] == f"{tmp_path / 'llama-bench'} is missing"
+    assert "qwen2_moe" in told["transformers"]  # the project's own transformers is older than the model
+    assert str(tmp_path / "absent") in told["vllm"]
+
+
+def test_ours_can_fail_as_well(root: Path, model: Path, tmp_path: Path) -> None:
+    llama = llama_folder(tmp_path / "llama")
+    ended = run(root, model, "--llama", f"llama={llama}", "--timeout", "0.01", "--dtype", "fp16")
+    assert ended.returncode == 1
+    assert "- fp16, atb-models, all cases: `no answer within 0.01 s`" in ended.stdout
+
+
+def test_ending_the_command_ends_the_engines(root: Path, model: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nread request\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    python.chmod(0o755)
+    command = command_line(root, model, "--transformers", python, "--dtype", "fp16")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ(root)) as process:
+        until = time.monotonic() + 200
+        while not ((pid := tmp_path / "pid").is_file() and pid.read_text()) and time.monotonic() < until:
+            time.sleep(0.1)
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert not Path(f"/proc/{int(pid.read_text())}").exists()
+
+
+def test_engines_that_agree(root: Path, model: Path, tmp_path: Path) -> None:
+    llama, python = llama_folder(tmp_path / "llama"), transformers_python(tmp_path, root)
+    ended = run(root, model, "--check", "--llama", f"llama={llama}", "--transformers", python, "--dtype", "bf16")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ours, transformers, perplexity = ended.stdout.splitlines()
+    found = re.fullmatch(
+        r"same: transformers, fp32: greedy tokens 32 of 32 as ours, .* (\d+) different ones", transformers
+    )
+    assert found is not None and int(found[1]) > 16, "tokens that are nearly all the same compare nothing"
+    assert re.fullmatch(r"same: llama, bf16: perplexity \d+\.\d, ours \d+\.\d", perplexity)
+
+
+def test_engines_that_differ(root: Path, model: Path, tmp_path: Path) -> None:
+    constant = llama_folder(tmp_path / "constant", llama_perplexity="print('[1]9.25,[2]8.5,[3]8.0,[4]7.5,')")
+    lacking = llama_folder(tmp_path / "lacking", llama_perplexity="")
+    python = transformers_python(tmp_path, root, num_experts_per_tok=1)
+    peers = ("--llama", f"constant={constant}", "--llama", f"lacking={lacking}", "--transformers", python)
+    ended = run(root, model, "--check", *peers, "--dtype", "fp16")
+    assert ended.returncode == 1
+    _, transformers, differs, lacks = ended.stdout.splitlines()
+    assert re.match(r"DIFFERENT: transformers, fp32: greedy tokens (\d|[12]\d) of 32 as ours", transformers)
+    assert re.match(r"DIFFERENT: constant, fp16: perplexity 7\.5, ours \d{2}", differs)
+    assert lacks == f"DIFFERENT: lacking, fp16: {tmp_path / 'lacking' / 'llama-perplexity'} is missing"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--llama", "folder"), "'folder' is not NAME=FOLDER"),
+        (("--dtype", "fp16,fp8"), "'fp8' is none of fp16, bf16"),
+        (("--docs", "{folder}"), "has no lines '<!-- benchmarks/peers.py writes this -->'"),
+        (("--docs", "{folder}/absent"), "No such file or directory"),
+    ],
+)
+def test_wrong_flags(root: Path, model: Path, tmp_path: Path, flags: tuple[str, ...], complaint: str) -> None:
+    for name in "speed.md", "speed.zh.md":
+        (tmp_path / name).write_text("no marks\n")
+    ended = run(root, model, *(flag.format(folder=tmp_path) for flag in flags))
+    assert ended.returncode == 2 and complaint in ended.stderr and "writing" not in ended.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------ the parts
+
+
+@pytest.fixture
+def benchmarks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "benchmarks")
+
+
+def test_the_files_hold_the_same_model(benchmarks: None, tmp_path: Path) -> None:
+    from peers.checkpoint import write_checkpoint
+    from peers.gguf_file import write_gguf
+
+    write_checkpoint(tmp_path, TINY | {"num_hidden_layers": 2, "vocab_size": 320})
+    tensors = {k: v for file in tmp_path.glob("*.safetensors") for k, v in load_file(file).items()}
+    for kind in "F16", "BF16":
+        write_gguf(tmp_path, tmp_path / f"{kind}.gguf", kind)
+        reader = gguf.GGUFReader(tmp_path / f"{kind}.gguf")
+        stored = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+        assert sum(values.size for values in stored.values()) == sum(tensor.numel() for tensor in tensors.values())
+        for ours, theirs in (
+            ("model.layers.1.mlp.experts.5.down_proj.weight", stored["blk.1.ffn_down_exps.weight"][5]),
+            ("model.layers.0.self_attn.k_proj.bias", stored["blk.0.attn_k.bias"]),
+            ("lm_head.weight", stored["output.weight"]),
+        ):
+            torch.testing.assert_close(torch.from_numpy(np.array(theirs)), tensors[ours].float(), rtol=0, atol=6e-8)
+        assert reader.fields["qwen2moe.expert_used_count"].parts[-1][0] == TINY["num_experts_per_tok"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("a qz é") == [97, 32, 256, 32, 0xC3, 0xA9] and len(tokenizer) == 320
+    assert tokenizer.decode([97, 32, 256, 32, 0xC3, 0xA9]) == "a qz é"
+
+
+def test_the_limits_count_the_models_parameters(benchmarks: None) -> None:
+    from peers.cases import CONTEXT, NEW, Case, Work
+    from peers.checkpoint import QWEN_MOE
+
+    work = Work(QWEN_MOE | {"num_hidden_layers": 1})
+    mlp = 3 * 2048 * 1408
+    every = (
+        4 * 2048 * 2048 + 4 * mlp + 2048 + 60 * 2048
+    )  # attention, the shared expert of four widths, its gate, router
+    head = 2048 * 151_936
+    cache = 2 * 2 * 2048 * (CONTEXT + NEW / 2)
+    read = 2 * (every + 4 * mlp + head) + cache
+    assert work.limit(Case(1, CONTEXT, NEW), 2.0, read=10.0 * read, flops=1.0) == pytest.approx(10)
+    touched = 60 * (1 - (56 / 60) ** 8)
+    read = 2 * (every + touched * mlp + head) + 8 * cache
+    assert work.limit(Case(8, CONTEXT, NEW), 2.0, read=read, flops=1.0) == pytest.approx(8)
+    flops = 2 * 256 * (every + 4 * mlp) + 4 * 2048 * 256 * 257 / 2 + 2 * head
+    assert work.limit(Case(1, 256, 0), 2.0, read=1.0, flops=flops) == pytest.approx(256)
+
+
+def test_shares_and_ratios_are_of_one_round(benchmarks: None) -> None:
+    from peers.cases import Case, Work
+    from peers.checkpoint import QWEN_MOE
+    from peers.measure import OURS, Measured, Round
+
+    case, work = Case(1, 256, 0), Work(QWEN_MOE)
+    one = work.prefill_flops(case) / 256  # FLOPs a token
+    figures = ((100.0, 50.0, 200.0), (30.0, 10.0, 40.0), (60.0, 60.0, 240.0))  # ours, the peer's, the limit
+    rounds = [Round(1.0, limit * one, {(OURS, case): ours, ("peer", case): peer}) for ours, peer, limit in figures]
+    measured = Measured("fp16", [OURS, "peer"], [case], rounds=rounds)
+    assert measured.rate(OURS, case) == 60 and measured.rate("peer", case) == 50
+    assert measured.ratio("peer", case) == 2
+    assert measured.share(OURS, case, work) == pytest.approx(0.5)
+    assert measured.share("peer", case, work) == pytest.approx(0.25)
+
+
+def test_prompts_that_take_two_steps_are_no_decoding(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "benchmarks" / "peers" / "workers")
+    from serve import rate
+
+    with pytest.raises(RuntimeError, match="not computed in one step"):
+        rate([0, 0, 1, 1], sequences=2, prompt_tokens=8, new=1)
+    with pytest.raises(RuntimeError, match="1 tokens instead of 3"):
+        rate([0, 1], sequences=2, prompt_tokens=8, new=2)
+
+
+def test_only_what_follows_the_first_tokens_is_decoding(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "benchmarks" / "peers" / "workers")
+    from serve import rate
+
+    def arrivals(seconds: float):  # type: ignore[no-untyped-def]
+        time.sleep(0.4)
+        yield from (0, 1)
+        for _ in range(3):
+            time.sleep(seconds)
+            yield from (0, 1)
+
+    assert 30 < rate(arrivals(0.05), sequences=2, prompt_tokens=8, new=3) <= 40
+    assert 10 < rate(iter(arrivals(0.0)), sequences=2, prompt_tokens=8, new=3)
+    assert 10 < rate((x for x in list(arrivals(0))[:2]), sequences=2, prompt_tokens=8, new=0)
+
+
+def test_a_worker_that_ends_or_hangs(benchmarks: None, model: Path, tmp_path: Path) -> None:
+    from peers.engines import PeerError, Worker
+
+    for text, complaint in (
+        ("echo no such module >&2; exit 7", "status 7: no such module"),
+        ("sleep 60", "within 5 s"),
+    ):
+        python = tmp_path / f"python{len(text)}"
+        python.write_text(f"#!/bin/sh\n{text}\n")
+        python.chmod(0o755)
+        worker = Worker("odd", str(python), "run_vllm.py", threads=1, timeout=5)
+        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        with pytest.raises(PeerError, match=complaint):
+            worker.start(tmp_path, "fp16")
+        worker.close()
