@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,15 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 # What a test's own fixtures choose for its process.
 KEPT = ("OMP_NUM_THREADS", "ATB_CPU_ISA")
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_report_header() -> str:
+    """Which levels of the CPU library the tests cover here."""
+    from atb_models.ops.native.build import levels_of
+    from atb_models.ops.native.library import cpu_flags
+
+    levels = [level.name for level in levels_of(platform.machine()) if level.needs <= cpu_flags()]
+    return f"levels of the CPU library that this machine has: {', '.join(levels) or 'none'}"
 
 
 @pytest.fixture(scope="session")
