@@ -27,6 +27,7 @@ from atb_models import env
 from atb_models.models.dtypes import dtype_name
 from atb_models.ops import moe
 from atb_models.ops.gating import Gating
+from atb_models.ops.native import limits
 from atb_models.ops.native.attention import paged_attention
 from atb_models.ops.native.experts import experts
 from atb_models.ops.native.gating import moe_gating
@@ -38,6 +39,7 @@ from atb_models.ops.weight import Layout, Packing, Weight
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 BEYOND_CACHES = 200 << 20
+WINDOWS = 30  # of a millisecond, for each measurement of a limit
 MANY = 50  # of calls that take microseconds
 
 
@@ -67,18 +69,11 @@ class Machine:
         return self.clock() - started
 
     def read_rate(self) -> float:
-        read = self.library.read_memory
-        return self.block.nbytes / self.seconds(lambda: read(self.block.data_ptr(), self.block.nbytes, self.threads))
+        return limits.read_rate(self.library, self.block, self.threads, WINDOWS).value
 
     def compute_rate(self, dtype: torch.dtype) -> float:
-        loops = [self.library.multiply_floats]
-        if dtype == torch.bfloat16:
-            loops.insert(0, self.library.dot_bf16)
-        for loop in loops:
-            started = self.clock()
-            if flops := loop(300_000, self.threads):
-                return flops / (self.clock() - started)
-        raise AssertionError("every level multiplies floats")
+        pairs = limits.bf16_rate(self.library, self.threads, WINDOWS).value if dtype == torch.bfloat16 else 0
+        return pairs or limits.float_rate(self.library, self.threads, WINDOWS).value
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import threading
-from ctypes import CDLL, POINTER, c_double, c_int, c_int64, c_void_p
+from ctypes import CDLL, POINTER, c_double, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,10 @@ class Library:
         self.shared_gate = self._function("atb_shared_gate", c_int, POINTER(structs.SharedGateCall))
         self.rope = self._function("atb_rope", c_int, POINTER(structs.RopeCall))
         self.pack = self._function("atb_pack", c_int, POINTER(structs.PackCall))
-        self.read_memory = self._function("atb_read_memory", None, c_void_p, c_int64, c_int)
-        self.multiply_floats, self.dot_bf16, self.dot_int8 = (
-            self._function(f"atb_{name}", c_double, c_int64, c_int)
-            for name in ("multiply_floats", "dot_bf16", "dot_int8")
+        measured = (c_int, c_int, POINTER(c_int32))
+        self.limit_read = self._function("atb_limit_read", c_double, c_void_p, c_int64, *measured)
+        self.limit_floats, self.limit_bf16, self.limit_int8 = (
+            self._function(f"atb_limit_{name}", c_double, *measured) for name in ("floats", "bf16", "int8")
         )
 
     def _operation(self, name: str, call: Any) -> tuple[Any, Any]:
@@ -184,9 +184,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def threads() -> int:
-    """Threads that a call may use: torch's number."""
-    return 1 if _forked else torch.get_num_threads()
+def threads(wanted: int | None = None) -> int:
+    """Threads that a call may use: the wanted ones, else torch's number."""
+    return 1 if _forked else wanted or torch.get_num_threads()
 
 
 class _Scratch(threading.local):

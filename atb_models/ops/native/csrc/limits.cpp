@@ -1,9 +1,29 @@
 // What this machine can do at most: loops that do nothing but read, or multiply and add, in registers.
+//
+// All threads run a loop for a while, in pieces of a few microseconds. Time is cut into windows, and the pieces of those
+// threads are counted that no other process interrupted in a window. Of the windows with the most such threads the best
+// gives the rate; the threads that are missing in it count as much as those that are there.
+// The loops are functions of their own, so that a test can look at their instructions.
 #include "api.h"
 #include "simd/simd.h"
 #include "team.h"
+#include <time.h>
 
-constexpr int CHAINS = 12;  // independent of each other: enough to hide an instruction's latency
+#define LOOP extern "C" __attribute__((visibility("default"), noinline))
+
+// Sums that do not depend on each other: enough to hide an instruction's latency. Beside them two factors in registers.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int CHAINS = 12;
+#else
+constexpr int CHAINS = 16;
+#endif
+
+constexpr int PLACES = 4;  // read at a time, as kernels do
+constexpr int64_t PLACE = 1 << 17, PART = PLACES * PLACE;
+constexpr int64_t STEPS = 500;
+constexpr int MOST_WINDOWS = 1024;
+constexpr int64_t WINDOW_NS = 1000000, PAUSE_NS = 250000;
+constexpr int32_t FACTOR = 0x3f8d3f8d;  // about 1.1 as a float and as a pair of bfloat16
 
 // The compiler must take `x` for changed, so that it can neither leave out a step nor join two.
 #if defined(__x86_64__)
@@ -12,66 +32,135 @@ constexpr int CHAINS = 12;  // independent of each other: enough to hide an inst
 #define OPAQUE(x) asm volatile("" : "+w"(x))
 #endif
 
-// Reads `bytes` once, in parts that are handed to the threads; of a part several places at a time, as kernels do.
-API void atb_read_memory(const char* from, int64_t bytes, int threads) {
-  parallel(threads, [&](Team& team, int) {
-    constexpr int PLACES = 4;
-    constexpr int64_t PLACE = 1 << 18, PART = PLACES * PLACE;
-    team.each(bytes / PART, [&](int64_t part) {
-      const char* p = from + part * PART;
-      vi seen[PLACES] = {};
-      for (int64_t i = 0; i < PLACE; i += 64)
-        UNROLL for (int j = 0; j < PLACES; j++) {
-          __builtin_prefetch(p + j * PLACE + i + 2048);
-          UNROLL for (int k = 0; k < 64; k += (int)sizeof(vi)) seen[j] ^= load_bits(p + j * PLACE + i + k);
-        }
-      UNROLL for (int j = 0; j < PLACES; j++) OPAQUE(seen[j]);
-    });
-  });
+LOOP void atb_loop_read(const char* p) {
+  vi seen[PLACES] = {};
+  for (int64_t i = 0; i < PLACE; i += 64)
+    UNROLL for (int j = 0; j < PLACES; j++) {
+      __builtin_prefetch(p + j * PLACE + i + 1024);
+      UNROLL for (int k = 0; k < 64; k += (int)sizeof(vi)) seen[j] ^= load_bits(p + j * PLACE + i + k);
+    }
+  UNROLL for (int j = 0; j < PLACES; j++) OPAQUE(seen[j]);
 }
 
-template <class V, class Step> static void run_chains(int64_t steps, int threads, const Step& step) {
-  parallel(threads, [&](Team& team, int) {
-    team.each(threads, [&](int64_t) {
-      V chain[CHAINS] = {}, a = {}, b = {};
-      UNROLL for (int i = 0; i < CHAINS; i++) OPAQUE(chain[i]);
-      OPAQUE(a);
-      OPAQUE(b);
-      for (int64_t s = 0; s < steps; s++) UNROLL for (int i = 0; i < CHAINS; i++) {
-        chain[i] = step(chain[i], a, b);
-        OPAQUE(chain[i]);
-      }
-    });
-  });
+template <class V, class Step> INLINE void run_chains(const Step& step) {
+  V chain[CHAINS] = {}, a = (V)splat_bits(FACTOR), b = (V)splat_bits(FACTOR);
+  OPAQUE(a);
+  OPAQUE(b);
+  for (int64_t s = 0; s < STEPS; s++) UNROLL for (int i = 0; i < CHAINS; i++) {
+    chain[i] = step(chain[i], a, b);
+    OPAQUE(chain[i]);
+  }
 }
 
-// The three return the operations done, a multiplication and an addition counting two, or 0 where the set lacks them.
-API double atb_multiply_floats(int64_t steps, int threads) {
-  run_chains<vf>(steps, threads, [](vf c, vf a, vf b) { return fma(a, b, c); });
-  return 2. * VL * CHAINS * steps * threads;
+LOOP void atb_loop_floats() {
+  run_chains<vf>([](vf c, vf a, vf b) { return fma(a, b, c); });
 }
 
-API double atb_dot_bf16(int64_t steps, int threads) {
 #ifdef HAS_BF16_DOT
-  run_chains<vf>(steps, threads, [](vf c, vf a, vf b) { return dot_pairs(c, (vi)a, (vi)b); });
-  return 4. * VL * CHAINS * steps * threads;
+LOOP void atb_loop_bf16() {
+  run_chains<vf>([](vf c, vf a, vf b) { return dot_pairs(c, (vi)a, (vi)b); });
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+#define HAS_INT8_DOT 1
+LOOP void atb_loop_int8() {
+  run_chains<vi>([](vi c, vi a, vi b) { return (vi)_mm512_dpbusd_epi32((__m512i)c, (__m512i)a, (__m512i)b); });
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define HAS_INT8_DOT 1
+LOOP void atb_loop_int8() {
+  run_chains<vi>([](vi c, vi a, vi b) { return (vi)vdotq_s32((int32x4_t)c, (int8x16_t)a, (int8x16_t)b); });
+}
+#endif
+
+static int64_t now_ns() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * (int64_t)1000000000 + time.tv_nsec;
+}
+
+struct Window {
+  int64_t pieces, threads;  // of the threads that were not interrupted in it
+};
+
+// Runs `piece(i)` on the calling thread until `windows` are over, and enters what it did into those without a pause.
+template <class Piece>
+static void fill_windows(Window* of, int windows, int64_t since, int64_t* next, const Piece& piece) {
+  int64_t in = 0, pieces = 0, last = since;  // a late start is a pause
+  bool paused = false;
+  while (in < windows) {
+    piece(__atomic_fetch_add(next, 1, __ATOMIC_RELAXED));
+    const int64_t now = now_ns(), window = (now - since) / WINDOW_NS;
+    const bool pause = now - last > PAUSE_NS;
+    if (window != in) {
+      if (!paused && !pause) {
+        __atomic_fetch_add(&of[in].pieces, pieces, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&of[in].threads, 1, __ATOMIC_RELAXED);
+      }
+      in = window;
+      pieces = 0;
+      paused = false;
+    }
+    paused |= pause;
+    pieces++;
+    last = now;
+  }
+}
+
+// Pieces per second of all threads; `together` becomes the number of threads that were seen at the same time.
+template <class Piece> static double best_rate(int windows, int threads, int32_t* together, const Piece& piece) {
+  windows = least(most(windows, 1), MOST_WINDOWS);
+  Window best = {}, all[MOST_WINDOWS] = {};
+  int size = 1;
+  while (best.threads == 0) {
+    int64_t since = 0, next = 0;
+    parallel(threads, [&](Team& team, int) {
+      team.barrier();
+      int64_t unset = 0;
+      __atomic_compare_exchange_n(&since, &unset, now_ns(), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+      __atomic_store_n(&size, team.size, __ATOMIC_RELAXED);
+      fill_windows(all, windows, __atomic_load_n(&since, __ATOMIC_RELAXED), &next, piece);
+    });
+    for (int i = 0; i < windows; i++)
+      if (all[i].threads > best.threads || (all[i].threads == best.threads && all[i].pieces > best.pieces))
+        best = all[i];
+  }
+  *together = (int32_t)best.threads;
+  return (double)best.pieces / best.threads * size * (1e9 / WINDOW_NS);
+}
+
+static double chains_rate(int windows, int threads, int32_t* together, void (*loop)(), double lane_operations) {
+  return best_rate(windows, threads, together, [&](int64_t) { loop(); }) * lane_operations * VL * CHAINS * STEPS;
+}
+
+// Each measures for `windows` of a millisecond on `threads` threads.
+// Bytes per second; of `from` whole parts are read, one after the other, again and again.
+API double atb_limit_read(const char* from, int64_t bytes, int windows, int threads, int32_t* together) {
+  const int64_t parts = bytes / PART;
+  if (parts == 0) return 0;
+  return PART * best_rate(windows, threads, together, [&](int64_t i) { atb_loop_read(from + i % parts * PART); });
+}
+
+// Operations per second, a multiplication and an addition counting two; 0 where the set has no such instruction.
+API double atb_limit_floats(int windows, int threads, int32_t* together) {
+  return chains_rate(windows, threads, together, atb_loop_floats, 2);
+}
+
+API double atb_limit_bf16(int windows, int threads, int32_t* together) {
+#ifdef HAS_BF16_DOT
+  return chains_rate(windows, threads, together, atb_loop_bf16, 4);
 #else
-  (void)steps, (void)threads;
+  (void)windows, (void)threads, (void)together;
   return 0;
 #endif
 }
 
-API double atb_dot_int8(int64_t steps, int threads) {
-#if defined(__AVX512VNNI__)
-  run_chains<vi>(steps, threads,
-                 [](vi c, vi a, vi b) { return (vi)_mm512_dpbusd_epi32((__m512i)c, (__m512i)a, (__m512i)b); });
-  return 8. * VL * CHAINS * steps * threads;
-#elif defined(__ARM_FEATURE_DOTPROD)
-  run_chains<vi>(steps, threads,
-                 [](vi c, vi a, vi b) { return (vi)vdotq_s32((int32x4_t)c, (int8x16_t)a, (int8x16_t)b); });
-  return 8. * VL * CHAINS * steps * threads;
+API double atb_limit_int8(int windows, int threads, int32_t* together) {
+#ifdef HAS_INT8_DOT
+  return chains_rate(windows, threads, together, atb_loop_int8, 8);
 #else
-  (void)steps, (void)threads;
+  (void)windows, (void)threads, (void)together;
   return 0;
 #endif
 }
