@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from atb_models import ops
 from atb_models.engine.kv_pool import engine_limits
 from atb_models.errors import ConfigError
 from atb_models.machine.cores import used_cores
@@ -53,7 +54,7 @@ def roofline(llm: LLM, batches: Iterable[Batch], *, chip: str | None = None, chi
     """The plan's times for this model, dtype, ranks and prompt tokens of a step, in the order of the batches.
 
     chip: a name of the table, which a JSON `chips_file` extends, or "this CPU"; None: what the LLM runs on, a CPU
-    measured in about two seconds. Bounds from below, where tokens choose experts at random.
+    measured in about a second. Bounds from below, where tokens choose experts at random.
 
     Raises ConfigError for an unknown chip or a bad chips file.
     """
@@ -61,9 +62,10 @@ def roofline(llm: LLM, batches: Iterable[Batch], *, chip: str | None = None, chi
     if found is None:
         return Roofline(None, [], reason)
     model, ranks = llm._runner.model_config, llm._group.size
-    costs = StepCosts(model, torch_dtype(model.run_dtype(llm.config.dtype)), ranks)
     budget = engine_limits(llm.config, model).max_prefill_tokens
-    return Roofline(found.name, [_bound(costs, batch, budget, found, ranks) for batch in batches])
+    with ops.laid_out_for(found.layouts):
+        costs = StepCosts(model, torch_dtype(model.run_dtype(llm.config.dtype)), ranks)
+        return Roofline(found.name, [_bound(costs, batch, budget, found, ranks) for batch in batches])
 
 
 def check_chip(chip: str | None, chips_file: str | None) -> None:

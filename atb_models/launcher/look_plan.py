@@ -17,7 +17,7 @@ from atb_models.machine.device import device_module
 from atb_models.machine.memory import free_memory
 from atb_models.models.dtypes import torch_dtype
 from atb_models.plan.capacity import Deployment
-from atb_models.plan.chips import ALL_CHIPS, THIS_CPU, Chip, chip_named_in, find_chip, load_chips
+from atb_models.plan.chips import ALL_CHIPS, PLAIN, THIS_CPU, Chip, chip_named_in, find_chip, load_chips
 from atb_models.plan.plan import make_plan, to_json
 from atb_models.plan.report import to_text
 from atb_models.plan.this_cpu import measure_cpu
@@ -42,7 +42,8 @@ def print_plan(subject: Subject, options: PlanOptions) -> None:
     deployment = Deployment(subject.model, torch_dtype(subject.dtype), subject.tp, subject.limits)
     with suppress(MemoryError):
         chips[THIS_CPU] = measure_cpu(used_cores(subject.tp), free_memory(torch.device("cpu")).of_rank(1))
-    plan = make_plan(subject.folder, subject.dtype, deployment, _free_here(subject), chips, subject.kv_blocks)
+    here, cards = _free_here(subject), PLAIN if subject.device == "cpu" else subject.device
+    plan = make_plan(subject.folder, subject.dtype, deployment, here, chips, subject.kv_blocks, cards)
     if options.format == "json":
         sys.stdout.write(json.dumps(to_json(plan), indent=2) + "\n")
     else:

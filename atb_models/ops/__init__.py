@@ -21,7 +21,7 @@ from atb_models.ops.moe import (
     router,
     shared_expert_gate,
 )
-from atb_models.ops.table import bind, kv_plane_shape, operations
+from atb_models.ops.table import bind, kv_plane_shape, laid_out_for, operations
 
 __all__ = [
     "add",
@@ -33,6 +33,7 @@ __all__ = [
     "embedding",
     "grouped_matmul",
     "kv_plane_shape",
+    "laid_out_for",
     "linear",
     "moe_experts",
     "moe_finalize_routing",

@@ -149,7 +149,7 @@ def _experts_cost(
     return Cost(flops, nbytes(x_TH, weights_TK, experts_TK, counter_E) + weights, nbytes(out_TH, counter_E))
 
 
-@op("MoeExperts", cost=_experts_cost, in_parts=True)
+@op("MoeExperts", cost=_experts_cost, in_parts=True, products=("x_TH", "gate_up_EGH", "down_EHF"))
 def moe_experts(
     x_TH: Tensor,
     gate_up_EGH: Weight,

@@ -24,12 +24,12 @@ from atb_models.errors import ConfigError
 from atb_models.ops import attention, basic, moe
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.npu_layout import HEAD_SIZE
 from atb_models.ops.plane import Plane
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
 from atb_models.ops.weight import Layout, Weight
 
-HEAD_SIZE = 128
 BLOCK_SIZES = (128, 256, 384, 512)
 # With sparse_mode 3 the operator takes this square whatever the lengths, and aligns it to the end of the keys.
 MASK_SIZE = 2048

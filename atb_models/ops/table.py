@@ -28,6 +28,8 @@ class Op:
     `packings`: how the bound backend stores the weights among its arguments, by name; the others as they are.
     `in_parts`: its body calls other operations, and where no backend serves it whole, graphs and profiles show these in
     its place.
+    `products`: the arguments that are multiplied with each other, whose data types are those of its arithmetic; None:
+    all of them.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Op:
         shape: Body | None,
         operands: Operands | None,
         in_parts: bool,
+        products: tuple[str, ...] | None,
     ) -> None:
         self.name = name
         self.reference = reference
@@ -47,6 +50,7 @@ class Op:
         self.operands: Operands = operands or self._arguments
         self.packings: Mapping[str, Packing] = {}
         self.in_parts = in_parts
+        self.products = products
         self.backend = "reference"
         self.__doc__ = reference.__doc__
 
@@ -88,10 +92,12 @@ class Backend:
 
 
 TABLE: dict[str, Op] = {}
-_plane_shape: PlaneShape = _plain_shape
+_bound = ("reference", Backend({}))
 
 # Modules whose `backend()` serves operations natively, by device type. A device without one runs the reference.
 BACKENDS = {"cpu": "atb_models.ops.cpu", "npu": "atb_models.ops.npu"}
+# Modules whose `layouts()` tells how a device lays out weights and cache where its libraries may be missing.
+LAYOUTS = {"npu": "atb_models.ops.npu_layout"}
 
 
 def op(
@@ -101,12 +107,13 @@ def op(
     shape: Body | None = None,
     operands: Operands | None = None,
     in_parts: bool = False,
+    products: tuple[str, ...] | None = None,
 ) -> Callable[[Body], Op]:
     """Decorator: enter the function below into the table as the definition and reference body of `name`."""
 
     def define(reference: Body) -> Op:
         assert name not in TABLE, f"operation {name} is defined twice"
-        TABLE[name] = Op(name, reference, cost, shape, operands, in_parts)
+        TABLE[name] = Op(name, reference, cost, shape, operands, in_parts, products)
         return TABLE[name]
 
     return define
@@ -117,7 +124,27 @@ def bind(backend: str) -> None:
 
     Called before a model is built; the table is the process's, so all models of a process run on one device type.
     """
-    native = importlib.import_module(BACKENDS[backend]).backend() if backend in BACKENDS else Backend({})
+    _serve(backend, importlib.import_module(BACKENDS[backend]).backend() if backend in BACKENDS else Backend({}))
+
+
+@contextmanager
+def laid_out_for(device_type: str | None) -> Iterator[None]:
+    """Within it traces are of a device of that type, whatever this machine is; nothing may run. None: what is bound.
+
+    For plans: weights and cache lie as on that device. Afterwards the operations are bound as before.
+    """
+    before = _bound
+    if device_type in LAYOUTS:
+        _serve(device_type, importlib.import_module(LAYOUTS[device_type]).layouts())
+    elif device_type is not None:
+        bind(device_type)
+    try:
+        yield
+    finally:
+        _serve(*before)
+
+
+def _serve(backend: str, native: Backend) -> None:
     unknown = (native.bodies.keys() | native.packings.keys() | native.shapes.keys()) - TABLE.keys()
     assert not unknown, f"backend {backend} serves operations that are not in the table: {sorted(unknown)}"
     for operation in TABLE.values():
@@ -125,8 +152,8 @@ def bind(backend: str) -> None:
         operation.shape = native.shapes.get(operation.name, operation.reference_shape)
         operation.packings = native.packings.get(operation.name, {})
         operation.backend = backend if operation.name in native.bodies else "reference"
-    global _plane_shape
-    _plane_shape = native.plane_shape
+    global _bound
+    _bound = (backend, native)
 
 
 def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
@@ -134,7 +161,7 @@ def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
 
     Raises ConfigError for what the backend's attention does not take.
     """
-    return _plane_shape(block_size, plane)
+    return _bound[1].plane_shape(block_size, plane)
 
 
 def operations() -> Iterator[Op]:

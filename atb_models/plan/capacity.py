@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.limits import Limits
@@ -25,12 +26,16 @@ MOST_RANKS = 64
 
 @dataclass(frozen=True)
 class Deployment:
-    """A model on `size` ranks in a data type, within the limits of an engine."""
+    """A model on `size` ranks in a data type, within the limits of an engine.
+
+    layouts: the device type as whose weights and cache its own lie; None: that which is bound.
+    """
 
     model: ModelConfig
     dtype: torch.dtype
     size: int
     limits: Limits
+    layouts: str | None = None
 
     def memory(self) -> RankMemory:
         """The memory of a rank; computed once."""
@@ -38,7 +43,8 @@ class Deployment:
 
     @cached_property
     def _memory(self) -> RankMemory:
-        return rank_memory(self.model, self.dtype, self.size, self.limits)
+        with ops.laid_out_for(self.layouts):
+            return rank_memory(self.model, self.dtype, self.size, self.limits)
 
     def memory_within(self, usable: int, blocks: int | None = None) -> RankMemory:
         """The memory with `usable` bytes a rank (and `blocks` KV blocks), which limit the length of a sequence."""

@@ -13,13 +13,20 @@ import torch
 from atb_models.errors import ConfigError
 from atb_models.files import read_text
 from atb_models.json_file import parse_json
+from atb_models.models.dtypes import torch_dtype
 
 TABLE = Path(__file__).with_name("chips.json")
 ALL_CHIPS = "all"  # value of --chip for all chips
 THIS_CPU = "this CPU"  # measured, see this_cpu.py
 TEXTS = ("name", "device")
 PEAKS = {torch.float16: "fp16_tflops", torch.bfloat16: "bf16_tflops", torch.float32: "fp32_tflops"}
-FIGURES = ("memory_gb", "bandwidth_gb_s", *PEAKS.values(), "link_gb_s", "latency_us")
+INT8 = "int8_tops"
+RATES = PEAKS | {torch.int8: INT8}
+FIGURES = ("memory_gb", "bandwidth_gb_s", *RATES.values(), "link_gb_s", "latency_us")
+OPTIONAL = (INT8,)  # figures that a user's file may leave out
+PLAIN = "reference"  # the layouts of a chip whose device type is not known: plain tensors
+# Fields with a word as their value, or null.
+CHOICES = {"int8_weights_in": ("fp16", "bf16", "fp32"), "device_type": ("npu", "cuda", "cpu")}
 MOST_DIGITS = 24  # of a number in a message
 LEAST, MOST = 1e-6, 1e9  # range of a figure: anything else is taken for a typing error
 FORM = '[{"name": "...", "device": "...", "memory_gb": {"value": 64, "source": "..."}, ...}]'
@@ -40,11 +47,29 @@ class Chip:
     latency_us: float  # of a collective, however small
     sources: Mapping[str, str] = field(compare=False)  # by figure
     shared: bool = False  # whether the ranks of a run share it: each then has its part of every figure
+    int8_tops: float | None = None  # of dense products of int8 with int8
+    # The data type in which int8 weights are multiplied with float activations; None: that of the activations.
+    int8_weights_in: str | None = None
+    device_type: str | None = None  # whose layouts of weights and KV cache a plan takes; None: plain ones
 
-    def peak(self, dtype: torch.dtype) -> float:
-        """FLOP/s in this dtype. Without a figure in the table: its fastest figure, as an upper bound."""
-        known: float | None = getattr(self, PEAKS[dtype])
+    @property
+    def layouts(self) -> str:
+        """The device type whose layouts a plan takes."""
+        return self.device_type or PLAIN
+
+    def peak(self, dtype: torch.dtype, weights: torch.dtype | None = None) -> float:
+        """FLOP/s of products of `dtype` with weights that are stored as `weights` (None: as `dtype`).
+
+        Without a figure: the fastest one of floats, as an upper bound.
+        """
+        known: float | None = getattr(self, RATES[self.works_in(dtype, weights)])
         return 1e12 * (known or max(value for name in PEAKS.values() if (value := getattr(self, name))))
+
+    def works_in(self, dtype: torch.dtype, weights: torch.dtype | None = None) -> torch.dtype:
+        """The data type whose rate these products have."""
+        if weights == torch.int8 and dtype.is_floating_point and self.int8_weights_in is not None:
+            return torch_dtype(self.int8_weights_in)
+        return dtype
 
 
 def load_chips(file: str | None = None) -> dict[str, Chip]:
@@ -95,7 +120,8 @@ def _chip(entry: Any, where: str) -> Chip:
     where = f"{where} {values['name']!r}"
     known = {item.name for item in fields(Chip)} - {"sources"}
     for name in entry.keys() - known:
-        raise ConfigError(f"{where}: unknown field {name!r}; the fields are {', '.join((*TEXTS, *FIGURES, 'shared'))}")
+        fields_known = ", ".join((*TEXTS, *FIGURES, "shared", *CHOICES))
+        raise ConfigError(f"{where}: unknown field {name!r}; the fields are {fields_known}")
     sources: dict[str, str] = {}
     for name in FIGURES:
         values[name], sources[name] = _figure(entry, where, name)
@@ -104,6 +130,10 @@ def _chip(entry: Any, where: str) -> Chip:
     values["shared"] = entry.get("shared", False)
     if not isinstance(values["shared"], bool):
         raise ConfigError(f"{where}: shared must be true or false, not {values['shared']!r}")
+    for name, choices in CHOICES.items():
+        values[name] = entry.get(name)
+        if values[name] not in (None, *choices):
+            raise ConfigError(f"{where}: {name} must be one of {', '.join(choices)}, or null, not {values[name]!r}")
     return Chip(**values, sources=sources)
 
 
@@ -116,8 +146,10 @@ def _text(value: Any, where: str, name: str) -> str:
 
 
 def _figure(entry: dict[str, Any], where: str, name: str) -> tuple[float | None, str]:
-    """A figure's value and source. Only a peak may be null, and only a latency may be 0."""
+    """A figure's value and source. Only a rate may be null, and only a latency may be 0."""
     figure = entry.get(name)
+    if figure is None and name in OPTIONAL:
+        return None, "none: not given"
     form = '{"value": number, "source": text}'
     if figure is None:
         raise ConfigError(f"{where}: {name} is missing; give it as {form}")
@@ -125,7 +157,7 @@ def _figure(entry: dict[str, Any], where: str, name: str) -> tuple[float | None,
         raise ConfigError(f"{where}: {name} must be {form}, not {figure!r}")
     source = _text(figure.get("source"), where, f"the source of {name}")
     value = figure.get("value")
-    if value is None and name in PEAKS.values() and "value" in figure:
+    if value is None and name in RATES.values() and "value" in figure:
         return None, source
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{where}: the value of {name} must be a number, not {value!r}")

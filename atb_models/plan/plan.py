@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from atb_models.plan.capacity import Deployment
-from atb_models.plan.chips import FIGURES, THIS_CPU, Chip
+from atb_models.plan.chips import FIGURES, PLAIN, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
 from atb_models.plan.memory import RankMemory
 from atb_models.plan.parameters import Parameters, count_parameters
@@ -27,7 +27,8 @@ class Plan:
     dtype: str
     deployment: Deployment
     parameters: Parameters
-    memory: RankMemory  # of a rank
+    memory: RankMemory  # of a rank, with the layouts of the device that is bound
+    memory_of: Mapping[str, RankMemory]  # by the layouts of the chips
     here: int | None
     fits: list[Fit]
     chips: Mapping[str, Chip]
@@ -62,8 +63,9 @@ class Plan:
             room = self.here
         else:
             room = int(chip.memory_gb * GIB) // self.deployment.size if chip.shared else usable(chip.memory_gb)
-        blocks = cell.batch * -(-(cell.prompt + cell.answer) // self.memory.block_size)
-        return self.memory.kv_blocks(room) >= blocks
+        memory = self.memory_of[chip.layouts]
+        blocks = cell.batch * -(-(cell.prompt + cell.answer) // memory.block_size)
+        return memory.kv_blocks(room) >= blocks
 
 
 def make_plan(
@@ -73,9 +75,15 @@ def make_plan(
     here: int | None,
     chips: Mapping[str, Chip],
     kv_blocks: int | None = None,
+    card_layouts: str = PLAIN,
 ) -> Plan:
-    """Make a plan. Raises ConfigError if the ranks cannot share the model."""
+    """Make a plan. Raises ConfigError if the ranks cannot share the model.
+
+    Chips and cards have the layouts of their own devices, not those of this machine: its CPU library packs weights.
+    """
     parameters, memory = count_parameters(deployment.model), deployment.memory()
+    cards = replace(deployment, layouts=card_layouts)
+    kinds = dict.fromkeys(chip.layouts for chip in chips.values())
     budget = deployment.limits.max_prefill_tokens
     return Plan(
         folder=folder,
@@ -83,8 +91,9 @@ def make_plan(
         deployment=deployment,
         parameters=parameters,
         memory=memory,
+        memory_of={kind: replace(deployment, layouts=kind).memory() for kind in kinds},
         here=here,
-        fits=fits(deployment, memory, parameters.total),
+        fits=fits(cards, cards.memory(), parameters.total),
         chips=chips,
         cells=roofline_cells(deployment.model, deployment.dtype, deployment.size, budget, list(chips.values())),
         kv_blocks=kv_blocks,
@@ -135,6 +144,8 @@ def _chip(plan: Plan, chip: Chip) -> dict[str, Any]:
     return {
         "device": chip.device,
         "shared": chip.shared,
+        "device_type": chip.device_type,
+        "int8_weights_in": chip.int8_weights_in,
         "figures": {name: {"value": getattr(chip, name), "source": chip.sources[name]} for name in FIGURES},
         "times": [_cell(cell) | {"fits": plan.holds(chip, cell)} for cell in plan.cells[chip.name]],
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from atb_models.ops.cost import Cost
+from atb_models.ops.table import TABLE
 from atb_models.plan.chips import Chip
 
 
@@ -19,6 +21,13 @@ class Times:
     memory: float = 0.0
     communication: float = 0.0
     total: float = 0.0
+
+    @property
+    def limit(self) -> str:
+        """What binds a single operation: compute, memory or link."""
+        if self.communication:
+            return "link"
+        return "compute" if self.compute > self.memory else "memory"
 
     def __add__(self, other: Times) -> Times:
         return Times(
@@ -32,26 +41,37 @@ class Times:
         return Times(self.compute * times, self.memory * times, self.communication * times, self.total * times)
 
 
-def roofline_seconds(cost: Cost, dtype: torch.dtype, chip: Chip, ranks: int) -> float:
-    """The least time of one call on one of `ranks` ranks. dtype: that of its arithmetic, see work_dtype."""
-    return operation_times(cost, dtype, chip, ranks).total
+class Arithmetic(NamedTuple):
+    """What an operation multiplies: numbers of `dtype` with each other, or with weights stored as `weights`."""
+
+    dtype: torch.dtype
+    weights: torch.dtype
 
 
-def operation_times(cost: Cost, dtype: torch.dtype, chip: Chip, ranks: int) -> Times:
-    """A computation takes the longer of arithmetic and memory traffic, a collective its latency plus its sending.
+def operation_times(cost: Cost, arithmetic: Arithmetic, chip: Chip, ranks: int) -> Times:
+    """The least times of one call on one of `ranks` ranks.
 
-    The sums and copies of a collective overlap with its sending and are not counted.
+    A computation takes the longer of arithmetic and memory traffic, a collective its latency plus its sending. The sums
+    and copies of a collective overlap with its sending and are not counted.
     """
     part = ranks if chip.shared else 1
     if cost.sent:
         seconds = chip.latency_us * 1e-6 + cost.sent * part / (chip.link_gb_s * 1e9)
         return Times(communication=seconds, total=seconds)
-    compute = cost.flops * part / chip.peak(dtype)
+    compute = cost.flops * part / chip.peak(*arithmetic)
     memory = cost.moved * part / (chip.bandwidth_gb_s * 1e9)
     return Times(compute, memory, 0.0, max(compute, memory))
 
 
-def work_dtype(inputs: Iterable[torch.dtype]) -> torch.dtype:
-    """The dtype in which an operation on inputs of these dtypes computes: the widest floating one, else float32."""
-    floating = [dtype for dtype in inputs if dtype.is_floating_point]
-    return max(floating, key=lambda dtype: dtype.itemsize, default=torch.float32)
+def arithmetic_of(op: str, dtypes: Mapping[str, torch.dtype]) -> Arithmetic:
+    """The arithmetic of an operation of the table whose tensor arguments have these data types, by name.
+
+    The widest floating type among what it multiplies; int8 where there is none but int8, else float32.
+    """
+    named = TABLE[op].products
+    found = [dtype for name, dtype in dtypes.items() if named is None or name in named]
+    has_int8 = torch.int8 in found
+    others = torch.int8 if has_int8 else torch.float32
+    floating = [dtype for dtype in found if dtype.is_floating_point]
+    dtype = max(floating, key=lambda dtype: dtype.itemsize, default=others)
+    return Arithmetic(dtype, torch.int8 if has_int8 else dtype)

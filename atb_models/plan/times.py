@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from atb_models.ops.cost import Cost
 from atb_models.ops.step import StepInput
 from atb_models.plan.chips import Chip
 from atb_models.plan.memory import one_of_each_layer
-from atb_models.plan.roofline import Times, operation_times, work_dtype
+from atb_models.plan.roofline import Arithmetic, Times, arithmetic_of, operation_times
 
 PAIRS = ((2048, 2048), (1024, 1024), (512, 512), (256, 256))  # tokens of prompt and answer
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -43,7 +43,7 @@ class Work(NamedTuple):
     """Calls of an operation with equal costs."""
 
     cost: Cost
-    dtype: torch.dtype
+    arithmetic: Arithmetic
     calls: int
 
 
@@ -64,20 +64,29 @@ class Cell:
 
 
 def roofline_cells(
-    config: ModelConfig, dtype: torch.dtype, ranks: int, max_prefill_tokens: int, chips: Iterable[Chip]
+    config: ModelConfig, dtype: torch.dtype, ranks: int, max_prefill_tokens: int, chips: Sequence[Chip]
 ) -> dict[str, list[Cell]]:
-    """Chip -> the cells of all pairs that fit into the model's positions. Raises ConfigError as StepCosts does."""
-    costs = StepCosts(config, dtype, ranks)
-    prices = [(_Prices(costs, chip, ranks), chip.name) for chip in chips]
-    cells = {name: list[Cell]() for _, name in prices}
+    """Chip -> the cells of all pairs that fit into the model's positions. Raises ConfigError as StepCosts does.
+
+    Weights and cache lie as on a device of the chip's type, whatever this machine is.
+    """
+    cells = {chip.name: list[Cell]() for chip in chips}
+    for device_type in dict.fromkeys(chip.layouts for chip in chips):
+        with ops.laid_out_for(device_type):
+            costs = StepCosts(config, dtype, ranks)
+            for chip in chips:
+                if chip.layouts == device_type:
+                    cells[chip.name] += _cells(_Prices(costs, chip, ranks), config, max_prefill_tokens)
+    return cells
+
+
+def _cells(prices: _Prices, config: ModelConfig, max_prefill_tokens: int) -> Iterator[Cell]:
     for prompt, answer in pairs_within(config.max_position_embeddings):
         for batch in BATCHES:
             prefill = prefill_steps(prompt, batch, max_prefill_tokens)
             decode = Step((1,) * batch, (prompt + answer // 2,) * batch, batch)
-            for of, name in prices:
-                first = sum((of.step(step) * n for step, n in prefill.items()), Times())
-                cells[name].append(Cell(prompt, answer, batch, first, of.step(decode)))
-    return cells
+            first = sum((prices.step(step) * n for step, n in prefill.items()), Times())
+            yield Cell(prompt, answer, batch, first, prices.step(decode))
 
 
 def pairs_within(positions: int) -> list[tuple[int, int]]:
@@ -116,7 +125,7 @@ def _steps_of(prompts: int, prompt: int, budget: int) -> Counter[Step]:
 
 def price(works: Iterable[Work], chip: Chip, ranks: int) -> Times:
     """The time of the operations one after another, without gaps."""
-    return sum((operation_times(work.cost, work.dtype, chip, ranks) * work.calls for work in works), Times())
+    return sum((operation_times(work.cost, work.arithmetic, chip, ranks) * work.calls for work in works), Times())
 
 
 class _Prices:
@@ -165,7 +174,8 @@ class StepCosts:
         return self._attention[step]
 
     def _work(self, node: Node, cost: Cost) -> Work:
-        return Work(cost, work_dtype(value.dtype for value in node.inputs), self._calls(node))
+        dtypes = {value.argument: value.dtype for value in node.inputs}
+        return Work(cost, arithmetic_of(node.op, dtypes), self._calls(node))
 
     def _trace(self, step: Step) -> tuple[Node, ...]:
         """A trace of any lengths; without logits, the operations on them are left out."""

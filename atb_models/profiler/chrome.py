@@ -70,6 +70,7 @@ def _call_arguments(call: Call) -> Event:
     }
     if call.cost.sent:
         arguments["bytes sent"] = call.cost.sent
-    if call.roofline_s is not None and call.end > call.start:
-        arguments["roofline %"] = float(f"{1e11 * call.roofline_s / (call.end - call.start):.3g}")
+    if call.least is not None and call.end > call.start:
+        arguments["roofline %"] = float(f"{1e11 * call.least.seconds / (call.end - call.start):.3g}")
+        arguments["limit"] = call.least.limit
     return arguments

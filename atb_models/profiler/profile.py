@@ -11,6 +11,13 @@ from atb_models.ops.cost import Cost
 NS = 1e-9  # seconds
 
 
+class Least(NamedTuple):
+    """The least time of a call on the chip that it is compared with, and what binds it: compute, memory or link."""
+
+    seconds: float
+    limit: str
+
+
 class Call(NamedTuple):
     """One call of an operation. Times are nanoseconds since the recording began."""
 
@@ -20,7 +27,7 @@ class Call(NamedTuple):
     start: int
     end: int
     cost: Cost
-    roofline_s: float | None  # None without a chip to compare with
+    least: Least | None  # None without a chip to compare with
     shapes: tuple[tuple[int, ...], ...]  # of the tensor arguments
 
 
@@ -46,27 +53,43 @@ class Total:
     ns: int = 0
     cost: Cost = field(default_factory=Cost)
     traffic: float = 0  # bytes that bound the calls: those sent by collectives, those moved by other operations
-    roofline_s: float | None = None
+    least_s: dict[str, float] = field(default_factory=dict)  # seconds at the roofline, by what binds
 
     def count(self, call: Call) -> None:
         """Add a call."""
-        self._add(1, call.end - call.start, call.cost, call.cost.sent or call.cost.moved, call.roofline_s)
+        self._add(1, call.end - call.start, call.cost, call.cost.sent or call.cost.moved)
+        if call.least is not None:
+            self.least_s[call.least.limit] = self.least_s.get(call.least.limit, 0.0) + call.least.seconds
 
-    def _add(self, calls: int, ns: int, cost: Cost, traffic: float, roofline_s: float | None) -> None:
+    def _add(self, calls: int, ns: int, cost: Cost, traffic: float) -> None:
         self.calls += calls
         self.ns += ns
         self.cost += cost
         self.traffic += traffic
-        if roofline_s is not None:
-            self.roofline_s = (self.roofline_s or 0.0) + roofline_s
 
     @classmethod
     def of(cls, totals: Iterable[Total]) -> Total:
         """The sum of these."""
         whole = cls()
         for total in totals:
-            whole._add(total.calls, total.ns, total.cost, total.traffic, total.roofline_s)
+            whole._add(total.calls, total.ns, total.cost, total.traffic)
+            for limit, seconds in total.least_s.items():
+                whole.least_s[limit] = whole.least_s.get(limit, 0.0) + seconds
         return whole
+
+    @property
+    def roofline_s(self) -> float | None:
+        """The least seconds of the calls; None without a chip."""
+        return sum(self.least_s.values()) if self.least_s else None
+
+    @property
+    def limit(self) -> tuple[str, float] | None:
+        """What binds the most of the least time, and its share of it; None without a chip or work."""
+        whole = self.roofline_s
+        if not whole:
+            return None
+        limit, seconds = max(self.least_s.items(), key=lambda item: item[1])
+        return limit, seconds / whole
 
     @property
     def seconds(self) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from atb_models.engine.model_runner import ModelRunner
@@ -20,10 +19,10 @@ from atb_models.ops.cost import Cost
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
 from atb_models.ops.weight import Weight, tensors_of
-from atb_models.plan.roofline import work_dtype
-from atb_models.profiler.profile import Call, CallKey, Profile, StepRecord, Total
+from atb_models.plan.roofline import Arithmetic, Times, arithmetic_of
+from atb_models.profiler.profile import Call, CallKey, Least, Profile, StepRecord, Total
 
-Price = Callable[[Cost, torch.dtype], float]  # seconds of an operation at the roofline
+Price = Callable[[Cost, Arithmetic], Times]  # an operation at the roofline
 
 # Most calls that are kept one by one; trace viewers cannot show more.
 TRACED_CALLS = 50_000
@@ -108,8 +107,8 @@ class Recorder:
             return run(*args)
         entered = perf_counter_ns()
         operands = op.operands(*args)
-        tensors = list(tensors_of(operands).values())
-        module = self._paths.current(tuple(tensor for tensor in tensors if type(tensor) is nn.Parameter))
+        named = tensors_of(operands)
+        module = self._paths.current(tuple(tensor for tensor in named.values() if type(tensor) is nn.Parameter))
         self._inside = True
         self._synchronize()
         started = perf_counter_ns()
@@ -120,12 +119,18 @@ class Recorder:
         finally:
             self._inside = False
         cost = op.cost(result, *args)
-        price = None if self._price is None else self._price(cost, work_dtype(x.dtype for x in tensors))
+        least = self._least(op, cost, named)
         shapes = tuple(tuple(value.shape) for value in operands.values() if isinstance(value, (Tensor, Weight)))
         times = started - self._began, ended - self._began
-        self._new.append(Call(op.name, module, op.backend, *times, cost, price, shapes))
+        self._new.append(Call(op.name, module, op.backend, *times, cost, least, shapes))
         self._own_ns += started - entered + perf_counter_ns() - ended
         return result
+
+    def _least(self, op: Op, cost: Cost, named: Mapping[str, Tensor]) -> Least | None:
+        if self._price is None:
+            return None
+        times = self._price(cost, arithmetic_of(op.name, {name: tensor.dtype for name, tensor in named.items()}))
+        return Least(times.total, times.limit)
 
 
 class _TimedPaths(ModulePaths):

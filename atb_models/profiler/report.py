@@ -12,7 +12,7 @@ import torch
 from atb_models.models.dtypes import torch_dtype
 from atb_models.ops.cost import Cost
 from atb_models.plan.chips import PEAKS, Chip
-from atb_models.plan.roofline import roofline_seconds
+from atb_models.plan.roofline import Arithmetic, Times, operation_times
 from atb_models.profiler.profile import Profile, StepRecord, Total
 from atb_models.profiler.table import TableRow, by_module, by_operation
 
@@ -32,9 +32,9 @@ class ProfiledRun:
     chip: Chip | None  # the times are compared with its roofline
     no_chip: str | None = None  # why there is no chip
 
-    def price(self) -> Callable[[Cost, torch.dtype], float] | None:
-        """A function: the seconds of an operation at the roofline. None without a chip."""
-        return None if self.chip is None else partial(roofline_seconds, chip=self.chip, ranks=self.ranks)
+    def price(self) -> Callable[[Cost, Arithmetic], Times] | None:
+        """A function: the times of an operation at the roofline. None without a chip."""
+        return None if self.chip is None else partial(operation_times, chip=self.chip, ranks=self.ranks)
 
     def figures(self) -> Iterator[tuple[str, float, str, str]]:
         """Label, value, unit and source of those chip figures that this run's roofline uses."""
@@ -90,5 +90,6 @@ def _total(total: Total) -> dict[str, Any]:
         "bytes_written": cost.written,
         "bytes_sent": cost.sent,
         "roofline_s": total.roofline_s,
+        "roofline_s_by_limit": total.least_s,
         "lost_s": total.lost_s,
     }

@@ -11,7 +11,7 @@ from atb_models.profiler.table import TableRow, by_module, by_operation, rest
 from atb_models.wording import counted
 
 MODULES = 15  # rows of the modules' table
-COLUMNS = ("calls", "time ms", "wall %", "GFLOP/s", "GB/s", "roofline %", "lost ms")
+COLUMNS = ("calls", "time ms", "wall %", "GFLOP/s", "GB/s", "roofline %", "limit", "lost ms")
 NOTHING = "-"
 LEAST = 0.0001  # of a rate; a smaller one is shown as less than this
 
@@ -78,8 +78,17 @@ def _figures(row: TableRow, wall_s: float) -> tuple[str, ...]:
         _scaled(row.flops_per_s, 1e-9),
         _scaled(row.bytes_per_s, 1e-9),
         _scaled(row.roofline_share, 100),
+        _limit(total),
         NOTHING if total.lost_s is None else f"{1e3 * total.lost_s:.2f}",
     )
+
+
+def _limit(total: Total) -> str:
+    """What binds the calls; where it is not the same for all, its share of the least time."""
+    if total.limit is None:
+        return NOTHING
+    limit, share = total.limit
+    return limit if share > 0.995 else f"{limit} {share:.0%}"
 
 
 def _notes(profile: Profile, run: ProfiledRun, rows: Iterable[TableRow]) -> Iterator[str]:
@@ -91,6 +100,7 @@ def _notes(profile: Profile, run: ProfiledRun, rows: Iterable[TableRow]) -> Iter
         yield "AllReduce, AllGather: GB/s is what the rank sends; the time includes the wait for the slowest rank"
     if run.chip is not None:
         yield "roofline %: the least time on the chip above, divided by the time; lost ms: time beyond that least time"
+        yield "limit: what the least time is bound by, memory, compute or link; of several the first, and its share"
         if any((row.roofline_share or 0) > 1 for row in rows):
             yield "  above 100 %: the data was in a cache, or the chip is faster than its figures say"
     if profile.traced_steps < len(profile.steps):

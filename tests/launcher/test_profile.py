@@ -20,6 +20,7 @@ from atb_models.launcher import main as run_pa
 from atb_models.launcher import profiling
 from atb_models.launcher.args import parse_args
 from atb_models.machine import cores as cores_module
+from atb_models.ops.native.library import active
 from atb_models.plan import this_cpu
 from atb_models.plan.chips import load_chips
 from tests.profiler.test_tables import check_trace
@@ -78,6 +79,16 @@ def test_flag_on_one_rank(root: Path, tmp_path: Path) -> None:
     check_trace(json.loads((folder / "trace.json").read_text())["traceEvents"])
     content = json.loads((folder / "profile.json").read_text())
     assert content["chip"]["name"] == "this CPU" and content["ranks"] == 1
+    level = active().level
+    served = f"the CPU library's read loop ({level.name})" if level else "torch, no level of the CPU library serves"
+    assert served in content["chip"]["sources"]["bandwidth_gb_s"] and served in err
+    rows = {row["name"]: row for row in content["operations"]}
+    assert ("MoeExperts" in rows) == (level is not None) != ("GroupedMatmul" in rows)  # a composite is one row
+    for row in rows.values():
+        bound = row["roofline_s_by_limit"]
+        assert bound.keys() <= {"memory", "compute"} and sum(bound.values()) == pytest.approx(row["roofline_s"])
+    assert re.search(r"^operation +calls .* roofline % +limit +lost ms", err, re.MULTILINE)
+    assert re.search(r"^Linear .* (memory|compute)( \d+%)? +-?[0-9.]+  cpu$", err, re.MULTILINE)
     steps = [step["kind"] for step in content["steps"]]
     assert steps == ["prefill"] + ["decode"] * (len(steps) - 1)
 

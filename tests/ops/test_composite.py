@@ -20,6 +20,7 @@ from atb_models.models.config_reader import load_model_config
 from atb_models.ops.cost import Cost
 from atb_models.ops.table import TABLE, Op, op
 from atb_models.ops.weight import Weight
+from atb_models.plan.roofline import Times
 from atb_models.profiler import Recorder
 
 PARTS = {"MoeInitRouting", "GroupedMatmul", "MoeFinalizeRouting"}
@@ -74,10 +75,10 @@ def test_is_traced_as_one_node(demo: Path, composite: Op, backend: str) -> None:
 def test_is_profiled_as_one_operation(demo: Path, composite: Op) -> None:
     with LLM(demo, dtype="fp32", device="cpu", kv_blocks=4) as llm:
         expected = llm.prompt_logits([5, 6, 7])
-        with Recorder(llm._runner, lambda cost, dtype: cost.flops) as recorder:
+        with Recorder(llm._runner, lambda cost, _: Times(compute=cost.flops, total=cost.flops)) as recorder:
             assert torch.equal(llm.prompt_logits([5, 6, 7]), expected)
     calls = [call for call in recorder.profile.calls if call.op == "Routed"]
-    assert len(calls) == 3 and all(call.cost.flops == 7 and call.roofline_s == 7 for call in calls)
+    assert len(calls) == 3 and all(call.cost.flops == 7 and call.least == (7, "compute") for call in calls)
     assert all(call.end > call.start for call in calls)
     assert not PARTS & {call.op for call in recorder.profile.calls}
 

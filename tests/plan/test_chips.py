@@ -12,7 +12,6 @@ import torch
 
 from atb_models.errors import ConfigError
 from atb_models.plan.chips import FIGURES, PEAKS, find_chip, load_chips
-from atb_models.plan.this_cpu import measure_cpu
 
 NAMES = ["Atlas 800I A2 32 GB", "Atlas 800I A2 64 GB", "Atlas 300I DUO", "H200", "RTX 3090"]
 
@@ -109,6 +108,9 @@ FORM = r'\{"value": number, "source": text\}'
             "one of fp16_tflops, .* a value",
         ),
         ([entry(shared="yes")], "shared must be true or false, not 'yes'"),
+        ([entry(device_type="tpu")], "device_type must be one of npu, cuda, cpu, or null, not 'tpu'"),
+        ([entry(int8_weights_in="int8")], "int8_weights_in must be one of fp16, bf16, fp32, or null, not 'int8'"),
+        ([entry(int8_tops=4)], f"int8_tops must be {FORM}, not 4"),
     ],
 )
 def test_mistakes_name_file_chip_and_field(load: Callable[[Any], Any], content: Any, message: str) -> None:
@@ -126,10 +128,17 @@ def test_an_empty_file_name() -> None:
         load_chips("")
 
 
-def test_this_cpu_is_measured_and_left_as_it_was() -> None:
-    threads = torch.get_num_threads()
-    chip = measure_cpu(2)
-    assert torch.get_num_threads() == threads
-    assert chip.shared and chip.name == "this CPU" and set(chip.sources) == set(FIGURES)
-    assert 0.1 < chip.bandwidth_gb_s < 10_000 and chip.latency_us == 0
-    assert min(chip.peak(torch.float16), chip.peak(torch.bfloat16)) >= chip.peak(torch.float32) > 1e8
+def test_fields_that_a_file_may_leave_out(load: Callable[[Any], Any]) -> None:
+    plain = load([entry()])["Mine"]
+    assert (plain.int8_tops, plain.int8_weights_in, plain.device_type, plain.layouts) == (None, None, None, "reference")
+    assert plain.sources["int8_tops"] == "none: not given" and plain.peak(torch.int8) == plain.peak(torch.float16)
+    given = {"int8_tops": {"value": 20, "source": "a test"}, "int8_weights_in": "fp32", "device_type": "npu"}
+    chip = load([entry(**given)])["Mine"]
+    assert chip.peak(torch.int8) == 20e12 and chip.layouts == "npu"
+    assert chip.peak(torch.float16, torch.int8) == chip.peak(torch.float32) == 2e12 < chip.peak(torch.float16)
+
+
+def test_every_chip_of_the_table_has_a_rate_of_int8_and_a_device_type() -> None:
+    for chip in load_chips().values():
+        assert chip.int8_tops and chip.int8_tops > 1.5 * chip.peak(torch.float16) / 1e12, chip.name
+        assert chip.device_type == ("npu" if chip.name.startswith("Atlas") else "cuda")

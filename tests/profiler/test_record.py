@@ -16,6 +16,7 @@ from atb_models.graph import meta_model, meta_step, trace
 from atb_models.layers.mlp import Mlp
 from atb_models.ops.cost import Cost
 from atb_models.ops.table import TABLE
+from atb_models.plan.roofline import Arithmetic, Times
 from atb_models.profiler import Profile, Recorder
 from tests.tiny import write_checkpoint
 
@@ -133,12 +134,12 @@ def test_kind_of_a_step_with_a_single_prompt_token(
 def test_each_call_is_priced_in_the_dtype_it_computes_in(llm: LLM) -> None:
     seen = set()
 
-    def price(cost: Cost, dtype: torch.dtype) -> float:
-        seen.add(dtype)
-        return cost.flops * 1e-12
+    def price(cost: Cost, arithmetic: Arithmetic) -> Times:
+        seen.add(arithmetic)
+        return Times(compute=cost.flops * 1e-12, total=cost.flops * 1e-12)
 
     profile = recorded(llm, price=price)
-    assert seen == {torch.float32}
+    assert seen == {(torch.float32, torch.float32)}
     for total in profile.totals.values():
         assert total.roofline_s == pytest.approx(total.cost.flops * 1e-12)
         assert total.lost_s == pytest.approx(total.seconds - (total.roofline_s or 0))

@@ -12,29 +12,31 @@ import torch
 
 from atb_models.ops.cost import Cost
 from atb_models.plan.chips import Chip, find_chip, load_chips
+from atb_models.plan.roofline import Arithmetic
 from atb_models.profiler.chrome import LANES, trace_events
-from atb_models.profiler.profile import Call, CallKey, Profile, StepRecord, Total
+from atb_models.profiler.profile import Call, CallKey, Least, Profile, StepRecord, Total
 from atb_models.profiler.report import ProfiledRun, to_json
 from atb_models.profiler.table import by_module, by_operation, folded
 from atb_models.profiler.text import lines
 
 MS = 1_000_000
 RUN = ProfiledRun("folder", "fp16", "cpu, 1 thread", 0, 1, waits=False, chip=None)
-# op, module, backend, ms from, ms to, cost, ms at the roofline
+# op, module, backend, ms from, ms to, cost, ms at the roofline, what binds
 CALLS = (
-    ("Linear", "layers.0.attn.qkv", "cpu", 1, 5, Cost(8e6, 3e6, 1e6), 3.0),
-    ("Rope", "layers.0.attn", "reference", 5, 7, Cost(0, 1e6, 1e6), 0.5),
-    ("Linear", "layers.1.attn.qkv", "cpu", 7, 10, Cost(8e6, 3e6, 1e6), 3.0),
-    ("AllReduce", "layers.1", "reference", 10, 12, Cost(1e6, 1e6, 1e6, 4e6), 1.0),
-    ("RopeTables", "", "reference", 12, 12, Cost(), 0.0),
+    ("Linear", "layers.0.attn.qkv", "cpu", 1, 5, Cost(8e6, 3e6, 1e6), 3.0, "compute"),
+    ("Rope", "layers.0.attn", "reference", 5, 7, Cost(0, 1e6, 1e6), 0.5, "memory"),
+    ("Linear", "layers.1.attn.qkv", "cpu", 7, 10, Cost(8e6, 3e6, 1e6), 3.0, "memory"),
+    ("AllReduce", "layers.1", "reference", 10, 12, Cost(1e6, 1e6, 1e6, 4e6), 1.0, "link"),
+    ("RopeTables", "", "reference", 12, 12, Cost(), 0.0, "memory"),
 )
 
 
 def profile(*, priced: bool = True) -> Profile:
     """One step from 0.5 to 15 ms of 20, of which 1 ms is the recorder's."""
     calls = tuple(
-        Call(op, module, backend, start * MS, end * MS, cost, ms / 1000 if priced else None, ((4, 2), (2,)))
-        for op, module, backend, start, end, cost, ms in CALLS
+        Call(op, module, backend, start * MS, end * MS, cost, least if priced else None, ((4, 2), (2,)))
+        for op, module, backend, start, end, cost, ms, limit in CALLS
+        for least in (Least(ms / 1000, limit),)
     )
     totals: defaultdict[CallKey, Total] = defaultdict(Total)
     for call in calls:
@@ -84,8 +86,8 @@ def test_text_has_every_part(chip: Chip) -> None:
     assert "prefill    1 step, 4 tokens: 13.50 ms, 13.50 ms a step" in text
     cells = [line.split() for line in text.splitlines()]
     assert ["between", "operations", "2.50", "ms", "12.5", "%"] in cells
-    assert ["Linear", "2", "7.00", "35.0", "2.29", "1.14", "85.7", "1.00", "cpu"] in cells
-    assert ["all", "5", "11.00", "55.0", "1.55", "1.27", "68.2", "3.50"] in cells
+    assert ["Linear", "2", "7.00", "35.0", "2.29", "1.14", "85.7", "compute", "50%", "1.00", "cpu"] in cells
+    assert ["all", "5", "11.00", "55.0", "1.55", "1.27", "68.2", "memory", "47%", "3.50"] in cells
     assert "the wait for the slowest rank" in text and "above 100 %" not in text
     assert all(line.isascii() for line in text.splitlines())
 
@@ -94,14 +96,15 @@ def test_text_without_a_chip_says_how_to_choose_one() -> None:
     text = "\n".join(lines(profile(priced=False), replace(RUN, waits=True, no_chip="it is unknown")))
     assert "  roofline   none: it is unknown; choose a chip with --chip NAME\n" in text
     assert "roofline %" in text and "each operation was waited for" in text
-    assert ["Linear", "2", "7.00", "35.0", "2.29", "1.14", "-", "-", "cpu"] in [s.split() for s in text.splitlines()]
+    cells = [line.split() for line in text.splitlines()]
+    assert ["Linear", "2", "7.00", "35.0", "2.29", "1.14", "-", "-", "-", "cpu"] in cells
 
 
 def test_text_explains_more_than_the_roofline_and_a_short_trace(chip: Chip) -> None:
     seen = profile()
-    seen.totals[CallKey("prefill", "Linear", "layers.1.attn.qkv", "cpu")].roofline_s = 0.0005
-    seen.totals[CallKey("prefill", "Linear", "layers.0.attn.qkv", "cpu")].roofline_s = 0.0035
-    seen.totals[CallKey("prefill", "Rope", "layers.0.attn", "reference")].roofline_s = 0.0021
+    seen.totals[CallKey("prefill", "Linear", "layers.1.attn.qkv", "cpu")].least_s = {"memory": 0.0005}
+    seen.totals[CallKey("prefill", "Linear", "layers.0.attn.qkv", "cpu")].least_s = {"memory": 0.0035}
+    seen.totals[CallKey("prefill", "Rope", "layers.0.attn", "reference")].least_s = {"memory": 0.0021}
     assert sorted(row.roofline_share or 0 for row in by_operation(seen))[-1] == pytest.approx(1.05)
     text = "\n".join(lines(replace(seen, traced_steps=0), replace(RUN, chip=chip)))
     assert "above 100 %" in text and "first 0 of 1 steps" in text
@@ -133,7 +136,7 @@ def test_a_peak_that_the_table_has_not_is_shown_as_it_is_priced(chip: Chip) -> N
     assert ["fp16", "50000", "GFLOP/s", *"no figure: priced at the chip's fastest rate, an upper bound".split()] in text
     assert ["fp32", "2500", "GFLOP/s", *chip.sources["fp32_tflops"].split()] in text
     price = run.price()
-    assert price is not None and price(Cost(50e12), torch.float16) == pytest.approx(1)
+    assert price is not None and price(Cost(50e12), Arithmetic(torch.float16, torch.float16)).total == pytest.approx(1)
 
 
 def test_json(chip: Chip) -> None:
@@ -145,6 +148,8 @@ def test_json(chip: Chip) -> None:
         assert sum(row["calls"] for row in content[table]) == 5
         assert sum(row["time_s"] for row in content[table]) == pytest.approx(0.011)
     assert content["operations"][0]["name"] == "Rope"
+    linear = next(row for row in content["operations"] if row["name"] == "Linear")
+    assert linear["roofline_s_by_limit"] == {"compute": 0.003, "memory": 0.003} and linear["roofline_s"] == 0.006
 
 
 def check_trace(events: list[dict[str, Any]]) -> None:
@@ -188,5 +193,5 @@ def test_trace() -> None:
     (rope,) = (event for event in events if event["name"] == "Rope")
     assert rope["args"] == {
         "module": "layers.0.attn", "backend": "reference", "flops": 0, "bytes": 2e6, "inputs": ["4x2", "2"],
-        "roofline %": 25.0,
+        "roofline %": 25.0, "limit": "memory",
     }  # fmt: skip

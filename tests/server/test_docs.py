@@ -254,7 +254,6 @@ def test_programs_run(document: str, index: int, server: Running, demo: Path, tm
 def test_what_fits_is_what_a_plan_says(
     family: str, name: str, positions: int, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ATB_CPU_ISA", "reference")  # the tables are of cards, not of this CPU's library
     ops.bind("cpu")
     model = load_model_config(shared / "headers" / name, log=False)
     deployment = Deployment(model, torch.float16, 2, Limits(1, 2048, positions, 128))
