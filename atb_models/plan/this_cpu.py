@@ -16,6 +16,7 @@ from atb_models.ops.native import limits
 from atb_models.ops.native.library import Library, active, load
 from atb_models.plan.chips import PEAKS, RATES, THIS_CPU, Chip
 from atb_models.plan.torch_rates import MATRIX_BYTES, measure_torch
+from atb_models.wording import counted
 
 # Bytes of the block that is read: far more than most last-level caches, and still quick to read.
 BLOCK_BYTES, LEAST_BLOCK_BYTES = 192 << 20, 64 << 20
@@ -98,7 +99,7 @@ def _by_library(library: Library, cores: int, block_bytes: int) -> _Limits:
 
 def _measured(loop: str, rate: limits.Rate) -> str:
     missing = "" if rate.together == rate.threads else f", {rate.together} of them at a time on this busy machine"
-    return f"measured now: {loop}, {rate.threads} threads{missing}"
+    return f"measured now: {loop}, {counted(rate.threads, 'thread')}{missing}"
 
 
 def _by_torch(cores: int, block_bytes: int) -> _Limits:
