@@ -20,7 +20,10 @@ API int atb_shared_gate(const SharedGateCall*);
 API int atb_rope(const RopeCall*);
 API int64_t atb_gating_scratch(const GatingCall*);
 API int atb_gating(const GatingCall*);
-API void atb_read_memory(const char*, int64_t, int);
+API double atb_limit_read(const char*, int64_t, int, int, int32_t*);
+API double atb_limit_floats(int, int, int32_t*);
+API double atb_limit_bf16(int, int, int32_t*);
+API double atb_limit_int8(int, int, int32_t*);
 
 #if defined(__aarch64__)
 typedef __fp16 Half;
@@ -303,7 +306,10 @@ int main() {
   report("gating");
   char* memory = (char*)malloc(3 << 20);
   memset(memory, 1, 3 << 20);
-  atb_read_memory(memory, 3 << 20, 2);
+  int32_t together;
+  const int rates = (atb_limit_read(memory, 3 << 20, 3, 2, &together) > 0) + (atb_limit_floats(3, 2, &together) > 0);
+  failures += rates != 2 || atb_limit_bf16(3, 2, &together) < 0 || atb_limit_int8(3, 2, &together) < 0;
+  report("limits");
   free(memory);
   return failures != 0;
 }

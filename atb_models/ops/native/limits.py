@@ -15,7 +15,8 @@ WINDOWS = 150  # of a millisecond, for each limit
 class Rate(NamedTuple):
     """Bytes or operations per second of `threads` threads, of which `together` were seen at the same time.
 
-    Where other processes kept some of them waiting all the time, those count as much as the ones that were seen.
+    Where other processes kept some of them waiting all the time, those count as much as the ones that were seen. 0:
+    none ran without a pause, and the rate is that of all the time.
     """
 
     value: float

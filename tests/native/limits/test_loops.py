@@ -7,17 +7,18 @@ makes less of it; both look like a figure.
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from native.cases import LEVELS as HERE
 
 from atb_models.ops.native import limits
-from atb_models.ops.native.build import LEVELS, Level, find_compiler, fits, library_path
+from atb_models.ops.native.build import COMMON, LEVELS, SOURCES, Level, find_compiler, fits, library_path
 from atb_models.ops.native.library import Library
 
 VECTORS = {"avx2": ("ymm", 8), "avx512": ("zmm", 16), "avx512bf16": ("zmm", 16), "neon": ("v", 4)}
@@ -25,11 +26,19 @@ BRANCHES = re.compile(r"(j[a-z]+|b\.[a-z]+|cbnz)\b")
 
 
 @dataclass(frozen=True)
+class Code:
+    """The instructions of a level, in a file that `objdump` reads."""
+
+    level: str
+    path: Path
+    objdump: str
+
+
+@dataclass(frozen=True)
 class Loop:
-    """The instructions between a backward branch and its target, and those before it, as objdump spells them."""
+    """The instructions between a backward branch and its target, as objdump spells them."""
 
     body: list[str]
-    others: list[str]
 
     def count(self, pattern: str) -> int:
         return sum(bool(re.match(pattern, line)) for line in self.body)
@@ -40,35 +49,52 @@ def chains(level: str) -> int:
     return 12 if level == "avx2" else 16
 
 
-def disassembled(level: str, function: str) -> list[tuple[int, str]]:
-    """Address and instruction of each line; nothing where the library has no such function."""
-    objdump = shutil.which("objdump")
+@pytest.fixture(scope="module", params=[level.name for level in LEVELS])
+def code(request: pytest.FixtureRequest, built: list[str], tmp_path_factory: pytest.TempPathFactory) -> Code:
+    """Each level: the library where it was built, for another machine what a cross compiler makes of the loops."""
+    level = next(one for one in LEVELS if one.name == request.param)
+    here = level.machine == platform.machine()
+    prefix = "" if here else f"{level.machine}-linux-gnu-"
+    objdump, compiler = shutil.which(f"{prefix}objdump"), shutil.which(f"{prefix}g++")
     if objdump is None:
-        pytest.skip("needs objdump (Debian package binutils)")
-    path = library_path(next(one for one in LEVELS if one.name == level))
-    command = [objdump, "-d", "--no-show-raw-insn", f"--disassemble={function}", str(path)]
+        pytest.skip(f"needs {prefix}objdump (Debian package binutils)")
+    if here:
+        if not fits(level):
+            pytest.skip(f"{level.name} was not built here")
+        return Code(level.name, library_path(level), objdump)
+    if compiler is None:
+        pytest.skip(f"needs {prefix}g++ for {level.name}")
+    done = tmp_path_factory.mktemp(level.name) / "limits.o"
+    options = [option for option in COMMON if option != "-shared" and not option.startswith("-Wl")]
+    source = [f"-I{SOURCES}", "-c", str(SOURCES / "limits.cpp"), "-o", str(done)]
+    subprocess.run([compiler, *options, *level.options, *source], check=True)
+    return Code(level.name, done, objdump)
+
+
+def disassembled(code: Code, function: str) -> list[tuple[int, str]]:
+    """Address and instruction of each line; nothing where the level has no such function."""
+    command = [code.objdump, "-d", "--no-show-raw-insn", f"--disassemble={function}", str(code.path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [(int(at, 16), what.strip()) for at, what in re.findall(r"^\s*([0-9a-f]+):\s+(.*)$", text, re.MULTILINE)]
 
 
-def loop_of(level: str, function: str) -> Loop:
+def loop_of(code: Code, function: str) -> Loop:
     """The only loop of a function."""
-    lines = disassembled(level, function)
+    lines = disassembled(code, function)
     loops = []
     for at, what in lines:
         target = re.search(r"\s(?:0x)?([0-9a-f]+) <", what)
         if BRANCHES.match(what) and target and lines[0][0] <= int(target[1], 16) <= at:
             loops.append((int(target[1], 16), at))
-    assert len(loops) == 1, f"{level} {function}: {len(loops)} loops in {lines}"
+    assert len(loops) == 1, f"{code.level} {function}: {len(loops)} loops in {lines}"
     ((first, last),) = loops
-    within = [what for at, what in lines if first <= at <= last]
-    return Loop(within, [what for at, what in lines if not first <= at <= last])
+    return Loop([what for at, what in lines if first <= at <= last])
 
 
-def check_chains(level: str, function: str, instruction: str) -> None:
+def check_chains(code: Code, function: str, instruction: str) -> None:
     """The loop multiplies and adds in registers, once a chain, and does nothing else but count."""
-    loop, number = loop_of(level, function), chains(level)
-    register = VECTORS[level][0]
+    loop, number = loop_of(code, function), chains(code.level)
+    register = VECTORS[code.level][0]
     found = [line for line in loop.body if re.match(instruction, line)]
     assert len(found) % number == 0 and len(found) >= number, loop.body
     assert not any("(" in line or "[" in line for line in found), "sums or factors in memory"
@@ -77,33 +103,23 @@ def check_chains(level: str, function: str, instruction: str) -> None:
     assert len(loop.body) - len(found) <= 4, f"more than the counter and the branch: {loop.body}"
 
 
-def built_levels() -> list[str]:
-    """Of any machine: what was built can be looked at, though it may not run here."""
-    return [level.name for level in LEVELS if fits(level)]
-
-
-@pytest.mark.parametrize("level", [level.name for level in LEVELS])
-def test_loops_have_the_instructions_of_their_level(built: list[str], level: str) -> None:
-    if level not in built_levels():
-        pytest.skip(f"{level} was not built here")
+def test_loops_have_the_instructions_of_their_level(code: Code) -> None:
+    level = code.level
     fma = r"fmla\b.*\.4s" if level == "neon" else r"vfmadd\d+ps\b"
-    check_chains(level, "atb_loop_floats", fma)
+    check_chains(code, "atb_loop_floats", fma)
     for function, instruction, has in (
         ("atb_loop_bf16", r"vdpbf16ps\b", level == "avx512bf16"),
         ("atb_loop_int8", r"sdot\b" if level == "neon" else r"vpdpbusd\b", level != "avx2"),
     ):
         if has:
-            check_chains(level, function, instruction)
+            check_chains(code, function, instruction)
         else:
-            assert not disassembled(level, function), f"{level} has {function}"
+            assert not disassembled(code, function), f"{level} has {function}"
 
 
-@pytest.mark.parametrize("level", [level.name for level in LEVELS])
-def test_the_read_loop_loads_every_byte(built: list[str], level: str) -> None:
-    if level not in built_levels():
-        pytest.skip(f"{level} was not built here")
-    loop = loop_of(level, "atb_loop_read")
-    register, lanes = VECTORS[level]
+def test_the_read_loop_loads_every_byte(code: Code) -> None:
+    loop = loop_of(code, "atb_loop_read")
+    register, lanes = VECTORS[code.level]
     if register == "v":
         loads = loop.count(r"(ldr|ldur)\s+q") + 2 * loop.count(r"ldp\s+q")
     else:
@@ -184,9 +200,3 @@ def test_threads_that_were_not_seen_are_counted(library: Library) -> None:
     one, two = (limits.float_rate(library, threads) for threads in (1, 2))
     assert (one.threads, one.together, two.threads) == (1, 1, 2) and two.together in (1, 2)
     assert 0.5 * one.value < two.value < 2.3 * one.value
-
-
-def test_levels_that_were_built_are_listed(built: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print(f"\nlimit loops looked at: {', '.join(built_levels())}; run: {', '.join(HERE)}")
-    assert set(HERE) <= set(built_levels())
