@@ -4,6 +4,7 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
+program="$root/examples/launch.py" # what `ask` starts
 
 # Export a variable unless the user did; the launcher does not tell users of what it exported itself.
 default() {
@@ -68,5 +69,5 @@ launch() {
     local python
     python="$(choose_python)"
     command -v "$python" >/dev/null || { echo "atb-models: error: $python: no such Python" >&2; exit 127; }
-    exec "$python" "$root/examples/launch.py" "$@"
+    exec "$python" "$program" "$@"
 }

@@ -39,12 +39,15 @@ ensure_venv() {
     stamp="$(installed_files) $root $torch"
     done_file="$venv/.atb-models-installed${extra:+-$extra}"
     [ "$(cat "$done_file" 2>/dev/null)" = "$stamp" ] && return
-    echo "installing into $venv (a few minutes the first time)" >&2
+    local quiet=--quiet
+    [ -t 2 ] && quiet="" # a terminal shows pip's progress
+    echo "installing $torch into $venv, 1 of 2 (a few minutes the first time)" >&2
     # The exact release first: it takes the build that pip finds nearest, a CPU build on a package shelf for instance,
     # where the package's range alone might choose another.
-    "$python" -m pip install --quiet --disable-pip-version-check "$torch" >&2 ||
+    "$python" -m pip install $quiet --disable-pip-version-check "$torch" >&2 ||
         fail "pip could not install $torch (see above); export TORCH with another release from 2.4 to 2.13.0"
-    "$python" -m pip install --quiet --disable-pip-version-check -e "$root${extra:+[$extra]}" >&2 ||
+    echo "installing atb-models${extra:+ with the extra $extra} and compiling its CPU operations, 2 of 2" >&2
+    "$python" -m pip install $quiet --disable-pip-version-check -e "$root${extra:+[$extra]}" >&2 ||
         fail "pip could not install the project (see above)"
     echo "$stamp" >"$done_file"
 }

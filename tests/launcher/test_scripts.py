@@ -59,7 +59,7 @@ def run_script(root, tmp_path, clean_environ, monkeypatch, fake_python):
         assert process.wait(30) == 0
         pid, words, seen = json.loads(record.read_text())
         assert pid == process.pid, "the script must exec, so that its pid becomes torchrun's"
-        assert words[0] == str(root / "examples" / "launch.py")
+        assert words[0] == str(root / "examples" / ("quickstart.py" if "quickstart" in str(script) else "launch.py"))
         return words[1:], seen
 
     return run
@@ -262,6 +262,6 @@ def test_quickstart_runs_four_ranks_in_its_environment(run_script, fake_python, 
     (venv / "python").symlink_to(python)
     stamp = f'source "{root}/examples/venv.sh"; installed_files'
     digest = subprocess.run(["bash", "-c", stamp], capture_output=True, text=True, check=True).stdout.strip()
-    (venv.parent / ".atb-models-installed").write_text(f"{digest} {root} torch==2.13.0\n")
+    (venv.parent / ".atb-models-installed-server").write_text(f"{digest} {root} torch==2.13.0\n")
     words, _ = run_script("--stream", script="examples/quickstart.sh", VENV=str(venv.parent), PYTHON="unused")
     assert words == [*DEFAULT_WORDS, "--device", "cpu", "--tp", "4", "--stream"]
