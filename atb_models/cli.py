@@ -44,14 +44,24 @@ def _run(words: list[str]) -> int:
     """run_pa.py in this process, its flags follow"""
     from atb_models.launcher.main import main as run_pa
 
-    return run_pa(words)
+    return 0 if _has_helped("run", words) else run_pa(words)
 
 
 def _launch(words: list[str]) -> int:
     """run_pa.py on one rank a device, as the example scripts do"""
     from atb_models.launch import main as launch
 
-    return launch(words)
+    return 0 if _has_helped("launch", words) else launch(words)
+
+
+def _has_helped(name: str, words: list[str]) -> bool:
+    """Print run_pa.py's help under the name of this command, if the words ask for help."""
+    from atb_models.launcher.args import build_parser as run_pa_parser
+
+    asked = bool(HELP & set(words))
+    if asked:
+        run_pa_parser(f"atb-models {name}").print_help()
+    return asked
 
 
 def _serve(words: list[str]) -> int:
@@ -101,7 +111,7 @@ def _graph(words: list[str]) -> int:
 
 def _look(name: str, flag: str, words: list[str], parser: Callable[[str, str | None], Parser]) -> int:
     """run_pa.py with `flag`, which the command's name stands for; parser: of the flags that the help shows."""
-    if {"-h", "--help"} & set(words):
+    if HELP & set(words):
         parser(f"atb-models {name}", COMMANDS[name].__doc__).print_help()
         return 0
     for word in words:
@@ -115,7 +125,7 @@ def _modeltest(words: list[str]) -> int:
     tests = Path(__file__).resolve().parents[1] / "tests"
     if (tests / "modeltest" / "run.sh").is_file():  # a checkout: its own, whatever else is installed
         sys.path.insert(1, str(tests))
-    return int(import_module("modeltest.__main__").main(words))
+    return int(import_module("modeltest.__main__").main(words, "atb-models modeltest"))
 
 
 def _env(words: list[str]) -> int:
@@ -155,6 +165,7 @@ def _no_more(name: str, words: list[str]) -> None:
         raise ConfigError(f"unexpected word {more[0]!r}")
 
 
+HELP = {"-h", "--help"}
 LOOKS = ("plan", "print_graph", "profile")  # flags of run_pa.py of which there is one at most
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,

@@ -94,8 +94,9 @@ class Local:
 @asynccontextmanager
 async def local(config: EngineConfig, model_name: str, *, load_tokenizer: bool) -> AsyncIterator[Local]:
     """Load the model in a process of its own. Raises AtbError if it ends before it is ready."""
-    from atb_models.server.app import Access, create_app
+    from atb_models.server.app import create_app
     from atb_models.server.engine_client import EngineClient
+    from atb_models.server.http.access import Access
     from atb_models.server.service import Service, Settings
     from atb_models.text.tokenizer import load_tokenizer as tokenizer_of
 

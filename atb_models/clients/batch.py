@@ -19,7 +19,7 @@ from atb_models.clients.http import ServerRefusal
 from atb_models.command.descriptors import raise_descriptor_limit
 from atb_models.command.engine_options import engine_config, model_name
 from atb_models.command.exit_status import print_error
-from atb_models.command.model_flags import cache_flags, model_flags
+from atb_models.command.model_flags import cache_flags, length_flag, model_flags, name_flag
 from atb_models.command.parser import Parser
 from atb_models.command.values import positive
 from atb_models.errors import AtbError, ConfigError
@@ -60,12 +60,12 @@ def build_parser() -> Parser:
     server_flags(server, default=None)
     model = parser.add_argument_group(MODEL)
     model_flags(model)
-    model.add_argument("--model_name", help="what the requests call the model; none: the folder's name")
-    model.add_argument("--max_seq_len", type=positive, help="prompt and answer together; none: the model's positions")
+    name_flag(model)
+    length_flag(model)
     cache_flags(model)
     load = parser.add_argument_group("load")
     load.add_argument("--max_batch_size", type=positive, default=MAX_BATCH_SIZE,
-        help=f"requests at once, here or at the server (default: {MAX_BATCH_SIZE})")  # fmt: skip
+        help="requests at once, here or at the server")  # fmt: skip
     return parser
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from atb_models.clients.bench_report import LatencyTargets, summary, table
-from atb_models.clients.flags import model_of, server_flags, server_of
+from atb_models.clients.flags import model_of, server_flags, server_model_flag, server_of
 from atb_models.clients.http import RemoteServer
 from atb_models.clients.jsonl import read_objects
 from atb_models.clients.load import Body, Outcome, arrivals, ask_once, closed_loop, open_loop, random_bodies
@@ -63,17 +63,18 @@ def build_parser() -> Parser:
     )
     server = parser.add_argument_group("server")
     server_flags(server, default=DEFAULT_URL)
-    server.add_argument("--model", metavar="NAME", help="one of the server's models; none: its first")
+    server_model_flag(server)
     add = parser.add_argument_group("load").add_argument
     add("--rate", type=positive_number, help="requests a second on average, at random times; answers are not awaited")
     add("--concurrency", type=positive, help="number of clients; each sends its next request when it has its answer")
-    add("--num_requests", type=positive, help=f"(default: {NUM_REQUESTS}, of a --dataset as many as it has)")
+    add("--num_requests", type=positive,
+        help=f"requests to send (default: {NUM_REQUESTS}, of a --dataset as many as it has)")  # fmt: skip
     add("--input_len", type=positive, help=f"random token ids of a prompt (default: {INPUT_LEN})")
     add("--output_len", type=positive, help=f"tokens of an answer, EOS is ignored (default: {OUTPUT_LEN})")
     add("--dataset", metavar="JSONL", help="requests in place of random ones: a line is a body with prompt or messages")
-    add("--extra_body", type=json_object, default={}, metavar="JSON",
+    add("--extra_body", type=json_object, metavar="JSON",
         help='fields of every request, as {"temperature": 0}; null takes one out, as {"ignore_eos": null}')  # fmt: skip
-    add("--seed", type=int, default=0, help="seed of random prompts and times (default: 0)")
+    add("--seed", type=int, default=0, help="seed of random prompts and times")
     judge = parser.add_argument_group("result").add_argument
     judge("--slo_ttft_ms", type=positive_number, help="goodput: a request is good if its first token took at most this")
     judge("--slo_itl_ms", type=positive_number, help="and each further token at most this long on average")
@@ -96,7 +97,7 @@ def _bodies(args: argparse.Namespace) -> list[Body]:
 
 async def _measure(server: RemoteServer, bodies: list[Body], args: argparse.Namespace) -> dict[str, Any]:
     common = {"model": args.model or await model_of(server), "stream": True, "stream_options": {"include_usage": True}}
-    merged = [common | body | args.extra_body for body in bodies]
+    merged = [common | body | (args.extra_body or {}) for body in bodies]
     sent = [{name: value for name, value in body.items() if value is not None} for body in merged]
     with tqdm(total=len(sent), disable=None, unit="request", file=sys.stderr) as bar:
 

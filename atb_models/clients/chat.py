@@ -17,16 +17,16 @@ from atb_models.clients.flags import (
     check_apart,
     model_of,
     server_flags,
+    server_model_flag,
     server_of,
 )
 from atb_models.clients.local import load
 from atb_models.clients.talkers import ChatTurn, LocalTalker, Message, RemoteTalker, Talker
 from atb_models.command.engine_options import engine_config
 from atb_models.command.exit_status import print_error
-from atb_models.command.model_flags import cache_flags, model_flags
+from atb_models.command.model_flags import cache_flags, length_flag, model_flags
 from atb_models.command.parser import Parser
 from atb_models.command.sampling import client_sampling, client_sampling_flags
-from atb_models.command.values import positive
 from atb_models.errors import AtbError, ConfigError
 
 PROMPT = "> "
@@ -64,10 +64,10 @@ def build_parser() -> Parser:
     )
     server = parser.add_argument_group(SERVER)
     server_flags(server, default=None)
-    server.add_argument("--model", metavar="NAME", help="one of the server's models; none: its first")
+    server_model_flag(server)
     model = parser.add_argument_group(MODEL)
     model_flags(model)
-    model.add_argument("--max_seq_len", type=positive, help="prompt and answer together; none: the model's positions")
+    length_flag(model)
     cache_flags(model)
     talk = parser.add_argument_group("chat")
     talk.add_argument("--system", metavar="TEXT", help="what the model should know before the first turn")

@@ -17,9 +17,14 @@ def server_flags(group: argparse._ArgumentGroup, *, default: str | None) -> None
     """--url and what goes with it. No default: the program can load a model itself."""
     add = group.add_argument
     add("--url", default=default, help="a server that speaks OpenAI's protocol, such as http://127.0.0.1:6006"
-        + (f" (default: {default})" if default else "; none: the model is loaded here"))  # fmt: skip
-    add("--api_key", metavar="KEY", help=f"better in the variable {env.API_KEY}: other users can read a command line")
+        + ("" if default else " (default: none, the model is loaded here)"))  # fmt: skip
+    add("--api_key", metavar="KEY", help=f"key of the server; better in the variable {env.API_KEY}, for other users"
+        " can read a command line (default: that variable's first key)")  # fmt: skip
     add("--timeout", type=positive_number, default=600.0, metavar="S", help="longest wait for data from the server")
+
+
+def server_model_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", metavar="NAME", help="one of the server's models (default: its first)")
 
 
 def server_of(args: argparse.Namespace) -> RemoteServer:

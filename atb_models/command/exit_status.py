@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
+from atb_models.command.extras import extra_of, install_command
 from atb_models.errors import AtbError, RankError
 from atb_models.wording import message_lines
 
@@ -87,7 +88,13 @@ def _missing_package(error: Exception) -> str | None:
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if name is None or name.split(".")[0] == "atb_models":
         return None
-    return f"{sys.executable} has no module {name}; bash examples/quickstart.sh makes an environment that has it"
+    extra = extra_of(name)
+    remedy = (
+        "bash examples/quickstart.sh makes an environment that has it"
+        if extra is None
+        else f"the extra {extra} brings it: {install_command(extra)}"
+    )
+    return f"{sys.executable} has no module {name}; {remedy}"
 
 
 def print_error(message: str) -> None:

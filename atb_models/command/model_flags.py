@@ -15,24 +15,35 @@ Group = argparse._ArgumentGroup
 
 def model_flags(group: Group) -> None:
     add = group.add_argument
-    add("--model_path", help="folder of the checkpoint; none: the embedded demo checkpoint")
+    add("--model_path", help="folder of the checkpoint (default: the embedded toy checkpoint)")
     add("--download", action="store_true", help="fetch a --model_path that is a repository name (needs the extra hub)")
     add("--trust_remote_code", "-trust_remote_code", action="store_true",
         help="let a tokenizer run its checkpoint's code; model code is never run")  # fmt: skip
     add("--load_tokenizer", type=true_or_false, default=True, metavar="{True,False}",
         help="False: token ids in, token ids out")  # fmt: skip
-    add("--chat_template", help="Jinja template, a file with one, or the name of one of the checkpoint's")
+    add("--chat_template", help="Jinja template, a file with one, or the name of one of the checkpoint's"
+        " (default: the checkpoint's)")  # fmt: skip
     dtype_flag(group)
-    add("--device", choices=DEVICES, help="none: the first that is there, in this order")
+    add("--device", choices=DEVICES, help="what the model runs on (default: the first that is there, in this order)")
     add("--tp", type=positive_or_auto, default=AUTO,
-        help="tensor-parallel ranks; -1: as many as there are devices listed")  # fmt: skip
+        help="tensor-parallel ranks; -1: as many as torchrun, `atb-models launch` or an example script starts, else"
+        " 1")  # fmt: skip
     add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
         help="dummy: random weights, for measuring")  # fmt: skip
     add("--graph_capture", action="store_const", const=True,
         help="replay decode steps as captured graphs, or refuse (default: on npu, where it can be)")  # fmt: skip
     add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")
     add("--deterministic", action="store_true", help="the same bits in every run, on npu and cuda at the price of time")
-    add("--config_overrides", type=json_object, metavar="JSON", help='config.json fields, as {"num_hidden_layers": 4}')
+    add("--config_overrides", type=json_object, metavar="JSON",
+        help='fields in place of those of config.json, as {"num_hidden_layers": 4}')  # fmt: skip
+
+
+def length_flag(group: Group) -> None:
+    group.add_argument("--max_seq_len", type=positive, help="prompt and answer in tokens (default: the model's limit)")
+
+
+def name_flag(group: Group) -> None:
+    group.add_argument("--model_name", help="what requests call the model (default: the folder's name, or demo)")
 
 
 def dtype_flag(group: argparse._ActionsContainer) -> None:
@@ -44,10 +55,11 @@ def dtype_flag(group: argparse._ActionsContainer) -> None:
 def cache_flags(group: Group) -> None:
     """What bounds a step and the KV cache, whoever brings the requests."""
     add = group.add_argument
-    add("--max_position_embeddings", type=positive, help="in place of config.json's")
+    add("--max_position_embeddings", type=positive, help="positions of the model (default: config.json's)")
     add("--max_prefill_tokens", type=positive_or_auto, default=AUTO, help="prompt tokens of a step; -1: automatic")
     add("--block_size", type=_block_size, default=EngineConfig.block_size, help="tokens of a KV cache block")
-    add("--kv_blocks", type=positive, help="blocks of the KV cache; none: what memory allows, at most what is needed")
+    add("--kv_blocks", type=positive,
+        help="blocks of the KV cache (default: what memory allows, at most what is needed)")  # fmt: skip
     add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
 
 

@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from atb_models.errors import ConfigError
 
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     Options = TypeVar("Options", bound=DataclassInstance)
 
 
+DEFAULT = "(default: "  # how a flag's help begins its default
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are ConfigErrors."""
+    """argparse whose mistakes are ConfigErrors, and whose help shows every flag's default."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": DefaultsFormatter, **options})
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments. Raises ConfigError, which names the flag, also for one that is unknown."""
@@ -46,11 +52,25 @@ class Parser(argparse.ArgumentParser):
 
 
 class DefaultsFormatter(argparse.HelpFormatter):
-    """Shows the defaults that say something."""
+    """Shows the default of every flag that takes a value, unless its help has it already.
+
+    Where None stands for something, the help must say for what; else None is shown as none.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False, argparse.SUPPRESS) or "(default" in (action.help or "")
-        return action.help if silent else f"{action.help} (default: %(default)s)"
+        takes_value = action.option_strings and action.nargs != 0 and action.default is not argparse.SUPPRESS
+        if not takes_value or DEFAULT in (action.help or ""):
+            return action.help
+        return f"{action.help} {DEFAULT}{_as_words(action.default)})".lstrip().replace("%", "%%")
+
+
+def _as_words(default: object) -> str:
+    """A default as a user would type it."""
+    if default is None:
+        return "none"
+    if isinstance(default, float):
+        return f"{default:g}"
+    return ", ".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
 def typed(args: argparse.Namespace, kind: type[Options]) -> Options:

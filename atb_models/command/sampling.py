@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from atb_models.command.parser import DEFAULT
 from atb_models.command.values import positive
 from atb_models.errors import ConfigError, RequestError
 from atb_models.sampling_params import DEFAULTS, SamplingParams
@@ -31,13 +32,14 @@ def sampling_flags(group: argparse._ArgumentGroup) -> None:
     add("--do_sample", action="store_true", help="sample, at temperature 1 unless given")
     add("--use_generation_config", action="store_true", help="what is not given is the checkpoint's generation_config")
     for name in LAUNCHER_FIELDS:
-        _add(group, BY_NAME[name])
+        _add(group, BY_NAME[name], _default_shown(BY_NAME[name]))
 
 
 def client_sampling_flags(group: argparse._ArgumentGroup) -> None:
     """The clients'. What is not given is left to the model's generation_config."""
     for name in CLIENT_FIELDS:
-        _add(group, BY_NAME[name])
+        left_to_model = BY_NAME[name].generation is not None
+        _add(group, BY_NAME[name], "the model's" if left_to_model else _default_shown(BY_NAME[name]))
 
 
 def sampling_params(args: argparse.Namespace, generation: Mapping[str, object]) -> SamplingParams:
@@ -72,7 +74,13 @@ def client_sampling(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _add(group: argparse._ArgumentGroup, field: SamplingField) -> None:
+def _default_shown(field: SamplingField) -> str:
+    """What the help has as the default of a field that is not left to the model's generation_config."""
+    words = {"temperature": "0, or 1 where sampling is asked for", "seed": "another one each time"}
+    return words.get(field.name, "none" if field.default is None else f"{field.default:g}")
+
+
+def _add(group: argparse._ArgumentGroup, field: SamplingField, default: str) -> None:
     how: dict[Kind, dict[str, Any]] = {
         "number": {"type": float},
         "whole number": {"type": positive if field.low == 1 else int},
@@ -80,4 +88,5 @@ def _add(group: argparse._ArgumentGroup, field: SamplingField) -> None:
         "texts": {"nargs": "+", "metavar": "TEXT"},
         "token ids": {"nargs": "+", "type": int, "metavar": "ID"},
     }
-    group.add_argument(f"--{field.name}", help=field.help, **how[field.kind])
+    text = field.help if field.kind == "yes or no" else f"{field.help} {DEFAULT}{default})"
+    group.add_argument(f"--{field.name}", help=text, **how[field.kind])

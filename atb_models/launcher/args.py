@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from atb_models import env
 from atb_models.command.model_flags import Group, cache_flags, model_flags
-from atb_models.command.parser import DefaultsFormatter, Parser, typed
+from atb_models.command.parser import Parser, typed
 from atb_models.command.sampling import sampling_flags
 from atb_models.command.values import AUTO, positive
 from atb_models.errors import ConfigError
@@ -66,10 +66,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def build_parser() -> Parser:
+def build_parser(prog: str = "run_pa.py") -> Parser:
     """The parser; `refused flags` are in it, so that a test can compare it with the README's table."""
     what = "Paged-attention inference of a mixture-of-experts model. Answers on stdout, log on stderr."
-    parser = _parser_of_a_model("run_pa.py", what)
+    parser = _parser_of_a_model(prog, what)
     _input_flags(parser.add_argument_group("input"))
     _size_flags(parser.add_argument_group("sizes"))
     sampling_flags(parser.add_argument_group("decoding (greedy unless one of these asks otherwise)"))
@@ -102,7 +102,7 @@ def _look_parser(prog: str, description: str | None, own_flags: Callable[[Group]
 
 
 def _parser_of_a_model(prog: str, description: str | None) -> Parser:
-    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=DefaultsFormatter)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("weight_path", nargs="?", default=None, help="the same as --model_path")
     model_flags(parser.add_argument_group("model"))
     return parser
@@ -159,7 +159,7 @@ def _chip_flags(group: Group) -> None:
 
 def _refused_flags(group: Group) -> None:
     for name, reason in REFUSED.items():
-        group.add_argument(f"--{name}", nargs="*", action=_Refuse, help=reason)
+        group.add_argument(f"--{name}", nargs="*", action=_Refuse, default=argparse.SUPPRESS, help=reason)
     for name, (values, reason) in FIXED.items():
         group.add_argument(f"--{name}", action=_Only, default=values[0], help=reason)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from importlib import import_module
 from time import perf_counter
 from typing import Any
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from atb_models import __version__
 from atb_models.errors import AtbError
 from atb_models.server.errors import BadRequest, Broken, Invalid, ServiceError, invalid, without_paths
-from atb_models.server.http.held_bodies import SHARE_BYTES
+from atb_models.server.http.access import Access
 from atb_models.server.middleware import LimitBody, RequireKey
 from atb_models.server.replies import error_reply
 from atb_models.server.service import Service
@@ -31,17 +30,6 @@ ENDPOINTS = (
     "health", "metrics", "openai.chat", "openai.completions", "openai.models", "tutorial", "tgi", "mindie", "triton",
     "tokens", "docs", "page",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may send requests, and of what size. keys: empty: none is needed. cors_origins: other hosts' web pages."""
-
-    keys: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
-    max_body_bytes: int = 8 << 20
-    body_timeout_s: float = 30.0
-    held_bytes: int = SHARE_BYTES
 
 
 def create_app(service: Service, access: Access) -> FastAPI:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atb_models import env
-from atb_models.command.model_flags import cache_flags, model_flags
+from atb_models.command.model_flags import cache_flags, length_flag, model_flags, name_flag
 from atb_models.command.parser import Parser
 from atb_models.command.values import positive, positive_number
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.files import read_lines
-from atb_models.server.app import Access
+from atb_models.server.http.access import Access
 
 DEFAULT_PORT = 6006
 
@@ -45,7 +45,7 @@ def build_parser() -> Parser:
     sizes = parser.add_argument_group("sizes")
     sizes.add_argument("--max_batch_size", type=positive, default=EngineConfig.max_batch_size,
         help="requests at once; more wait")  # fmt: skip
-    sizes.add_argument("--max_seq_len", type=positive, help="prompt and answer in tokens; none: the model's limit")
+    length_flag(sizes)
     cache_flags(sizes)
     _service_flags(parser.add_argument_group("service"))
     return parser
@@ -54,10 +54,11 @@ def build_parser() -> Parser:
 def _service_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all addresses of this machine")
-    add("--port", type=_port, default=DEFAULT_PORT, help="0: any free one")
-    add("--model_name", help="what clients call the model; none: the folder's name")
+    add("--port", type=_port, default=DEFAULT_PORT, help="port to listen on; 0: any free one")
+    name_flag(group)
     add("--api_key", action="append", metavar="KEY", help="a key that clients must send; may be repeated. Better in the"
-        f" variable {env.API_KEY} (several with commas) or a file: other users can read a command line")  # fmt: skip
+        f" variable {env.API_KEY} (several with commas) or a file: other users can read a command line"
+        " (default: the variable's)")  # fmt: skip
     add("--api_key_file", metavar="FILE", help="such keys, one a line")
     add("--ssl_certfile", metavar="PEM", help="serve HTTPS with this certificate; needs --ssl_keyfile")
     add("--ssl_keyfile", metavar="PEM", help="the certificate's private key, without a password")

@@ -25,24 +25,24 @@ RUNNERS = {
 QUESTIONS = "modeltest.accuracy:run_accuracy"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status of modeltest with these words (None: the process's)."""
+def main(argv: Sequence[str] | None = None, program: str = "bash run.sh") -> int:
+    """Exit status of modeltest with these words (None: the process's). program: what its help calls it."""
     # torch_npu is imported where it is used; autoloading it would break `import torch` where CANN is missing.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end the run
-    return run_guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+    return run_guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv), program))
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str], program: str) -> int:
     if words and words[0] in COMMANDS:
         command: Callable[[list[str]], int] = import_module(COMMANDS[words[0]]).main
         return command(words[1:])
     if not words:
-        print(usage(), file=sys.stderr)
+        print(usage(program), file=sys.stderr)
         return ConfigError.exit_status
     if {"-h", "--help"} & set(words):
-        print(help_text())
+        print(help_text(program))
         return 0
     return _run(words)
 

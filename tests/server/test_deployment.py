@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from atb_models.errors import ConfigError
-from atb_models.server.app import Access
 from atb_models.server.args import DEFAULT_PORT, parse_args
-from atb_models.server.serve import KEEP_ALIVE_S
+from atb_models.server.front import KEEP_ALIVE_S
+from atb_models.server.http.access import Access
 
 FOLDER = "examples/service"
 DEFAULTS = parse_args([])

@@ -11,10 +11,11 @@ import pytest
 
 from atb_models.command.parser import typed
 from atb_models.engine.config import EngineConfig
-from atb_models.server import serve
-from atb_models.server.app import Access
 from atb_models.server.args import parse_args
 from atb_models.server.engine_client import EngineClient
+from atb_models.server.front import Front, FrontOptions
+from atb_models.server.http.access import Access
+from atb_models.server.serve import listener
 from atb_models.server.service import Service, Settings
 
 
@@ -32,14 +33,14 @@ class FakeEngine(EngineClient):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "LINGER_S", 0.2)
+    monkeypatch.setattr("atb_models.server.front.LINGER_S", 0.2)
 
 
 async def _status(*flags: str, told_first: bool) -> int:
     engine = FakeEngine()
     service = Service(engine, None, Settings("demo", Path()))
-    front = serve.Front(service, EngineConfig(), Access(), typed(parse_args(flags), serve.FrontOptions))
-    with serve.listener("127.0.0.1", 0) as sock:
+    front = Front(service, EngineConfig(), Access(), typed(parse_args(flags), FrontOptions))
+    with listener("127.0.0.1", 0) as sock:
         running = asyncio.ensure_future(front.run(sock))
         await asyncio.sleep(0.1)
         if told_first:

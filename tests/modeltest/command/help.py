@@ -5,11 +5,12 @@ from __future__ import annotations
 from modeltest.command.cases import MODES
 from modeltest.command.language import chinese
 from modeltest.command.options import ALL, CODE, FLAGS, QUESTIONS, ROOFLINE, SPEED
+from modeltest.places import in_checkout
 
 EN = """\
-usage: bash run.sh {form}
-       bash run.sh compare A.json B.json [--tolerance X]
-       bash run.sh report DIR
+usage: {program} {form}
+       {program} compare A.json B.json [--tolerance X]
+       {program} report DIR
 
 Accuracy and speed of a model. [ ]: may be left out. The words, in this order:
   model_type        pa_fp16 or pa_bf16
@@ -33,13 +34,13 @@ Accuracy and speed of a model. [ ]: may be left out. The words, in this order:
 Options, after the words:
 {flags}
 
-Results go to outputs/results, outputs/data and outputs/debug beside this script. Exit status 0: the run came to its
+Results go to outputs/results, outputs/data and outputs/debug beside run.sh. Exit status 0: the run came to its
 end, whatever the score; 2: a mistake in the command, named on stderr; else a failure.
 """
 ZH = """\
-用法：bash run.sh {form}
-      bash run.sh compare A.json B.json [--tolerance X]
-      bash run.sh report DIR
+用法：{program} {form}
+      {program} compare A.json B.json [--tolerance X]
+      {program} report DIR
 
 测试模型的精度与性能。[ ] 表示可省略。各参数依次为：
   model_type        pa_fp16 或 pa_bf16
@@ -63,7 +64,7 @@ ZH = """\
 选项（写在位置参数之后）：
 {flags}
 
-结果在本脚本旁的 outputs/results、outputs/data 与 outputs/debug。退出码 0：运行完成，与得分无关；
+结果在 run.sh 旁的 outputs/results、outputs/data 与 outputs/debug。退出码 0：运行完成，与得分无关；
 2：命令有误，错误写在 stderr；其他：运行失败。
 """
 FORM = (
@@ -79,17 +80,24 @@ MODES_ZH = {
 }
 
 
-def usage() -> str:
+def usage(program: str) -> str:
     """The words in one line, and where more is said."""
     if chinese():
-        return f"用法：bash run.sh {FORM}\n--help 说明各参数；README.zh.md 有更多内容"
-    return f"usage: bash run.sh {FORM}\n--help explains the words, README.md says more"
+        return f"用法：{program} {FORM}\n--help 说明各参数；README.zh.md 有更多内容"
+    return f"usage: {program} {FORM}\n--help explains the words, README.md says more"
 
 
-def help_text() -> str:
+def help_text(program: str) -> str:
     """All words and options."""
     text = ZH if chinese() else EN
-    return text.format(form=FORM, modes=_wrapped(", ".join(MODES)), flags="\n".join(_flag_lines())).rstrip()
+    modes = _wrapped(", ".join(MODES))
+    whole = text.format(program=program, form=FORM, modes=modes, flags="\n".join(_flag_lines())).rstrip()
+    return whole if in_checkout() else _without_script(whole)
+
+
+def _without_script(text: str) -> str:
+    """The help of an installed package, which has no run.sh: files are looked for in the working folder."""
+    return text.replace("beside run.sh", "in the working folder").replace("run.sh 旁", "当前目录下")
 
 
 def _wrapped(names: str) -> str:

@@ -63,7 +63,7 @@ def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
 
 
 FLAGS = (
-    Flag("limit", "N", _count, QUESTIONS, "the first N questions only", "只做前 N 道题"),
+    Flag("limit", "N", _count, QUESTIONS, "the first N questions only (default: all)", "只做前 N 道题（默认：全部）"),
     Flag("resume", "", str, QUESTIONS, "go on where an interrupted run of the same settings ended",
          "从相同设置的中断运行处继续"),
     Flag("data_dir", "DIR", _path, QUESTIONS, "folder of the question files (default: data/<set> beside run.sh)",
@@ -73,8 +73,8 @@ FLAGS = (
     Flag("seed", "N", _whole, SPEED, "of the random token ids (default: 1)", "随机 token 的种子（默认：1）"),
     Flag("chip", "NAME", str, ROOFLINE, "chip whose roofline is compared (default: the one found)",
          "用于对比 roofline 的芯片（默认：检测到的芯片）"),
-    Flag("chips_file", "JSON", str, ROOFLINE, "more chips for --chip, as run_pa.py reads them",
-         "供 --chip 使用的更多芯片，格式同 run_pa.py"),
+    Flag("chips_file", "JSON", str, ROOFLINE, "more chips for --chip, as run_pa.py reads them (default: none)",
+         "供 --chip 使用的更多芯片，格式同 run_pa.py（默认：无）"),
     Flag("no_plot", "", str, SPEED, "draw no picture", "不画图"),
     Flag("output_dir", "DIR", _path, ALL, "folder of the results (default: outputs beside run.sh)",
          "结果目录（默认：run.sh 旁的 outputs）"),
@@ -83,8 +83,9 @@ FLAGS = (
     Flag("load_format", "NAME", _one_of(LOAD_FORMATS), ALL,
          "auto, or dummy: random weights; texts still need a tokenizer (default: auto)",
          "auto，或 dummy：随机权重；提问文本仍需分词器（默认：auto）"),
-    Flag("config_overrides", "JSON", json_object, ALL, 'fields of config.json, as {"num_hidden_layers": 4}',
-         'config.json 的字段，如 {"num_hidden_layers": 4}'),
+    Flag("config_overrides", "JSON", json_object, ALL,
+         'fields of config.json, as {"num_hidden_layers": 4} (default: none)',
+         'config.json 的字段，如 {"num_hidden_layers": 4}（默认：无）'),
     Flag("kv_blocks", "N", _count, ALL, "blocks of the KV cache (default: what memory allows)",
          "KV cache 块数（默认：由内存决定）"),
     Flag("prefix_cache", "", str, ALL, "reuse equal prompt beginnings", "复用相同的提示词开头"),

@@ -24,8 +24,8 @@ HELP = {
     "a": ("the JSON file of a run", "一次运行的 JSON 文件"),
     "b": ("that of another; differences and ratios are B against A", "另一次运行的 JSON 文件；差与比均为 B 相对 A"),
     "tolerance": (
-        "status 1 if the accuracies differ by more than this share, as 0.01",
-        "准确率之差超过该值（如 0.01）时以状态 1 结束",
+        "status 1 if the accuracies differ by more than this share, as 0.01 (default: none)",
+        "准确率之差超过该值（如 0.01）时以状态 1 结束（默认：无）",
     ),
 }
 UNEQUAL = 1  # exit status
