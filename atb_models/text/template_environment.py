@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from atb_models.text.template_sizes import BoundedSandbox
 
 
 class Generation(Extension):
@@ -37,9 +38,9 @@ class Generation(Extension):
         return caller()
 
 
-def make_environment() -> ImmutableSandboxedEnvironment:
+def make_environment() -> BoundedSandbox:
     """An environment for chat templates, which are code of strangers."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _raise_exception
