@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import codecs
 import io
 import logging
 import sys
@@ -46,9 +47,11 @@ def main(words: list[str]) -> int:
     check_apart(args, parser)
     if not args.load_tokenizer:
         parser.error("--load_tokenizer False leaves no way to read text")
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):  # a pipe may hold any bytes, and a locale may lack Chinese
-            stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a pipe may hold any bytes, and a file begin with a mark
+        is_utf8 = codecs.lookup(sys.stdin.encoding).name == "utf-8"
+        sys.stdin.reconfigure(encoding="utf-8-sig" if is_utf8 else None, errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale may lack Chinese
+        sys.stdout.reconfigure(errors="backslashreplace")
     client_sampling(args)
     is_terminal = sys.stdin.isatty()
     with _talker(args) as talker:

@@ -93,6 +93,13 @@ def test_a_mistake_in_a_pipe_ends_it(server: Running) -> None:
     assert done.returncode == 1 and "status 400" in done.stderr and "8192" in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["", "utf-8", "utf8:strict"])
+def test_the_mark_of_a_file_is_no_part_of_the_first_turn(encoding: str) -> None:
+    """And a line may end as Windows ends it; here the first is a command, which needs no server."""
+    done = piped("\ufeff/walk\r\n", "--url", "http://127.0.0.1:1", "--model", "m", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (2, "atb-models: error: /walk is no command; /help lists them\n")
+
+
 def test_bytes_that_are_no_text(server: Running) -> None:
     done = subprocess.run([*CHAT, "--url", server.url], input=b"\xff\xfe hi\n", capture_output=True, env=ENV)
     assert done.returncode == 0 and done.stdout.strip()
