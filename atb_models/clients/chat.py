@@ -116,7 +116,7 @@ class Chat:
         """The next line; None at the end of the input."""
         while True:
             try:
-                return input(PROMPT if self._is_terminal else "")
+                return input(PROMPT if self._is_terminal else "").removesuffix("\r")  # a file may be Windows'
             except EOFError:
                 if self._is_terminal:
                     print()

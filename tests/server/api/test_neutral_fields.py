@@ -177,3 +177,23 @@ def test_the_other_form_of_a_body_may_be_null_or_empty(server: Running) -> None:
         ("/tokenize", {"prompt": "Who", "messages": [USER]}),
     ):
         assert _status(server, path, body) == 422, (path, body)
+
+
+@pytest.mark.parametrize("answer", [{"content": None}, {}, {"content": ""}, {"content": [], "prefix": False}])
+def test_an_answer_that_comes_back_may_be_empty(server: Running, answer: dict[str, Any]) -> None:
+    """As one of OpenAI's that refused; it counts as an empty text. A user's turn may not."""
+    turns = [USER, {"role": "assistant", **answer}, USER]
+    body = {"messages": turns, "max_tokens": 2, "temperature": 0}
+    empty = {"messages": [USER, {"role": "assistant", "content": ""}, USER], "max_tokens": 2, "temperature": 0}
+    assert server.json(CHAT, body)["choices"] == server.json(CHAT, empty)["choices"]
+    for path in (CHAT, "/tokenize"):
+        response, data = server.request("POST", path, {"messages": [{"role": "user", **answer}]})
+        if not isinstance(answer.get("content"), (str, list)):
+            assert response.status == 422 and b"messages.0.content: Field required" in data
+
+
+def test_an_answer_of_calls_is_refused_for_the_calls(server: Running) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, USER]
+    error = server.json(CHAT, {"messages": turns}, status=422)["error"]
+    assert error["message"] == "messages.1.tool_calls: is not supported"

@@ -95,8 +95,9 @@ def test_a_mistake_in_a_pipe_ends_it(server: Running) -> None:
 
 @pytest.mark.parametrize("encoding", ["", "utf-8", "utf8:strict"])
 def test_the_mark_of_a_file_is_no_part_of_the_first_turn(encoding: str) -> None:
-    """And a line may end as Windows ends it; here the first is a command, which needs no server."""
-    done = piped("\ufeff/walk\r\n", "--url", "http://127.0.0.1:1", "--model", "m", PYTHONIOENCODING=encoding)
+    """And a line may end as Windows ends it; here both are commands, which need no server."""
+    lines = "\ufeff/reset\r\n/walk\r\n"
+    done = piped(lines, "--url", "http://127.0.0.1:1", "--model", "m", PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (2, "atb-models: error: /walk is no command; /help lists them\n")
 
 

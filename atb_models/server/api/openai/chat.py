@@ -32,11 +32,21 @@ class TextPart(Body):
     text: str
 
 
+def _said(content: Any, info: ValidationInfo) -> Any:
+    """Only an answer that comes back may be empty: OpenAI's has no content where it refuses or calls a tool."""
+    if content is None and info.data.get("role") != "assistant":
+        raise PydanticCustomError("missing", "Field required")
+    return content
+
+
+Content = str | Annotated[list[TextPart], Field(fail_fast=True)] | None
+
+
 class Message(Body):
     """A turn. The fields beside role and content are those of a reply's message, which clients send back."""
 
     role: str
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: Annotated[Content, AfterValidator(_said), Field(validate_default=True)] = None
     name: str | None = None
     refusal: Nothing = None
     annotations: Nothing = None
@@ -46,12 +56,14 @@ class Message(Body):
     tool_call_id: Nothing = None
     reasoning: Nothing = None
     reasoning_content: Nothing = None
+    prefix: Off = None
+    partial: Off = None
 
     def plain(self) -> dict[str, Any]:
         """The message in the chat template's form."""
         content: Any = self.content or ""
-        if content and not isinstance(self.content, str):
-            content = [{"type": "text", "text": part.text} for part in self.content]
+        if isinstance(content, list):
+            content = [{"type": "text", "text": part.text} for part in content]
         return {"role": self.role, "content": content, **({"name": self.name} if self.name else {})}
 
 
