@@ -46,7 +46,7 @@ _OFF = """
     altup_num_inputs laurel_rank hc_mult num_memory_blocks layer_drop
     use_layer_skip early_exit_layers
     mamba_d_state ssm_state_size linear_num_value_heads hybrid_override_pattern layers_block_type
-    layer_group_size full_attention_interval linear_attn_config
+    layer_group_size full_attention_interval linear_attn_config dual_chunk_attention_config
     quantize quantization quantization_config quant_method quant_config compression_config kv_quant kv_quant_type
     kv_cache_quant fa_quant_type reduce_quant_type quant_type w_bit a_bit use_quant is_quantized
     vision_config audio_config text_config
@@ -79,11 +79,15 @@ NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "expert_layer_offset": _ABSENT,
     "scoring_func": (None, "softmax"),
     "score_func": (None, "softmax"),
-    "moe_router_score_function": (None, "softmax"),
+    **dict.fromkeys(
+        ("score_function", "scoring_function", "router_score_function", "router_scoring_func", "moe_score_func",
+         "moe_router_score_function", "router_activation", "router_activation_func", "gating_function"),
+        (None, "softmax"),
+    ),  # fmt: skip
     "router_dtype": (None, "float32", "fp32"),
     "topk_method": (None, "greedy"),
     "position_embedding_type": (None, "rope", "rotary"),
-    "pos_emb_type": (None, "rope", "rotary"),
+    **dict.fromkeys(("pos_emb_type", "pos_emb", "position_embedding", "pos_encoding"), (None, "rope", "rotary")),
     "use_rope": (None, True),
     "use_rotary": (None, True),
     "rotary": (None, True),
@@ -133,8 +137,12 @@ SAME: Final[Mapping[str, Callable[[ModelConfig], float]]] = {
 TELLING: Final = re.compile(
     r"soft_?cap|multiplier|logits?_scal|scaling|alibi|quant|(^|_)mup(_|$)|(^|_)clip|(^|_)rope(_|$)|rotary|sliding"
     r"|(^|_)window|(^|_)lora(_|$)|softmax|qk_?(layer_?)?norm|parallel_(attn|residual|block)|logit_cap"
+    r"|scor(e|ing)_func|(^|_)gat(e|ing)_(func|act)|(^|_)pos(ition(al)?)?_(emb|enc)|(^|_)activation(_func|_type|_sparsity|$)"
+    r"|(^|_)norm_type|(^|_)bias(es)?$"
 )
-TOLD_NEUTRAL: Final = (*_ABSENT, 1, "none", "None", "default")
+TOLD_NEUTRAL: Final = (
+    *_ABSENT, 1, "none", "None", "default", "softmax", "rope", "rotary", "silu", "swish", "swiglu", "rmsnorm",
+)  # fmt: skip
 
 
 def is_same(value: object, wanted: float) -> bool:

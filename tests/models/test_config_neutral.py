@@ -90,6 +90,8 @@ def test_one_that_repeats_another_must_agree_with_it(
         ("mup_hidden_scale", 2), ("clip_hidden", 1e4), ("rope_variant", "2d"), ("vision_rope_theta", 1e4),
         ("sliding_tokens", 512), ("o_lora_rank_2", 3), ("lora_rank", 16), ("query_softmax_mode", "off_by_one"),
         ("qk_norm_2", True), ("parallel_attn_mode", "gptj"), ("use_alibi_bias", True), ("window_pattern", "LG"),
+        ("expert_scoring_func", "sigmoid"), ("gate_activation", "relu"), ("position_encoding_kind", "alibi"),
+        ("ffn_activation", "gelu"), ("input_norm_type", "layernorm"), ("expert_bias", True), ("qkv_bias", True),
     ],
 )  # fmt: skip
 def test_an_unknown_field_whose_name_tells_is_refused_and_can_be_taken_away(
@@ -99,6 +101,15 @@ def test_an_unknown_field_whose_name_tells_is_refused_and_can_be_taken_away(
         load(tmp_path, **{field: value})
     assert load_model_config(tmp_path, {field: None}).overridden == (field,)
     load(tmp_path, **{field: None})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("field", ["score_function", "moe_score_func", "gating_function", "pos_emb", "ffn_activation"])
+def test_a_choice_under_any_name_is_taken_where_it_is_the_models_own(family: str, field: str, tmp_path: Path) -> None:
+    own, other = {"pos_emb": ("rope", "alibi"), "ffn_activation": ("silu", "gelu")}.get(field, ("softmax", "sigmoid"))
+    load(tmp_path, family, **{field: own})
+    with pytest.raises(ConfigError, match=f"config.json: {field} is '{other}'"):
+        load(tmp_path, family, **{field: other})
 
 
 def test_a_known_field_can_be_taken_away_too(tmp_path: Path) -> None:
@@ -150,6 +161,9 @@ def test_no_field_of_published_decoders_that_acts_on_numbers_is_unknown(
 
 def test_names_of_our_own_fields_tell_nothing_wrong() -> None:
     """A family that reads a field is not hindered; harmless names of the published checkpoints are not caught."""
-    harmless = ("initializer_range", "vocab_size", "normalize", "eclipse", "european", "topology")
+    harmless = (
+        "initializer_range", "vocab_size", "normalize", "eclipse", "european", "topology", "activation_checkpointing",
+        "activation_offload", "router_bias_update_rate", "position_ids", "aggregate_function", "unbiased_std",
+    )  # fmt: skip
     caught = [name for name in harmless if TELLING.search(name)]
     assert caught == []
