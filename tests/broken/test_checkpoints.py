@@ -27,6 +27,13 @@ PARAMS = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """What the first model of a process imports is no time of a broken file."""
+    with LLM(**OPTIONS) as llm:
+        llm.generate([[3, 1, 2]], PARAMS)
+
+
 def outcome(folder: Path, damaged: str, log: pytest.LogCaptureFixture) -> str:
     """How it ended: "refused" with a message that names the file, "warned" of odd numbers, or "used"."""
     log.clear()
