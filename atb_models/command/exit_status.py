@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
-from atb_models.command.extras import extra_of, install_command
+from atb_models.command.extras import extra_of
 from atb_models.errors import AtbError, RankError
-from atb_models.wording import message_lines
+from atb_models.wording import install_command, message_lines
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # what a write to stdout may end with

@@ -15,12 +15,12 @@ from atb_models.cli import COMMANDS
 from atb_models.clients import batch, bench_serve, chat
 from atb_models.command import extras
 from atb_models.command.engine_options import engine_config
-from atb_models.command.exit_status import run_guarded
 from atb_models.command.parser import Parser
 from atb_models.launcher import args as launcher
 from atb_models.launcher.inputs import DEFAULT_MAX_INPUT_LENGTH
 from atb_models.sampling_params import SamplingParams
 from atb_models.server import args as serve
+from atb_models.wording import install_command
 
 PARSERS = {
     "run": launcher.build_parser("atb-models run"),
@@ -43,6 +43,7 @@ TWO_THINGS = {
     ),
     "--url": "needed, or in place of a model",
 }  # fmt: skip
+OF_TOOLS = {"test", "peers"}  # extras that no command needs
 # A process in which nothing of the extras can be imported.
 WITHOUT_EXTRAS = """
 import sys
@@ -76,29 +77,17 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(root: Path) 
     assert ended.returncode == 1
     assert ended.stderr == (
         f"atb-models: error: {sys.executable} has no module uvicorn; the extra server brings it:"
-        f" {sys.executable} -m pip install -e '{root}[server]'\n"
+        f" {install_command('server')}\n"
     )
 
 
 def test_every_extra_is_known_by_its_modules(root: Path) -> None:
     project = (root / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")[1].split("\n[")[0]
     listed = dict(re.findall(r"^(\w+) = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL))
-    assert set(extras.MODULES) == set(listed) - {"test"}
-    for extra, packages in listed.items():
-        for package in re.findall(r'"(\w+)[><=]', packages) if extra != "test" else ():
+    assert set(extras.MODULES) == set(listed) - OF_TOOLS
+    for extra in extras.MODULES:
+        for package in re.findall(r'"(\w+)[><=]', listed[extra]):
             assert extras.extra_of(package) in (extra, None if package == "torch" else extra), package
-
-
-def test_an_installed_wheel_has_its_own_remedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(extras, "ROOT", tmp_path)
-
-    def program() -> None:
-        raise ModuleNotFoundError("no", name="matplotlib.figure")
-
-    assert run_guarded(program) == 1
-    assert "-m pip install 'FILE[plot]', FILE being the wheel" in capsys.readouterr().err
 
 
 def flags(command: str) -> dict[str, argparse.Action]:
