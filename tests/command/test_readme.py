@@ -116,7 +116,7 @@ def test_every_figure_is_a_number(document: str) -> None:
 
 @pytest.mark.parametrize("document", SPEED)
 def test_benchmarks_run_in_the_scripts_environment(document: str) -> None:
-    commands = re.findall(r"`([^`]*python) benchmarks/", text_of(document))
+    commands = re.findall(r"([^\s`]*python) benchmarks/", text_of(document))
     assert commands and set(commands) == {".venv/bin/python"}
 
 
