@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atb_models.layers.build import Build, ParallelGroup
 from atb_models.layers.parameter import fillings
+from atb_models.layers.quantization import Quantization
 from atb_models.ops.collectives import Collective
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
@@ -61,10 +62,15 @@ def attention_step(
 
 
 def build_of(
-    dtype: torch.dtype, rank: int = 0, size: int = 1, group: Collective | None = None, device: str = "cpu"
+    dtype: torch.dtype,
+    rank: int = 0,
+    size: int = 1,
+    group: Collective | None = None,
+    device: str = "cpu",
+    quantization: Quantization | None = None,
 ) -> Build:
     """How one of `size` tensor-parallel ranks builds its layers."""
-    return Build(dtype, torch.device(device), tensor=ParallelGroup(rank, size, group))
+    return Build(dtype, torch.device(device), tensor=ParallelGroup(rank, size, group), quantization=quantization)
 
 
 def part_of(model: nn.Module, name: str, role: str = "") -> Tensor:

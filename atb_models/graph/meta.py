@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atb_models.graph.compiler import import_compiler
 from atb_models.layers.build import Build, ParallelGroup
+from atb_models.layers.quantization import Quantization
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.ops.kv_cache import LayerCache, make_cache
@@ -32,10 +33,16 @@ class MetaGroup:
         return x.new_empty(*x.shape[:-1], x.shape[-1] * self.size)
 
 
-def meta_model(config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0) -> Decoder:
-    """One rank's shard of a model without its memory; raises ConfigError when `size` ranks cannot share it."""
+def meta_model(
+    config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0, quantization: Quantization | None = None
+) -> Decoder:
+    """One rank's shard of a model without its memory.
+
+    Raises ConfigError when `size` ranks cannot share it, and where the bound backend takes no quantised weights.
+    """
     import_compiler()
-    return build_model(config, Build(dtype, META, tensor=ParallelGroup(rank, size, MetaGroup(rank, size))))
+    ranks = ParallelGroup(rank, size, MetaGroup(rank, size))
+    return build_model(config, Build(dtype, META, tensor=ranks, quantization=quantization))
 
 
 def meta_caches(model: Decoder, num_blocks: int, block_size: int) -> list[LayerCache]:

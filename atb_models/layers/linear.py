@@ -35,10 +35,11 @@ class Linear(nn.Module):
 
 
 def column_linear(build: Build, inputs: int, outputs: dict[str, int]) -> Linear:
-    """Each role's output features cut across the ranks and laid one after the other (gate-up; the head)."""
+    """Each role's output features cut across the ranks and laid one after the other (gate-up)."""
     ranks = build.tensor
     width = sum(ranks.width(n) for n in outputs.values())
-    weight = build.weight(ops.linear, "weight_OI", width, inputs, padded=any(n % ranks.size for n in outputs.values()))
+    padded = any(n % ranks.size for n in outputs.values())
+    weight = build.weight(ops.linear, "weight_OI", width, inputs, padded=padded, quantized=True)
     parts, offset = {}, 0
     for role, n in outputs.items():
         parts[role] = cut((n, inputs), 0, ranks.span(n), offset)
@@ -49,7 +50,8 @@ def column_linear(build: Build, inputs: int, outputs: dict[str, int]) -> Linear:
 def row_linear(build: Build, inputs: int, outputs: int, *, bias: bool = False) -> Linear:
     """Input features cut across the ranks; the caller sums the ranks' results."""
     ranks = build.tensor
-    weight = build.weight(ops.linear, "weight_OI", outputs, ranks.width(inputs), padded=inputs % ranks.size != 0)
+    width, padded = ranks.width(inputs), inputs % ranks.size != 0
+    weight = build.weight(ops.linear, "weight_OI", outputs, width, padded=padded, quantized=True)
     parts = {"": cut((outputs, inputs), 1, ranks.span(inputs))}
     return Linear(weight, parts, build.parameter(outputs) if bias else None, adds_bias=ranks.rank == 0)
 
@@ -67,5 +69,5 @@ def qkv_linear(
         weight_parts[role] = cut((total * head_dim, hidden), 0, span, offset)
         bias_parts[role] = cut((total * head_dim,), 0, span, offset)
         offset += here * head_dim
-    vector = build.parameter(rows) if bias else None
-    return Linear(build.weight(ops.linear, "weight_OI", rows, hidden), weight_parts, vector, bias_parts)
+    weight = build.weight(ops.linear, "weight_OI", rows, hidden, quantized=True)
+    return Linear(weight, weight_parts, build.parameter(rows) if bias else None, bias_parts)

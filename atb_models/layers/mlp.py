@@ -60,10 +60,10 @@ class Experts(nn.Module):
             gate_up[f"up.{expert}"] = cut((width, hidden), 0, span, local, expert)
             down[f"{expert}"] = cut((hidden, width), 1, span, 0, expert)
         self.stored_gate_up = build.weight(
-            ops.moe_experts, "gate_up_EGH", num_experts, 2 * local, hidden, padded=padded
+            ops.moe_experts, "gate_up_EGH", num_experts, 2 * local, hidden, padded=padded, quantized=True
         )
         self.stored_down = build.weight(
-            ops.moe_experts, "down_EHF", num_experts, hidden, local, padded=padded
+            ops.moe_experts, "down_EHF", num_experts, hidden, local, padded=padded, quantized=True
         )
         hold(self, "gate_up", self.stored_gate_up, gate_up)
         hold(self, "down", self.stored_down, down)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -25,6 +26,10 @@ class Part:
         """The view of its matrix that it fills."""
         return matrix if self.dim is None else matrix.narrow(self.dim, self.first, self.stop - self.start)
 
+    def of_scales(self) -> Part:
+        """The part that the rows' scales fill: a scale belongs to a whole row, also where the row is cut."""
+        return replace(self, shape=self.shape[:-1], dim=0 if self.dim == 0 else None)
+
     @property
     def numel(self) -> int:
         """Elements that this rank reads."""
@@ -42,6 +47,13 @@ class Filling:
 
     parts: dict[str, Part]
     weight: Weight
+
+    @cached_property
+    def scales(self) -> Filling:
+        """How the scales of a quantised weight are filled."""
+        assert self.weight.scale is not None and self.weight.layout.quantized
+        parts = {role: part.of_scales() for role, part in self.parts.items()}
+        return Filling(parts, Weight.plain(self.weight.scale))
 
     def matrix(self, unit: int | None) -> Tensor:
         """The matrix of a part, whose values are read straight to their place; only of a plain weight."""

@@ -53,7 +53,7 @@ def _linear_cost(out_TO: Tensor, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor
 @op("Linear", cost=_linear_cost)
 def linear(x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b -> [T, O]."""
-    return F.linear(x_TI, weight_OI.rows, bias_O)
+    return F.linear(x_TI, weight_OI.dequantized(x_TI.dtype), bias_O)
 
 
 def _swiglu_cost(out_TF: Tensor, gate_up_TF: Tensor) -> Cost:

@@ -37,14 +37,14 @@ def linear(x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Ten
         with _turn(x_TI):
             return basic.linear.reference(x_TI, weight_OI, bias_O)
     y_TO = x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
-    _multiply(x_TI, weight_OI.rows, y_TO)
+    _multiply(x_TI, weight_OI.dequantized(x_TI.dtype), y_TO)
     return y_TO if bias_O is None else y_TO.add_(bias_O)
 
 
 def grouped_matmul(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
     for expert, start, stop in moe.expert_spans(counts_E):
-        _multiply(x_RI[start:stop], weight_EOI.rows[expert], y_RO[start:stop])
+        _multiply(x_RI[start:stop], weight_EOI.dequantized(x_RI.dtype, expert), y_RO[start:stop])
     return y_RO
 
 
@@ -54,7 +54,7 @@ def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, to
     assert rule is not None
     y_RO = rule(x_RI, weight_EOI, counts_E, top_k)
     tokens = slice(0, x_RI.shape[0] // top_k)
-    _multiply(x_RI[tokens], weight_EOI.rows[0], y_RO[tokens])
+    _multiply(x_RI[tokens], weight_EOI.dequantized(x_RI.dtype, 0), y_RO[tokens])
     return y_RO
 
 

@@ -69,8 +69,10 @@ def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, to
             f"rows {tuple(x_RI.shape)}, {top_k} a token, do not go with experts {weight_EOI.shape}"
             f" and counts {tuple(counts_E.shape)}"
         )
-    if x_RI.dtype != weight_EOI.layout.loaded:
+    if x_RI.dtype != weight_EOI.layout.loaded and not weight_EOI.layout.quantized:
         raise ValueError(f"rows of {x_RI.dtype} do not go with experts of {weight_EOI.layout.loaded}")
+    if weight_EOI.layout.packing is None:
+        _workspace = weight_EOI.dequantized(x_RI.dtype, 0)
     return x_RI.new_empty(x_RI.shape[0], outputs)
 
 
@@ -82,7 +84,7 @@ def grouped_matmul(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: in
     """
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
     for expert, start, stop in expert_spans(counts_E):
-        torch.mm(x_RI[start:stop], weight_EOI.rows[expert].t(), out=y_RO[start:stop])
+        torch.mm(x_RI[start:stop], weight_EOI.dequantized(x_RI.dtype, expert).t(), out=y_RO[start:stop])
     return y_RO
 
 

@@ -204,4 +204,4 @@ PACKINGS = {"MoeExperts": {"gate_up_EGH": Transposed(), "down_EHF": Transposed()
 
 def backend() -> Backend:
     """What this module serves."""
-    return Backend(BODIES, packings=PACKINGS, plane_shape=plane_shape)
+    return Backend(BODIES, packings=PACKINGS, plane_shape=plane_shape, quantized=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from atb_models.errors import ConfigError
 from atb_models.ops.cost import Cost
 from atb_models.ops.plane import Plane
 from atb_models.ops.weight import Packing
@@ -81,14 +82,15 @@ class Backend:
 
     bodies: by operation, functions of the definition's signature. shapes: by operation, its shape rule; without one
     the definition's is taken, or else the body is called with meta tensors: one that calls a library must have a rule.
-    packings: by operation, how weights among its arguments are stored. plane_shape:
-    see `kv_plane_shape`.
+    packings: by operation, how weights among its arguments are stored. plane_shape: see `kv_plane_shape`.
+    quantized: whether its operations take weights of integers with scales.
     """
 
     bodies: Mapping[str, Body]
     shapes: Mapping[str, Body] = field(default_factory=dict)
     packings: Mapping[str, Mapping[str, Packing]] = field(default_factory=dict)
     plane_shape: PlaneShape = _plain_shape
+    quantized: bool = True
 
 
 TABLE: dict[str, Op] = {}
@@ -162,6 +164,13 @@ def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
     Raises ConfigError for what the backend's attention does not take.
     """
     return _bound[1].plane_shape(block_size, plane)
+
+
+def check_quantized(method: str) -> None:
+    """Raise ConfigError where the bound backend takes no weights of integers with scales, which `method` asks for."""
+    device, native = _bound
+    if not native.quantized:
+        raise ConfigError(f"{device} takes no quantised weights yet, and quantize is {method}; leave it out there")
 
 
 def operations() -> Iterator[Op]:

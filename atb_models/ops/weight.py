@@ -38,8 +38,8 @@ class Layout:
     """Of a weight [O, I], or of a stack of them [E, O, I]: its shape, and the tensors that hold it.
 
     dtype: of the stored values. stored: shape of the tensor that holds them. scales: shape of the float32 scales
-    beside them, None without. loaded: data type of a matrix before it is packed. packing: None where the stored tensor
-    is the weight itself, its rows one after the other.
+    beside them, None without. loaded: data type in which the rows of a matrix are read. packing: None where the stored
+    tensor is the weight itself, its rows one after the other.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +53,11 @@ class Layout:
     def plain(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Layout:
         """Of a weight that is stored as it is."""
         return cls(shape, dtype, shape, dtype)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its rows are read as integers with a scale each; else a packing that has scales makes them itself."""
+        return not self.loaded.is_floating_point
 
     @property
     def nbytes(self) -> int:
@@ -76,9 +81,20 @@ class Weight:
 
     @property
     def rows(self) -> Tensor:
-        """The tensor of a plain weight."""
+        """The tensor of a weight that is not packed."""
         assert self.layout.packing is None, f"a weight packed as {self.layout.packing.name} has no rows"
         return self.data
+
+    def dequantized(self, dtype: torch.dtype, unit: int | None = None) -> Tensor:
+        """The rows of a weight that is not packed, or those of a matrix of a stack, as products take them.
+
+        A quantised row is its integers times its scale, in float32, rounded to `dtype`; a float weight is as it is.
+        """
+        rows = self.rows if unit is None else self.rows[unit]
+        if self.scale is None:
+            return rows
+        scale = self.scale if unit is None else self.scale[unit]
+        return (rows * scale.unsqueeze(-1)).to(dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:

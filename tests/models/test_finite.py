@@ -71,9 +71,9 @@ def test_a_reader_tells_of_it(layout: str, value: float, tmp_path: Path) -> None
         for name in sorted(checkpoint.names()):
             for dtype in DTYPES:
                 target = torch.zeros(checkpoint.shape(name), dtype=dtype)
-                large = checkpoint.read_into(name, None, 0, 0, target)
-                assert large == (name in ("model.norm.weight", "lm_head.weight")), name
-                assert count_not_finite(target) == int(large)
+                numbers = checkpoint.read_into(name, None, 0, 0, target)
+                assert numbers == (name in ("model.norm.weight", "lm_head.weight")), name
+                assert count_not_finite(target) == numbers
 
 
 PLACES = {

@@ -14,6 +14,7 @@ from atb_models import env
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present, check_size, is_there, read_json
 from atb_models.models.weights.bin_file import BinFile
+from atb_models.models.weights.finite import count_not_finite
 from atb_models.models.weights.safetensors_file import SafetensorsFile
 from atb_models.models.weights.slices import ReadRun, copy_slice, slice_shape
 from atb_models.wording import named, shown
@@ -63,13 +64,14 @@ class Checkpoint:
         """The file that holds the tensor, or else the one that lists all: for error messages."""
         return str(self._files[name].path if name in self._files else self.listing)
 
-    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> bool:
+    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> int:
         """Fill `target` (any device and dtype) with [start, stop) along `dim` of the tensor; dim None: all of it.
 
-        Returns whether a number that was read is large, infinite or no number, see finite.py.
+        Returns how many numbers of the slice are infinite or no numbers, be it only in the target's dtype.
         """
         shape, dtype = self._files[name].tensors[name]
-        return copy_slice(self._files[name].reader(name), shape, dtype, dim, start, stop, target)
+        large = copy_slice(self._files[name].reader(name), shape, dtype, dim, start, stop, target)
+        return count_not_finite(target) if large else 0
 
     def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> Tensor:
         """The slice as a new CPU tensor of the dtype on disk."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from atb_models.errors import CheckpointError
@@ -15,8 +14,11 @@ from atb_models.layers.parameter import Filling, Part, fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.weights.checkpoint import open_checkpoint
 from atb_models.models.weights.dummy import DummyWeights
-from atb_models.models.weights.finite import NotFinite, count_not_finite
+from atb_models.models.weights.finite import NotFinite
+from atb_models.models.weights.names import CheckpointTensor, scale_name
 from atb_models.models.weights.packer import Matched, Packer
+from atb_models.models.weights.quantizing import QuantizingWeights
+from atb_models.models.weights.source import WeightSource
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.wording import named, shown
 
@@ -26,23 +28,15 @@ listeners: list[Callable[[int, int], None]] = []
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-class WeightSource(Protocol):
-    """Where weights come from: a checkpoint folder or dummy values."""
-
-    def names(self) -> set[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def where(self, name: str) -> str: ...
-
-    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> bool: ...
-
-    def close(self) -> None: ...
-
-
 def open_weights(folder: Path | str, load_format: str, model: nn.Module, config: ModelConfig) -> WeightSource:
-    """The source that `load_format` names: "auto" is the checkpoint in `folder`, "dummy" needs none."""
-    return DummyWeights(model, config) if load_format == "dummy" else open_checkpoint(folder)
+    """The source that `load_format` names: "auto" is the checkpoint in `folder`, "dummy" needs none.
+
+    What the model stores in fewer bits is quantised while it is read.
+    """
+    source: WeightSource = DummyWeights(model, config) if load_format == "dummy" else open_checkpoint(folder)
+    every = fillings(model)
+    wanted = {one.name for one in checkpoint_tensors(config) if every[one.parameter].weight.layout.quantized}
+    return QuantizingWeights(source, wanted) if wanted else source
 
 
 class _Bar(tqdm):
@@ -85,8 +79,8 @@ def load_weights(
             check()
             numbers = 0
             for piece in packing.pieces(filling, part):
-                if piece.target.numel() and source.read_into(tensor.name, *piece):
-                    numbers += count_not_finite(piece.target)
+                if piece.target.numel():
+                    numbers += source.read_into(tensor.name, *piece)
             if numbers:
                 found.append(NotFinite(tensor.name, part.start, numbers))
             done += _bytes(filling, part)
@@ -97,12 +91,12 @@ def load_weights(
 
 
 def _bytes(filling: Filling, part: Part) -> int:
-    return part.numel * filling.weight.layout.loaded.itemsize
+    return part.numel * filling.weight.layout.dtype.itemsize
 
 
 def _match(model: nn.Module, config: ModelConfig) -> list[Matched]:
-    """Each tensor with the part that it fills, those of a matrix one after the other; our own invariant: every part of
-    every parameter exactly once."""
+    """Each tensor with the part that it fills, those of a matrix one after the other, a quantised weight before its
+    scales; our own invariant: every part of every parameter exactly once."""
     every = fillings(model)
     strays = {name.removesuffix("_scale") for name, _ in model.named_parameters()} - every.keys()
     assert not strays, f"nothing fills {sorted(strays)}"
@@ -114,9 +108,18 @@ def _match(model: nn.Module, config: ModelConfig) -> list[Matched]:
         unfilled.remove(key)
         filling = every[tensor.parameter]
         matched.append(Matched(tensor, filling, filling.parts[tensor.role]))
+        if filling.weight.layout.quantized:
+            matched.append(_scales_of(matched[-1]))
     assert not unfilled, f"nothing fills {sorted(unfilled)}"
     first: dict[tuple[int, int | None], int] = {}
     return sorted(matched, key=lambda one: first.setdefault((id(one.filling), one.part.unit), len(first)))
+
+
+def _scales_of(weight: Matched) -> Matched:
+    """The tensor of scales beside a quantised weight."""
+    name, parameter, role = weight.tensor
+    scales = weight.filling.scales
+    return Matched(CheckpointTensor(scale_name(name), scale_name(parameter), role), scales, scales.parts[role])
 
 
 def _check(matched: list[Matched], config: ModelConfig, source: WeightSource) -> None:

@@ -17,6 +17,11 @@ class CheckpointTensor(NamedTuple):
     role: str  # the part's key, see layers/parameter.py
 
 
+def scale_name(weight: str) -> str:
+    """The tensor with the scales of a quantised weight's rows."""
+    return f"{weight}_scale"
+
+
 @dataclass(frozen=True)
 class TensorNames:
     """How a family calls what all families have. Paths are within a layer, or within an expert or a dense layer."""
