@@ -61,3 +61,8 @@ def shortened(error: object) -> str:
     """The first line of what an exception of a library says, cut to a message's length."""
     line = message_lines(error)[0]
     return line if len(line) <= 2 * SHOWN else f"{line[: 2 * SHOWN]}..."
+
+
+def precision(dtype: str, quantize: str | None) -> str:
+    """A run's data type and how it stores its weights: "fp16", or "fp16, weights as w8a16"."""
+    return dtype if quantize is None else f"{dtype}, weights as {quantize}"

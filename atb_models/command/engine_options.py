@@ -42,6 +42,7 @@ def engine_config(args: argparse.Namespace, *, max_batch_size: int, max_seq_len:
         config_overrides=overrides or None,
         trust_remote_code=args.trust_remote_code,
         load_format=args.load_format,
+        quantize=args.quantize,
         deterministic=args.deterministic,
         graph_capture=args.graph_capture,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from atb_models.command.values import AUTO, json_object, positive, positive_or_auto, true_or_false, whole_number
-from atb_models.engine.config import DEVICES, DTYPE_CHOICES, LOAD_FORMATS, EngineConfig
+from atb_models.engine.config import DEVICES, DTYPE_CHOICES, LOAD_FORMATS, QUANTIZE, EngineConfig
 from atb_models.models.dtypes import dtype_name
 
 MAX_BLOCK_SIZE = 576
@@ -30,6 +30,8 @@ def model_flags(group: Group) -> None:
         " 1")  # fmt: skip
     add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
         help="dummy: random weights, for measuring")  # fmt: skip
+    add("--quantize", choices=QUANTIZE,
+        help="w8a16: the weights of linear maps as int8, a scale for each output (default: as --dtype)")  # fmt: skip
     add("--graph_capture", action="store_const", const=True,
         help="replay decode steps as captured graphs, or refuse (default: on npu, where it can be)")  # fmt: skip
     add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")

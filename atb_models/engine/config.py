@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from atb_models.demo import demo_path
 from atb_models.errors import ConfigError
 from atb_models.fetch import model_folder
+from atb_models.layers.quantization import METHODS
 from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
@@ -23,6 +24,7 @@ from atb_models.wording import shown
 DEVICES = ("npu", "cuda", "cpu")
 DTYPE_CHOICES = (*DTYPES, AUTO)
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZE = tuple(METHODS)
 # The largest that each may be: tokens and blocks are counted in 32 bits, and a step has a place for every request.
 SIZES = {
     "tp": 1 << 12,
@@ -44,7 +46,7 @@ class EngineConfig:
     `LLM` takes it whole or field by field; its constructor states the fields once more, with the same defaults.
     Lengths are in tokens. None: `model_path` the embedded checkpoint, `device` the first present of npu, cuda and cpu,
     `max_seq_len` the model's limit, `max_prefill_tokens` 2048 a step, `kv_blocks` what memory allows, `graph_capture`
-    what the device can.
+    what the device can, `quantize` weights in `dtype`.
     """
 
     model_path: str | None = None
@@ -63,6 +65,7 @@ class EngineConfig:
     load_format: str = "auto"
     deterministic: bool = False
     graph_capture: bool | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.model_path is not None:  # a Path is welcome; other processes get the text
@@ -73,6 +76,8 @@ class EngineConfig:
         _one_of("load_format", self.load_format, LOAD_FORMATS)
         if self.device is not None:
             _one_of("device", self.device, DEVICES)
+        if self.quantize is not None:
+            _one_of("quantize", self.quantize, QUANTIZE)
         for name in ("prefix_cache", "trust_remote_code", "deterministic"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")

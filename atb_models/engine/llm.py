@@ -57,6 +57,8 @@ class LLM:
     load_format: auto, or dummy for random weights. config_overrides: fields of config.json to replace.
     deterministic: the same bits in every run; on npu and cuda a setting of the whole process, see determinism.py.
     graph_capture: capture decode steps as graphs at the start and replay them; None does so where the device can (npu).
+    quantize: w8a16 stores the weights of the linear maps as int8, one scale for each output, while they are loaded;
+    embedding, head, router and norms stay in dtype. None leaves all weights in dtype.
     An EngineConfig in the place of model_path stands for all of them.
 
     It belongs to the process that made it: in a fork of that process every call raises RequestError, only `close`
@@ -84,6 +86,7 @@ class LLM:
         load_format: str = "auto",
         deterministic: bool = False,
         graph_capture: bool | None = None,
+        quantize: str | None = None,
     ) -> None:
         assert isinstance(model_path, EngineConfig), "the decorator makes it of the fields"
         self.config = config = model_path

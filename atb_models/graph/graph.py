@@ -54,6 +54,7 @@ class OpGraph:
     dtype: torch.dtype
     rank: int
     size: int
+    quantize: str | None = None  # the method of the weights
 
     @property
     def cost(self) -> Cost:
@@ -75,6 +76,7 @@ class OpGraph:
             "rank": self.rank,
             "ranks": self.size,
             "dtype": _name(self.dtype),
+            "quantize": self.quantize,
             "query_lens": list(self.query_lens),
             "kv_lens": list(self.kv_lens),
             "counts": self.counts(),

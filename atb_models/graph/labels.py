@@ -10,7 +10,7 @@ import torch
 from atb_models.graph.fold import Folded, within_layer
 from atb_models.graph.graph import Node, OpGraph
 from atb_models.ops.cost import Cost
-from atb_models.wording import counted
+from atb_models.wording import counted, precision
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -117,4 +117,4 @@ def step_title(name: str, graph: OpGraph) -> str:
 def subject_title(model: str, graph: OpGraph) -> str:
     """As "deepseek-moe-16b-base, fp16, rank 0 of 8"; what cannot be printed of the name is ?."""
     model = "".join(letter if letter.isprintable() else "?" for letter in model)
-    return f"{model}, {dtype_name(graph.dtype)}, rank {graph.rank} of {graph.size}"
+    return f"{model}, {precision(dtype_name(graph.dtype), graph.quantize)}, rank {graph.rank} of {graph.size}"

@@ -47,6 +47,7 @@ def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = Non
         dtype=build.dtype,
         rank=build.tensor.rank,
         size=build.tensor.size,
+        quantize=None if build.quantization is None else build.quantization.name,
     )
 
 

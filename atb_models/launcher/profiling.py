@@ -117,6 +117,7 @@ class Profiling:
             waits=not on_cpu,
             chip=self._chip,
             no_chip=self._no_chip,
+            quantize=llm.config.quantize,
         )
 
 

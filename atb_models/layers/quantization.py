@@ -25,7 +25,8 @@ class Quantization:
         return replace(plain, dtype=torch.int8, loaded=torch.int8, scales=plain.shape[:-1])
 
 
-METHODS = {method.name: method for method in (Quantization("w8a16"),)}
+W8A16 = Quantization("w8a16")
+METHODS = {method.name: method for method in (W8A16,)}
 
 
 def quantization(name: str | None) -> Quantization | None:

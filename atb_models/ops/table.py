@@ -166,11 +166,15 @@ def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
     return _bound[1].plane_shape(block_size, plane)
 
 
+def takes_quantized() -> bool:
+    """Whether the operations of the bound backend take weights of integers with scales."""
+    return _bound[1].quantized
+
+
 def check_quantized(method: str) -> None:
     """Raise ConfigError where the bound backend takes no weights of integers with scales, which `method` asks for."""
-    device, native = _bound
-    if not native.quantized:
-        raise ConfigError(f"{device} takes no quantised weights yet, and quantize is {method}; leave it out there")
+    if not takes_quantized():
+        raise ConfigError(f"{_bound[0]} takes no quantised weights yet, and quantize is {method}; leave it out there")
 
 
 def operations() -> Iterator[Op]:

@@ -14,8 +14,10 @@ import torch
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.layers.quantization import W8A16, Quantization
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
+from atb_models.ops.table import takes_quantized
 from atb_models.plan.memory import RankMemory, rank_memory
 from atb_models.wording import counted, gib
 
@@ -28,13 +30,15 @@ MOST_RANKS = 64
 class Deployment:
     """A model on `size` ranks in a data type, within the limits of an engine.
 
-    layouts: the device type as whose weights and cache its own lie; None: that which is bound.
+    quantization: of the weights. layouts: the device type as whose weights and cache its own lie; None: that which is
+    bound.
     """
 
     model: ModelConfig
     dtype: torch.dtype
     size: int
     limits: Limits
+    quantization: Quantization | None = None
     layouts: str | None = None
 
     def memory(self) -> RankMemory:
@@ -44,7 +48,7 @@ class Deployment:
     @cached_property
     def _memory(self) -> RankMemory:
         with ops.laid_out_for(self.layouts):
-            return rank_memory(self.model, self.dtype, self.size, self.limits)
+            return rank_memory(self.model, self.dtype, self.size, self.limits, self.quantization)
 
     def memory_within(self, usable: int, blocks: int | None = None) -> RankMemory:
         """The memory with `usable` bytes a rank (and `blocks` KV blocks), which limit the length of a sequence."""
@@ -118,6 +122,7 @@ class Shortage:
         yield from self._half_precision()
         yield from self._smaller_steps()
         yield from self._other_ranks()
+        yield from self._int8_weights()
         yield from self._fewer_layers()
         yield from self._more_memory()
 
@@ -145,6 +150,11 @@ class Shortage:
         if self.deployment.dtype != torch.float32:
             return []
         return self._try("--dtype fp16", replace(self.deployment, dtype=torch.float16))
+
+    def _int8_weights(self) -> list[str]:
+        if self.deployment.quantization is not None or not takes_quantized():
+            return []
+        return self._try(f"--quantize {W8A16.name}", replace(self.deployment, quantization=W8A16))
 
     def _other_ranks(self) -> list[str]:
         """The fewest ranks that fit."""

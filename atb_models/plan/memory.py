@@ -11,6 +11,7 @@ from torch import nn
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.meta import META
 from atb_models.layers.parameter import fillings
+from atb_models.layers.quantization import Quantization
 from atb_models.limits import BLOCK_SIZE, Limits, graph_sizes
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer
@@ -52,13 +53,15 @@ class RankMemory:
         return self.weights + max(self.packing, self.activations + blocks * self.kv_block)
 
 
-def rank_memory(config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits) -> RankMemory:
+def rank_memory(
+    config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits, quantization: Quantization | None = None
+) -> RankMemory:
     """What one of `size` ranks needs. Raises ConfigError if they cannot share the model.
 
     The operations' workspaces are those of the backend that is bound.
     """
     kinds = one_of_each_layer(config)
-    model = meta_model(kinds, dtype, size)
+    model = meta_model(kinds, dtype, size, quantization=quantization)
     equal = [
         (config.moe_layers.count(kind) - 1, layer) for kind, layer in zip(kinds.moe_layers, model.layers, strict=True)
     ]

@@ -95,7 +95,9 @@ def make_plan(
         here=here,
         fits=fits(cards, cards.memory(), parameters.total),
         chips=chips,
-        cells=roofline_cells(deployment.model, deployment.dtype, deployment.size, budget, list(chips.values())),
+        cells=roofline_cells(
+            deployment.model, deployment.dtype, deployment.size, budget, list(chips.values()), deployment.quantization
+        ),
         kv_blocks=kv_blocks,
     )
 
@@ -110,6 +112,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "family": model.model_type,
             "layers": model.num_hidden_layers,
             "dtype": plan.dtype,
+            "quantize": None if deployment.quantization is None else deployment.quantization.name,
             "parameters": plan.parameters._asdict(),
         },
         "ranks": deployment.size,

@@ -12,7 +12,7 @@ from atb_models.plan.memory import largest_step
 from atb_models.plan.plan import Plan
 from atb_models.plan.roofline import Times
 from atb_models.plan.times import BATCHES, Cell, pairs_within
-from atb_models.wording import counted, gib
+from atb_models.wording import counted, gib, precision
 
 WIDTH = 100
 MOST_NAME = 24  # characters of a chip's name in the table of all chips
@@ -37,9 +37,11 @@ def _model(plan: Plan) -> Iterator[str]:
         f", {experts} with {model.num_experts} routed experts, {model.num_experts_per_tok} a token" if experts else ""
     )
     total, active = plan.parameters
+    method = plan.deployment.quantization
+    storage = precision(plan.dtype, None if method is None else method.name)
     yield f"  parameters  {total:,} in all, {active:,} active; embedding and head included"
     yield (
-        f"  run         {plan.dtype}, {counted(plan.deployment.size, 'rank')};"
+        f"  run         {storage}, {counted(plan.deployment.size, 'rank')};"
         f" at most {counted(limits.max_prefill_tokens, 'prompt token')} a step,"
         f" {counted(limits.max_batch_size, 'sequence')} of {counted(limits.max_seq_len, 'token')}"
     )

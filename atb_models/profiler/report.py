@@ -31,6 +31,7 @@ class ProfiledRun:
     waits: bool  # each operation was waited for, on an asynchronous device
     chip: Chip | None  # the times are compared with its roofline
     no_chip: str | None = None  # why there is no chip
+    quantize: str | None = None  # the method of the weights
 
     def price(self) -> Callable[[Cost, Arithmetic], Times] | None:
         """A function: the times of an operation at the roofline. None without a chip."""

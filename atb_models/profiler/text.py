@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from atb_models.profiler.profile import Profile, Total
 from atb_models.profiler.report import KINDS, ProfiledRun
 from atb_models.profiler.table import TableRow, by_module, by_operation, rest
-from atb_models.wording import counted
+from atb_models.wording import counted, precision
 
 MODULES = 15  # rows of the modules' table
 COLUMNS = ("calls", "time ms", "wall %", "GFLOP/s", "GB/s", "roofline %", "limit", "lost ms")
@@ -18,7 +18,8 @@ LEAST = 0.0001  # of a rate; a smaller one is shown as less than this
 
 def lines(profile: Profile, run: ProfiledRun) -> Iterator[str]:
     """The header, a table of the operations, a table of the modules, and notes on the figures."""
-    yield f"profile of rank {run.rank} of {run.ranks}: {run.model}, {run.dtype} on {run.device}"
+    storage = precision(run.dtype, run.quantize)
+    yield f"profile of rank {run.rank} of {run.ranks}: {run.model}, {storage} on {run.device}"
     yield from _chip(run)
     yield from _steps(profile)
     yield from _split(profile)

@@ -49,6 +49,7 @@ FLAGS = {
     "device": ("cpu", "device", "cpu"),
     "tp": ("4", "tp", 4),
     "load_format": ("dummy", "load_format", "dummy"),
+    "quantize": ("w8a16", "quantize", "w8a16"),
     "graph_capture": ("", "graph_capture", True),
     "no_graph_capture": ("", "graph_capture", False),
     "deterministic": ("", "deterministic", True),

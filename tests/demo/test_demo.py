@@ -63,6 +63,23 @@ def test_answers_on_ranks(kept_ranks: KeptRanks, tp: int) -> None:
     kept_ranks.run("tests.demo.test_demo:check_answers", tp)
 
 
+def check_int8_answers() -> None:
+    check_answers(quantize="w8a16")
+
+
+@pytest.mark.parametrize("level", ["best", "reference"])
+def test_int8_weights_answer_alike(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the listed questions, by the native library and by torch."""
+    if level == "reference":
+        monkeypatch.setenv("ATB_CPU_ISA", level)
+    check_int8_answers()
+
+
+@pytest.mark.parametrize("tp", [2, pytest.param(8, marks=pytest.mark.full)])
+def test_int8_weights_answer_alike_on_ranks(kept_ranks: KeptRanks, tp: int) -> None:
+    kept_ranks.run("tests.demo.test_demo:check_int8_answers", tp)
+
+
 def test_the_default_question_within_the_default_length() -> None:
     with LLM(device="cpu") as llm:
         (output,) = llm.chat([[{"role": "user", "content": NAMED[0]}]], SamplingParams(max_tokens=10, temperature=0))

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from atb_models.command.sampling import sampling_params
-from atb_models.engine.config import DEVICES, DTYPE_CHOICES, LOAD_FORMATS, EngineConfig
+from atb_models.engine.config import DEVICES, DTYPE_CHOICES, LOAD_FORMATS, QUANTIZE, EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import FIXED, REFUSED, build_parser, parse_args
 from atb_models.launcher.inputs import check_lengths, input_length
@@ -70,6 +70,7 @@ ACCEPTED = {
     "device": ("cpu", "cpu"),
     "tp": ("4", 4),
     "load_format": ("dummy", "dummy"),
+    "quantize": ("w8a16", "w8a16"),
     "deterministic": ("", True),
     "graph_capture": ("", True),
     "config_overrides": ("'{\"num_hidden_layers\": 4}'", {"num_hidden_layers": 4}),
@@ -277,8 +278,8 @@ def test_long_prompt_is_measured_by_the_given_length_or_1024(caplog):
 def test_choices_and_defaults_are_the_engines():
     actions = {action.dest: action for action in build_parser()._actions}
     assert (actions["dtype"].choices, actions["device"].choices) == (DTYPE_CHOICES, DEVICES)
-    assert actions["load_format"].choices == LOAD_FORMATS
-    for name in ("dtype", "load_format", "block_size", "device"):
+    assert (actions["load_format"].choices, actions["quantize"].choices) == (LOAD_FORMATS, QUANTIZE)
+    for name in ("dtype", "load_format", "quantize", "block_size", "device"):
         assert actions[name].default == getattr(EngineConfig, name)
 
 

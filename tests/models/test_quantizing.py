@@ -12,9 +12,9 @@ import tiny
 import torch
 from torch import Tensor
 
-from atb_models import ops
+from atb_models import LLM, ops
 from atb_models.layers.parameter import Filling, fillings
-from atb_models.layers.quantization import METHODS
+from atb_models.layers.quantization import W8A16
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights import quantizing
@@ -23,6 +23,7 @@ from atb_models.models.weights.loader import load_weights, open_weights
 from atb_models.models.weights.quantizing import QuantizingWeights
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ops.weight import Weight
+from tests.models.test_finite import PLACES, SAID, damaged
 from tests.quantized import Array, integers_and_scales, is_quantized
 from tests.records import build_of
 
@@ -116,9 +117,18 @@ def test_what_is_no_number_stays_none(tmp_path: Path, value: float) -> None:
             assert target[1].abs().max() > 70
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_one_warning_names_tensors_and_counts(tmp_path: Path, tp: int, caplog: pytest.LogCaptureFixture) -> None:
+    damaged(tmp_path, PLACES, math.nan)
+    with LLM(tmp_path, device="cpu", quantize="w8a16", kv_blocks=2, max_seq_len=64, tp=tp):
+        pass
+    (line,) = [record.getMessage() for record in caplog.records if "no numbers" in record.getMessage()]
+    assert SAID in line
+
+
 def loaded(folder: Path, rank: int, tp: int) -> Decoder:
     config = load_model_config(folder)
-    model = build_model(config, build_of(torch.float32, rank, tp, quantization=METHODS["w8a16"]))
+    model = build_model(config, build_of(torch.float32, rank, tp, quantization=W8A16))
     source = open_weights(folder, "auto", model, config)
     load_weights(model, config, source)
     source.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.tiny import write_checkpoint
 
 LEVELS = [level.name for level in levels_of(platform.machine()) if level.needs <= cpu_flags()]
 DTYPES = ("fp32", "fp16", "bf16")
+STORED = (None, "w8a16")
 LONG = [(7 * i * i + 3 * i) % 2400 + 5 for i in range(150)]
 PROMPTS = [LONG, LONG[:40], LONG[20:90], [9, 8, 7], LONG[:129]]
 DRAWN = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, seed=5, ignore_eos=True)
@@ -42,46 +44,54 @@ def test_there_is_a_level() -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_toys_answers(monkeypatch: pytest.MonkeyPatch, level: str, dtype: str) -> None:
+@pytest.mark.parametrize("quantize", STORED)
+def test_the_toys_answers(monkeypatch: pytest.MonkeyPatch, level: str, dtype: str, quantize: str | None) -> None:
     monkeypatch.setenv("ATB_CPU_ISA", level)
     asked = questions()[:: 1 if dtype == "fp16" else 8]
-    with LLM(dtype=dtype, device="cpu") as llm:
+    with LLM(dtype=dtype, device="cpu", quantize=quantize) as llm:
         assert ops.moe_experts.backend == "cpu"
         chats = [[{"role": "user", "content": str(one["question"])}] for one in asked]
         outs = llm.chat(chats, [SamplingParams(max_tokens=int(one["max_tokens"])) for one in asked])
     assert [out.text for out in outs] == [one["answer"] for one in asked]
 
 
-def alone(dtype: str, params: SamplingParams) -> list[list[int]]:
-    with LLM(dtype=dtype, device="cpu", block_size=16, prefix_cache=False, max_seq_len=512) as llm:
+def alone(params: SamplingParams, **engine: Any) -> list[list[int]]:
+    with LLM(**engine, prefix_cache=False) as llm:
         return [llm.generate([prompt], params)[0].token_ids for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_same_request_gives_the_same_bits(dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "quantize"),
+    [*((dtype, None) for dtype in DTYPES), ("bf16", "w8a16"),
+     *(pytest.param(dtype, "w8a16", marks=pytest.mark.full) for dtype in ("fp32", "fp16"))],
+)  # fmt: skip
+def test_the_same_request_gives_the_same_bits(dtype: str, quantize: str | None) -> None:
     """Alone; in company; in chunks of 13 tokens; with preemption; after a prefix hit; with two threads."""
+    engine: dict[str, Any] = dict(dtype=dtype, quantize=quantize, device="cpu", block_size=16, max_seq_len=512)
     torch.set_num_threads(1)
-    expected = alone(dtype, DRAWN)
-    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512) as llm:
+    expected = alone(DRAWN, **engine)
+    with LLM(**engine) as llm:
         together = [out.token_ids for out in llm.generate(PROMPTS, DRAWN)]
         again = [out.token_ids for out in llm.generate(PROMPTS, DRAWN)]
         assert llm.metrics()["prefix_hit_tokens"] > 0
     assert together == expected and again == expected
-    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, max_prefill_tokens=13) as llm:
+    with LLM(**engine, max_prefill_tokens=13) as llm:
         assert [out.token_ids for out in llm.generate(PROMPTS, DRAWN)] == expected
-    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, kv_blocks=14, prefix_cache=False) as llm:
+    with LLM(**engine, kv_blocks=14, prefix_cache=False) as llm:
         assert [out.token_ids for out in llm.generate(PROMPTS, DRAWN)] == expected
         assert llm.metrics()["preemptions"] > 0
     torch.set_num_threads(2)
-    assert alone(dtype, DRAWN) == expected
+    assert alone(DRAWN, **engine) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_logits_do_not_depend_on_chunks_or_company(dtype: str) -> None:
-    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, prefix_cache=False) as llm:
+@pytest.mark.parametrize("quantize", STORED)
+def test_logits_do_not_depend_on_chunks_or_company(dtype: str, quantize: str | None) -> None:
+    engine: dict[str, Any] = dict(dtype=dtype, quantize=quantize, device="cpu", block_size=16, max_seq_len=512)
+    with LLM(**engine, prefix_cache=False) as llm:
         whole = llm.prompt_logits(LONG)
         company = llm.prompt_logits([LONG, LONG[3:50], LONG[:1]])
-    with LLM(dtype=dtype, device="cpu", block_size=16, max_seq_len=512, max_prefill_tokens=7) as llm:
+    with LLM(**engine, max_prefill_tokens=7) as llm:
         chunked = llm.prompt_logits(LONG)
     assert torch.equal(company[0], whole) and torch.equal(chunked, whole)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.graph import meta_model
-from atb_models.layers.quantization import METHODS
+from atb_models.layers.quantization import W8A16
 from atb_models.models.config_reader import load_model_config
 from atb_models.ops import table
 from atb_models.ops.native.library import active
@@ -20,7 +20,6 @@ from atb_models.ops.table import Op
 from atb_models.ops.weight import Layout, Weight
 from tests.records import map_tensors, shape_rule
 
-W8A16 = METHODS["w8a16"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Of the largest value. The native level multiplies the integers and scales the sum; torch rounds the weights first.
 NATIVE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,6 +16,7 @@ from atb_models import LLM, RequestOutput, SamplingParams
 from atb_models.engine.scheduler import Row
 from tests.parity.golden import PROMPTS, Golden
 from tests.parity.plain import plain_logits
+from tests.quantized import dequantized
 
 GREEDY = SamplingParams(max_tokens=32, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
@@ -90,16 +92,24 @@ def generate(
     return outputs, firsts
 
 
-def check_plain(folder: str) -> None:
+def check_plain(folder: str, quantize: str | None = None) -> None:
     """fp32 logits of a prompt in chunks, and the greedy continuation, as the plain implementation has them.
 
-    folder: a checkpoint in one file; its ranks are those of the environment.
+    folder: a checkpoint in one file; its ranks are those of the environment. With `quantize` the plain implementation
+    gets the floats that the quantised weights stand for.
     """
     token_ids = torch.randint(3, 250, (37,), generator=torch.Generator().manual_seed(1)).tolist()
-    with LLM(folder, dtype="fp32", device="cpu", block_size=16, max_prefill_tokens=20) as llm:
+    with LLM(folder, dtype="fp32", device="cpu", block_size=16, max_prefill_tokens=20, quantize=quantize) as llm:
         ours = llm.prompt_logits(token_ids)
         (output,) = llm.generate([token_ids], SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))
-    config = json.loads(Path(folder, "config.json").read_text())
-    exact = plain_logits(config, load_file(Path(folder, "model.safetensors")), token_ids + output.token_ids)
+    config, tensors = json.loads(Path(folder, "config.json").read_text()), load_file(Path(folder, "model.safetensors"))
+    exact = plain_logits(config, dequantized(tensors) if quantize else tensors, token_ids + output.token_ids)
     assert (ours - exact[: len(token_ids)]).abs().max() <= 2e-4
     assert output.token_ids == exact[len(token_ids) - 1 : -1].argmax(dim=1).tolist()
+
+
+def check_quantized_by_torch(folder: str) -> None:
+    """check_plain of W8A16 without the native library."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATB_CPU_ISA", "reference")
+        check_plain(folder, "w8a16")

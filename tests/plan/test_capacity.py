@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from atb_models import ops
+from atb_models.layers.quantization import W8A16
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
+from atb_models.ops import table
 from atb_models.plan import capacity
 from atb_models.plan.capacity import Deployment, Shortage
 from atb_models.plan.memory import RankMemory
@@ -119,15 +121,32 @@ def test_smaller_steps_fewer_blocks_and_layers(wide: ModelConfig) -> None:
     deployment = Deployment(wide, torch.float16, 1, LIMITS)
     memory = deployment.memory()
     usable = memory.weights + memory.activations + 2 * memory.kv_block
-    blocks, steps, layers, *_ = shortage(deployment, usable, blocks=3, overrides={"rope_theta": 5.0}).remedies()
+    found = shortage(deployment, usable, blocks=3, overrides={"rope_theta": 5.0})
+    blocks, steps, int8, layers, *_ = found.remedies()
     tokens = int(re.findall(r"--max_prefill_tokens (\d+)", steps)[0])
     limits = replace(LIMITS, max_prefill_tokens=tokens)
     smaller = replace(deployment, limits=limits).memory()
     assert "--max_batch_size 8" in steps  # the batch is not given up before the prompts' share of a step
     assert smaller.weights + smaller.activations + 3 * smaller.kv_block <= usable
     assert blocks.startswith("--kv_blocks 2: ")
+    assert int8.startswith("--quantize w8a16: a rank needs 1.") and size_in(int8) < 0.6 * usable
     overrides = re.findall(r"'(.*)'", layers)[0]
     assert json.loads(overrides) == {"rope_theta": 5.0, "num_hidden_layers": 23} and size_in(layers) <= usable
+
+
+def test_int8_weights_are_no_remedy_where_they_are_there_or_not_served(
+    wide: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(wide, torch.float16, 1, LIMITS)
+    plain, int8 = deployment.memory(), replace(deployment, quantization=W8A16).memory()
+    assert int8.weights < 0.55 * plain.weights
+    usable = int8.weights + int8.activations + int8.kv_block
+    assert any(remedy.startswith("--quantize w8a16: ") for remedy in shortage(deployment, usable).remedies())
+    remedies = list(shortage(replace(deployment, quantization=W8A16), usable // 2).remedies())
+    assert remedies and not any("quantize" in remedy for remedy in remedies)
+    monkeypatch.setattr(table, "_bound", ("npu", table.Backend({}, quantized=False)))
+    remedies = list(shortage(deployment, usable).remedies())
+    assert remedies and not any("quantize" in remedy for remedy in remedies)
 
 
 def test_memory_is_named_where_nothing_else_helps(wide: ModelConfig) -> None:

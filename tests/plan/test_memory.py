@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from atb_models import SamplingParams, ops
+from atb_models import LLM, SamplingParams, ops
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.engine import Engine
 from atb_models.engine.sampling.sampler import sample
@@ -16,8 +17,11 @@ from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.memory import StorageMode
+from atb_models.layers.parameter import fillings
+from atb_models.layers.quantization import W8A16
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
+from atb_models.models.weights.packer import packing_bytes
 from atb_models.plan.memory import (
     SAMPLING_BYTES,
     Limits,
@@ -47,6 +51,43 @@ def test_weights_and_kv_by_hand(config: ModelConfig) -> None:
     assert memory.weights == 2 * halves + 4 * 3 * experts * hidden  # the router is float32
     assert memory.kv_per_token == 4 * 2 * hidden * 2 and memory.kv_block == 16 * memory.kv_per_token
     assert rank_memory(config, torch.float32, 4, LIMITS).kv_per_token == 4 * 2 * 32 * 4
+
+
+def test_int8_weights_and_their_scales_by_hand(config: ModelConfig) -> None:
+    """Embedding, head and norms stay as they are; a scale for each row, whatever a rank has of the row."""
+    vocab, hidden, experts, width = 2496, 128, 16, config.moe_intermediate_size
+    shared, dense = config.shared_intermediate_size, config.intermediate_size
+    for ranks in (1, 4):
+        mlps = dense + 3 * (experts * width + shared)  # widths of all layers together
+        integers = (4 * 4 * hidden * hidden + 3 * hidden * mlps) // ranks
+        scales = 4 * (3 * hidden // ranks + hidden) + 2 * mlps // ranks + hidden * (1 + 3 * (experts + 1))
+        floats = 2 * (vocab * hidden + vocab // ranks * hidden + 9 * hidden) + 4 * 3 * experts * hidden
+        memory = rank_memory(config, torch.float16, ranks, LIMITS, W8A16)
+        assert memory.weights == integers + 4 * scales + floats
+        assert memory.kv_per_token == rank_memory(config, torch.float16, ranks, LIMITS).kv_per_token
+
+
+@pytest.mark.parametrize("level", ["reference", "native"])
+def test_int8_weights_are_held_as_planned(
+    config: ModelConfig, demo: Path, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parameters of a loaded model; where torch serves, an operation's floats are planned as its workspace."""
+    monkeypatch.delenv("ATB_CPU_ISA", raising=False)
+    if level == "reference":
+        monkeypatch.setenv("ATB_CPU_ISA", level)
+    ops.bind("cpu")
+    planned = rank_memory(config, torch.float16, 1, LIMITS, W8A16)
+    with LLM(demo, device="cpu", quantize="w8a16", kv_blocks=2, max_seq_len=64) as llm:
+        assert planned.weights == sum(parameter.nbytes for parameter in llm._runner.model.parameters())
+    model = meta_model(config, torch.float16, quantization=W8A16)
+    if level == "reference":
+        assert planned.packing == 0
+        decode = trace(model, meta_step([1], [1], 16))
+        assert decode.peak_activation_bytes > (4 + 2) * 2 * config.intermediate_size * 128
+    else:
+        quantized = [filling for filling in fillings(model).values() if filling.weight.layout.quantized]
+        assert len(quantized) == 2 * 4 + 2 + 3 * 4
+        assert all(packing_bytes(filling) == math.prod(filling.weight.shape[-2:]) for filling in quantized)
 
 
 def test_one_layer_of_each_kind_has_the_peak_of_all(config: ModelConfig) -> None:

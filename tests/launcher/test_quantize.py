@@ -1,0 +1,92 @@
+"""--quantize on the command lines: answers, plan, graph and profile, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atb_models import LLM, cli
+from atb_models.command import exit_status
+from atb_models.errors import ConfigError
+from atb_models.launcher import main as run_pa
+from tests.wide import write_config
+
+INT8 = ["--device", "cpu", "--quantize", "w8a16"]
+QUESTION = ["--is_chat_model", "--input_texts", "Who is the CEO of Google?"]
+
+pytestmark = pytest.mark.usefixtures("clean_environ")
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert run_pa.main(list(argv)) == 0
+    return capsys.readouterr().out
+
+
+def test_an_answer_on_two_ranks(root: Path) -> None:
+    command = [sys.executable, "-m", "atb_models.launch", "--tp", "2", *INT8, *QUESTION]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Answer[0]: Sundar Pichai is the CEO of Google." in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "launch", "chat", "serve", "batch", "plan", "graph"])
+def test_another_method_is_refused_in_one_line(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exit_status.os, "environ", dict(exit_status.os.environ))
+    files = ["-i", "in.jsonl", "-o", "out.jsonl"] if command == "batch" else []
+    assert cli.main([command, *files, "--quantize", "w4"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("atb-models: error: ") and "--quantize" in line and "w4" in line and "w8a16" in line
+
+
+def test_another_method_is_refused_in_python() -> None:
+    with pytest.raises(ConfigError, match="quantize must be one of w8a16, not 'w4'"):
+        LLM(quantize="w4")
+
+
+def test_a_plan_of_int8_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """DeepSeek-MoE-16B: half of it, but for embedding, head and norms; and decoding reads half as much."""
+    folder = ["--model_path", str(write_config(tmp_path)), "--plan"]
+    plain, int8 = (json.loads(run(capsys, *folder, *more, "--format", "json")) for more in (["--device", "cpu"], INT8))
+    assert (plain["model"]["quantize"], int8["model"]["quantize"]) == (None, "w8a16")
+    assert plain["model"]["parameters"] == int8["model"]["parameters"]
+    weights = [plan["memory"]["rank"]["weights"] for plan in (plain, int8)]
+    floats = 2 * 2 * 102400 * 2048
+    assert 0.5 < (weights[1] - floats) / (weights[0] - floats) < 0.51
+    assert plain["memory"]["rank"]["kv_per_token"] == int8["memory"]["rank"]["kv_per_token"]
+    for chip in ("Atlas 800I A2 32 GB", "H200"):
+        times = [plan["chips"][chip]["times"][0]["per_token_s"] for plan in (plain, int8)]
+        assert 0.5 < times[1]["memory"] / times[0]["memory"] < 0.65
+        assert times[1]["compute"] == times[0]["compute"], "activations are floats, and so is the arithmetic"
+    assert "run         fp16, weights as w8a16, 1 rank;" in run(capsys, *folder, *INT8)
+
+
+def test_the_graph_names_the_method_and_int8_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--print_graph", *INT8).startswith("graph of embedded checkpoint, fp16, weights as w8a16, rank")
+    graph = json.loads(run(capsys, "--print_graph", *INT8, "--format", "json"))["decode"]
+    assert (graph["dtype"], graph["quantize"]) == ("float16", "w8a16")
+    stored = {
+        value["dtype"]
+        for node in graph["nodes"]
+        for value in node["inputs"]
+        if node["op"] in ("Linear", "MoeExperts") and value["argument"] in ("weight_OI", "gate_up_EGH", "down_EHF")
+        if node["module"] != "lm_head"
+    }
+    assert stored == {"int8"}
+
+
+def test_the_profile_names_the_method(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROFILING_FILEPATH", str(tmp_path))
+    assert run_pa.main(["--profile", "--chip", "H200", *INT8, *QUESTION]) == 0
+    assert "fp16, weights as w8a16 on cpu" in capsys.readouterr().err
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert profile["quantize"] == "w8a16"
+    read = {row["name"]: row["bytes_read"] / row["calls"] for row in profile["modules"]}
+    assert read["layers.*.mlp.shared.down"] < 2 * 128 * 128, "a row of bytes and a scale"
