@@ -1,6 +1,7 @@
 """The planned peak of a rank's memory against the measured one, at a real model's width with few layers.
 
     python benchmarks/memory.py --model_path <folder with the model's config.json> [--layers 4] [--tp 1] [--dtype fp16]
+        [--quantize w8a16]
 
 Random weights. Each rank decodes a batch and prefills a prompt. Measured for each of the two is VmHWM beyond what the
 process held before the model; planned are the weights, the KV tokens that are written, the recorded graph's peak and
@@ -18,6 +19,7 @@ from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
+from atb_models.layers.quantization import quantization
 from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.memory import RUNTIME_BYTES
 from atb_models.models.dtypes import torch_dtype
@@ -44,8 +46,8 @@ def main() -> int:
 def plan(config: EngineConfig) -> dict[str, int]:
     """Bytes of a rank at the peak of each step, from config.json alone."""
     ops.bind("cpu")
-    read = config.load_model_config()
-    model = meta_model(read, torch_dtype(read.run_dtype(config.dtype)), config.tp)
+    read, method = config.load_model_config(), quantization(config.quantize)
+    model = meta_model(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, quantization=method)
     held, written = weight_bytes(model) + RUNTIME_BYTES, 0
     planned = {}
     for name, (query_lens, kv_lens) in STEPS.items():

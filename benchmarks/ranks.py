@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atb_models.command.model_flags import dtype_flag
+from atb_models.command.model_flags import dtype_flag, quantize_flag
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.message import Int32
 from atb_models.limits import BLOCK_SIZE
@@ -25,10 +25,12 @@ def few_layers(description: str | None, kv_blocks: int) -> EngineConfig:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tp", type=int, default=1)
     dtype_flag(parser)
+    quantize_flag(parser)
     args = parser.parse_args()
     return EngineConfig(
         args.model_path,
         dtype=args.dtype,
+        quantize=args.quantize,
         tp=args.tp,
         load_format="dummy",
         kv_blocks=kv_blocks,

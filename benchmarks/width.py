@@ -1,10 +1,12 @@
 """Decode and prefill at a real model's width, few layers, random weights, against what this machine can do.
 
     python benchmarks/width.py --model_path <folder with the model's config.json> [--layers 4] [--dtype fp16]
+        [--quantize w8a16]
 
 Decode: the share of the memory bandwidth, measured in the same run by summing 1 GiB, at which one token reads the
 weights it needs. Prefill of 256 tokens: its rate over that of torch's own matmul at the same shapes and dtype (a weight
-that a step uses once is used once here too, so neither runs from the cache).
+that a step uses once is used once here too, so neither runs from the cache). torch's products are of floats, also where
+ours take int8.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from atb_models import LLM, SamplingParams
-from atb_models.command.model_flags import dtype_flag
+from atb_models.command.model_flags import dtype_flag, quantize_flag
 from atb_models.layers.parameter import fillings
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
+from atb_models.wording import precision
 
 PROMPT = 256
 
@@ -30,11 +33,13 @@ def main() -> None:
     parser.add_argument("--model_path", required=True)
     parser.add_argument("--layers", type=int, default=4)
     dtype_flag(parser)
+    quantize_flag(parser)
     parser.add_argument("--tokens", type=int, default=24, help="decode steps that are timed")
     args = parser.parse_args()
     with LLM(
         args.model_path,
         dtype=args.dtype,
+        quantize=args.quantize,
         device="cpu",
         load_format="dummy",
         config_overrides={"num_hidden_layers": args.layers},
@@ -48,8 +53,8 @@ def main() -> None:
         matmul_s = torch_seconds(model, config)
     size = token_bytes(model, config)
     threads = torch.get_num_threads()
-    dtype = config.run_dtype(args.dtype)
-    print(f"{dtype}, {args.layers} layers, {threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s")
+    storage = precision(config.run_dtype(args.dtype), args.quantize)
+    print(f"{storage}, {args.layers} layers, {threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s")
     print(
         f"decode:  {decode_s * 1e3:.1f} ms a token, {size / 1e9:.3f} GB of weights,"
         f" {size / decode_s / bandwidth:.0%} of the bandwidth"
@@ -115,12 +120,13 @@ def products(model: Decoder, config: ModelConfig) -> Iterator[tuple[torch.Tensor
     plain: dict[tuple[int, ...], torch.Tensor] = {}
     for name, filling in fillings(model).items():
         layout = filling.weight.layout
+        dtype = model.embed.weight.dtype if layout.quantized else layout.loaded
         if name.startswith("embed.") or len(layout.shape) < 2:
             continue
         rows = rows_per_expert if ".experts." in name else 1 if name.startswith("lm_head.") else PROMPT
         matrices = layout.shape[0] if len(layout.shape) == 3 else 1
-        weight = plain.setdefault(layout.shape[-2:], torch.full(layout.shape[-2:], 0.01, dtype=layout.loaded))
-        x = torch.full((rows, layout.shape[-1]), 0.01, dtype=layout.loaded)
+        weight = plain.setdefault(layout.shape[-2:], torch.full(layout.shape[-2:], 0.01, dtype=dtype))
+        x = torch.full((rows, layout.shape[-1]), 0.01, dtype=dtype)
         yield from ((x, weight) for _ in range(matrices))
 
 

@@ -30,8 +30,7 @@ def model_flags(group: Group) -> None:
         " 1")  # fmt: skip
     add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
         help="dummy: random weights, for measuring")  # fmt: skip
-    add("--quantize", choices=QUANTIZE,
-        help="w8a16: the weights of linear maps as int8, a scale for each output (default: as --dtype)")  # fmt: skip
+    quantize_flag(group)
     add("--graph_capture", action="store_const", const=True,
         help="replay decode steps as captured graphs, or refuse (default: on npu, where it can be)")  # fmt: skip
     add("--no_graph_capture", action="store_const", const=False, dest="graph_capture", help="launch every operator")
@@ -51,6 +50,12 @@ def name_flag(group: Group) -> None:
 def dtype_flag(group: argparse._ActionsContainer) -> None:
     group.add_argument("--dtype", type=dtype_name, choices=DTYPE_CHOICES, default=EngineConfig.dtype,
         help="auto: what the checkpoint's config.json says, else fp16; torch's names, such as bfloat16, mean the same"
+    )  # fmt: skip
+
+
+def quantize_flag(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--quantize", choices=QUANTIZE,
+        help="w8a16: the weights of linear maps as int8, a scale for each output (default: as --dtype)"
     )  # fmt: skip
 
 

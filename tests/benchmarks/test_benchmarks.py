@@ -62,7 +62,10 @@ def cases(few: int) -> list[object]:
     return [pytest.param(LESS, (*FEW, "--tp", str(few)), id=f"less-{few}"), *whole]
 
 
-@pytest.mark.parametrize(("fields", "flags"), cases(2))
+INT8 = pytest.param(LESS, (*FEW, "--quantize", "w8a16", "--tp", "1"), id="less-int8")
+
+
+@pytest.mark.parametrize(("fields", "flags"), [*cases(2), INT8])
 def test_the_planned_peak_is_within_a_tenth_of_the_measured(
     root: Path, tmp_path: Path, fields: dict[str, int], flags: tuple[str, ...]
 ) -> None:
