@@ -13,7 +13,9 @@ RUN = Run("fp16", "full_BoolQ", "deepseek", Path("weights"), 8, ((1,),))
 ENVIRONMENT = {"device": {"type": "npu", "name": "Ascend <910>"}, "versions": {"torch": "2.13.0"}, "git": None}
 
 
-def write_accuracy(path: Path, correct: Sequence[bool], *, set_name: str = "BoolQ", **run: Any) -> Path:
+def write_accuracy(
+    path: Path, correct: Sequence[bool], *, set_name: str = "BoolQ", quantize: str | None = None, **run: Any
+) -> Path:
     """A run in which the questions were answered so. run: fields of Run that differ."""
     questions = [
         {
@@ -34,7 +36,7 @@ def write_accuracy(path: Path, correct: Sequence[bool], *, set_name: str = "Bool
         "accuracy": sum(correct) / len(correct),
         "questions": questions,
     }
-    write_record(path, "accuracy", Run(**{**vars(RUN), **run}), Options(), ENVIRONMENT, results)
+    write_record(path, "accuracy", Run(**{**vars(RUN), **run}), Options(quantize=quantize), ENVIRONMENT, results)
     return path
 
 

@@ -61,6 +61,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_run_of_quantised_weights_says_so(tmp_path: Path, modeltest: Callable[..., Any]) -> None:
+    write_accuracy(tmp_path / "float.json", [True] * 4)
+    write_accuracy(tmp_path / "int8.json", [True] * 4, quantize="w8a16")
+    assert modeltest("report", tmp_path).returncode == 0
+    texts = Page((tmp_path / "report.html").read_text("utf-8")).texts
+    assert "fp16" in texts and "fp16, weights as w8a16" in texts
+
+
 def test_page_from_outside(folder: Path, modeltest: Callable[..., Any]) -> None:
     (folder / "notes.json").write_text("[]")
     broken = json.loads((folder / "speed.json").read_text()) | {"results": {}}

@@ -92,9 +92,10 @@ class TestOptions:
     def test_values(self, run: Run) -> None:
         flags = ["--limit", "40", "--resume", "--data_dir", "a b", "--output_dir=out", "--device", "cpu"]
         more = ["--load_format", "dummy", "--config_overrides", '{"num_hidden_layers": 4}', "--kv_blocks", "9"]
+        more += ["--quantize", "w8a16"]
         assert options.parse([*flags, *more, "--prefix_cache"], run) == cases.Options(
             limit=40, resume=True, data_dir=Path("a b"), output_dir=Path("out"), device="cpu", load_format="dummy",
-            config_overrides={"num_hidden_layers": 4}, kv_blocks=9, prefix_cache=True,
+            config_overrides={"num_hidden_layers": 4}, kv_blocks=9, prefix_cache=True, quantize="w8a16",
         )  # fmt: skip
         assert options.parse([], run) == cases.Options()
 
@@ -114,6 +115,7 @@ class TestOptions:
             (["--limit"], "argument --limit: expected one argument"),
             (["--output_dir", "~no-such-user/x"], "argument --output_dir: '~no-such-user/x' is in the home"),
             (["--device", "gpu"], "argument --device: must be one of npu, cuda, cpu, not 'gpu'"),
+            (["--quantize", "w4"], "argument --quantize: must be one of w8a16, not 'w4'"),
             (["--config_overrides", "{"], "argument --config_overrides: it is not valid JSON: "),
             (["--config_overrides", "[]"], "argument --config_overrides: must be a JSON object"),
             (["--allow_code_execution"], "--allow_code_execution is an option of full_HumanEval, not of full_BoolQ"),

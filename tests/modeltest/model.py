@@ -39,6 +39,7 @@ def open_llm(
             config_overrides=config_overrides(run, options),
             trust_remote_code=run.trust_remote_code,
             load_format=options.load_format,
+            quantize=options.quantize,
             deterministic=not run.is_performance,
         )
     except CapacityError as error:

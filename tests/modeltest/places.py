@@ -28,7 +28,8 @@ def outputs(options: Options) -> Path:
 def folder(kind: str, device: str, run: Run, options: Options) -> Path:
     """The folder of a run's files, as MindIE has it. kind: results, data or debug. device: npu, cuda or cpu."""
     test = "performance_test" if run.is_performance else "precision_test"
-    return outputs(options) / kind / DEVICE_WORDS[device] / test / run.mode / run.dtype / run.model
+    storage = run.dtype if options.quantize is None else f"{run.dtype}_{options.quantize}"
+    return outputs(options) / kind / DEVICE_WORDS[device] / test / run.mode / storage / run.model
 
 
 def data_folder(options: Options, name: str) -> Path:

@@ -211,6 +211,16 @@ def test_the_record_has_data_settings_and_every_margin(finished: tuple[Path, str
         assert question["correct"] == (question["answer"] == question["golden"])
 
 
+@pytest.mark.parametrize("limit", [60, pytest.param(600, marks=pytest.mark.full)])
+def test_int8_weights_have_a_folder_of_their_own_and_score_alike(tmp_path: Path, demo: Path, limit: int) -> None:
+    options = Options(data_dir=boolq_path(), output_dir=tmp_path, device="cpu", limit=limit, quantize="w8a16")
+    assert run_accuracy(run_of("full_BoolQ", demo, batch_sizes=((8,),)), options) == 0
+    (path,) = tmp_path.glob("results/CPU/precision_test/full_BoolQ/fp16_w8a16/deepseek/*_result.json")
+    document = json.loads(path.read_text("utf-8"))
+    assert document["options"]["quantize"] == "w8a16"
+    assert document["results"]["n"] == limit and document["results"]["correct"] >= limit - 2
+
+
 def test_missing_data_says_where_it_goes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run_accuracy(RUN, Options(data_dir=tmp_path, output_dir=tmp_path / "out"))

@@ -80,6 +80,7 @@ class Options:
     output_dir: Path | None = None
     device: str | None = None
     load_format: str = "auto"
+    quantize: str | None = None
     config_overrides: dict[str, Any] | None = None
     allow_code_execution: bool = False
     prefix_cache: bool = False

@@ -11,10 +11,12 @@ from typing import Any, NoReturn
 
 from atb_models.command.values import json_object
 from atb_models.errors import ConfigError
+from atb_models.layers.quantization import METHODS
 from modeltest.command.cases import Options, Run
 
 DEVICES = ("npu", "cuda", "cpu")
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZE = tuple(METHODS)
 # Modes of which a flag is; the others refuse it.
 QUESTIONS, CODE, SPEED, ALL = "full_ modes", "full_HumanEval", "performance modes", "all modes"
 ROOFLINE = "performance and performance_single"
@@ -83,6 +85,8 @@ FLAGS = (
     Flag("load_format", "NAME", _one_of(LOAD_FORMATS), ALL,
          "auto, or dummy: random weights; texts still need a tokenizer (default: auto)",
          "auto，或 dummy：随机权重；提问文本仍需分词器（默认：auto）"),
+    Flag("quantize", "NAME", _one_of(QUANTIZE), ALL, "w8a16: quantise the weights while they are loaded (default: none)",
+         "w8a16：加载时量化权重（默认：无）"),
     Flag("config_overrides", "JSON", json_object, ALL,
          'fields of config.json, as {"num_hidden_layers": 4} (default: none)',
          'config.json 的字段，如 {"num_hidden_layers": 4}（默认：无）'),

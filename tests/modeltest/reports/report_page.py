@@ -8,7 +8,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from atb_models.wording import counted
+from atb_models.wording import counted, precision
 from modeltest.reports.charts import COLOURS, Dot, dots_svg, panel_svg
 from modeltest.reports.intervals import wilson
 from modeltest.reports.panels import Panel, panels
@@ -124,12 +124,16 @@ def _figure(title: str, svg: str) -> str:
 
 def _run(name: str, record: Record) -> list[str]:
     run = record["run"]
-    return [run["model"], run["dtype"], str(run["chips"]), _device(record), record["created"], name]
+    return [run["model"], _precision(record), str(run["chips"]), _device(record), record["created"], name]
 
 
 def _label(record: Record) -> str:
     run = record["run"]
-    return f"{run['model']} {run['dtype']}, {counted(run['chips'], 'rank')}, {_device(record)}"
+    return f"{run['model']} {_precision(record)}, {counted(run['chips'], 'rank')}, {_device(record)}"
+
+
+def _precision(record: Record) -> str:
+    return precision(record["run"]["dtype"], record["options"].get("quantize"))
 
 
 def _device(record: Record) -> str:
