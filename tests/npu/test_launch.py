@@ -49,6 +49,14 @@ def crowd() -> list[str]:
     return [*CROWDED, *(",".join(map(str, prompt)) for prompt in prompts)]
 
 
+@pytest.mark.parametrize("words", [("run",), ("run", "--plan"), ("launch", "--tp", "2")])
+def test_int8_weights_are_refused_by_name(soft_npu: Run, words: tuple[str, ...]) -> None:
+    done = soft_npu("-m", "atb_models", *words, "--device", "npu", "--quantize", "w8a16", devices=2)
+    assert done.returncode == 2, done.stderr
+    said = "error: npu takes no quantised weights yet, and quantize is w8a16; leave it out there"
+    assert done.stderr.strip().splitlines()[-1].endswith(said)
+
+
 @pytest.fixture(scope="module")
 def answers(crowd: list[str], root: Path) -> str:
     """What a CPU gives."""
