@@ -38,7 +38,7 @@ def test_another_method_is_refused_in_one_line(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exit_status.os, "environ", dict(exit_status.os.environ))
-    files = ["-i", "in.jsonl", "-o", "out.jsonl"] if command == "batch" else []
+    files = ["in.jsonl", "out.jsonl"] if command == "batch" else []
     assert cli.main([command, *files, "--quantize", "w4"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("atb-models: error: ") and "--quantize" in line and "w4" in line and "w8a16" in line
