@@ -15,6 +15,7 @@ import torch
 from atb_models import ops
 from atb_models.engine.kv_pool import engine_limits
 from atb_models.errors import ConfigError
+from atb_models.layers.quantization import quantization
 from atb_models.machine.cores import used_cores
 from atb_models.machine.device import device_module
 from atb_models.machine.memory import free_memory
@@ -51,7 +52,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(llm: LLM, batches: Iterable[Batch], *, chip: str | None = None, chips_file: str | None = None) -> Roofline:
-    """The plan's times for this model, dtype, ranks and prompt tokens of a step, in the order of the batches.
+    """The plan's times for this model, its storage, ranks and prompt tokens of a step, in the order of the batches.
 
     chip: a name of the table, which a JSON `chips_file` extends, or "this CPU"; None: what the LLM runs on, a CPU
     measured in about a second. Bounds from below, where tokens choose experts at random.
@@ -62,9 +63,10 @@ def roofline(llm: LLM, batches: Iterable[Batch], *, chip: str | None = None, chi
     if found is None:
         return Roofline(None, [], reason)
     model, ranks = llm._runner.model_config, llm._group.size
+    dtype, method = torch_dtype(model.run_dtype(llm.config.dtype)), quantization(llm.config.quantize)
     budget = engine_limits(llm.config, model).max_prefill_tokens
     with ops.laid_out_for(found.layouts):
-        costs = StepCosts(model, torch_dtype(model.run_dtype(llm.config.dtype)), ranks)
+        costs = StepCosts(model, dtype, ranks, method)
         return Roofline(found.name, [_bound(costs, batch, budget, found, ranks) for batch in batches])
 
 

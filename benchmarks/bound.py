@@ -1,6 +1,7 @@
 """The times that the plan predicts for this CPU against measured ones, at a real model's width with few layers.
 
     python benchmarks/bound.py --model_path <folder with the model's config.json> [--layers 4] [--tp 1] [--dtype fp16]
+        [--quantize w8a16]
 
 Random weights. Each step runs several times on all ranks; the fastest counts. The prediction is a bound from below, so
 exit status 1 if a measured time is shorter. The processor is measured before and after the steps; the faster counts.
@@ -16,6 +17,7 @@ from ranks import few_layers, message, run_ranks
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
+from atb_models.layers.quantization import quantization
 from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.cores import available_cores
 from atb_models.models.dtypes import torch_dtype
@@ -38,8 +40,8 @@ def main() -> int:
     measured = [max(seconds) for seconds in zip(*run_ranks(config, __file__), strict=True)]
     chips = before, measure_cpu(available_cores())
     ops.bind("cpu")
-    model = config.load_model_config()
-    costs = StepCosts(model, torch_dtype(model.run_dtype(config.dtype)), config.tp)
+    read, method = config.load_model_config(), quantization(config.quantize)
+    costs = StepCosts(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, method)
     below = False
     for (name, step), seconds in zip(STEPS.items(), measured, strict=True):
         bound = min(price(costs.works(step), chip, config.tp).total for chip in chips)
