@@ -98,7 +98,7 @@ def _by_library(library: Library, cores: int, block_bytes: int) -> _Limits:
 
 
 def _measured(loop: str, rate: limits.Rate) -> str:
-    missing = "" if rate.together == rate.threads else f", {rate.together} of them at a time on this busy machine"
+    missing = "" if rate.together == rate.threads else f", {rate.together} at a time (busy machine)"
     return f"measured now: {loop}, {counted(rate.threads, 'thread')}{missing}"
 
 

@@ -62,7 +62,8 @@ def test_the_text_of_the_embedded_model(root: Path) -> None:
     done = plan(root, "--tp", "2")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) <= 80 and max(map(len, lines[1:])) <= 100 and done.stdout.isascii()
+    # 80 lines, and a further one for each rate of this CPU that was measured with fewer threads than it has
+    assert len(lines) <= 84 and max(map(len, lines[1:])) <= 100 and done.stdout.isascii()
     assert "deepseek, 4 layers, 3 with 16 routed experts, 4 a token" in lines[1]
     for title in ("memory ", "what fits", "roofline times in ms on 2 ranks", "this CPU (", "figures and their sources"):
         assert sum(line.startswith(title) for line in lines) == 1, title
