@@ -43,6 +43,7 @@ class Packer:
             self._parts.setdefault((id(filling), part.unit), []).append(part)
         self._left = Counter({key: len(parts) for key, parts in self._parts.items()})
         self._matrix: Tensor | None = None
+        self._plain = torch.empty(0, dtype=torch.uint8)
 
     def pieces(self, filling: Filling, part: Part) -> Iterator[Slice]:
         """What to read of the part; each piece is written before the next one is asked for."""
@@ -54,26 +55,35 @@ class Packer:
             yield from self._bands(filling, part, min(below, default=layout.shape[-2]) - part.first)
         else:
             if self._matrix is None:
-                self._matrix = _zeros(filling, layout.shape[-2])
+                self._matrix = self._rows(filling, layout.shape[-2])
             yield Slice(part.dim, part.start, part.stop, part.within(self._matrix))
             self._left[key] -= 1
             if not self._left[key]:
                 layout.packing.pack(self._matrix, filling.weight, part.unit)
                 self._matrix = None
 
-    @staticmethod
-    def _bands(filling: Filling, part: Part, rows: int) -> Iterator[Slice]:
+    def _bands(self, filling: Filling, part: Part, rows: int) -> Iterator[Slice]:
         """`rows` rows of the matrix, the part's and the padding below them, band by band."""
         layout = filling.weight.layout
         assert layout.packing is not None
         start, stop = (0, part.shape[0]) if part.dim is None else (part.start, part.stop)
         height = _band_rows(layout)
         for first in range(0, rows, height):
-            band = _zeros(filling, min(height, rows - first))
+            band = self._rows(filling, min(height, rows - first))
             begin, end = min(start + first, stop), min(start + first + len(band), stop)
             if end > begin:
                 yield Slice(0, begin, end, band[: end - begin])
             layout.packing.pack(band, filling.weight, part.unit, part.first + first)
+
+    def _rows(self, filling: Filling, rows: int) -> Tensor:
+        """Plain rows of zeros: what no part covers is padding. Their memory is that of all matrices, one after the
+        other: new memory costs more time than what is written to it."""
+        layout, device = filling.weight.layout, filling.weight.data.device
+        size = rows * layout.shape[-1] * layout.loaded.itemsize
+        if self._plain.nbytes < size or self._plain.device != device:
+            self._plain = torch.empty(0, dtype=torch.uint8)  # before the new one is made
+            self._plain = torch.empty(size, dtype=torch.uint8, device=device)
+        return self._plain[:size].view(layout.loaded).view(rows, layout.shape[-1]).zero_()
 
 
 def packing_bytes(filling: Filling) -> int:
@@ -104,9 +114,3 @@ def _in_bands(layout: Layout, parts: list[Part]) -> bool:
         return False
     whole = all(part.dim in (0, None) and part.sizes[1:] == (width,) for part in parts)
     return whole and all(part.first % layout.packing.rows == 0 for part in parts)
-
-
-def _zeros(filling: Filling, rows: int) -> Tensor:
-    """Plain rows; what no part covers is padding."""
-    layout = filling.weight.layout
-    return torch.zeros(rows, layout.shape[-1], dtype=layout.loaded, device=filling.weight.data.device)

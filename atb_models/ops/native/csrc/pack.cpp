@@ -1,26 +1,55 @@
 // Weights into panels.
 #include "api.h"
 #include "panels.h"
+#include "simd/zip.h"
 #include "team.h"
 
-template <class T, int KI> static void pack_panel(const PackCall& c, int panel) {
-  const int filled = (int)round_up(c.inputs, K_STEP), outputs = least(PANEL, c.outputs - panel * PANEL);
-  const T* from = (const T*)c.source + (int64_t)panel * PANEL * c.source_row;
-  T* to = (T*)c.to + (int64_t)panel * c.step * PANEL * filled;
-  for (int k = 0; k < filled; k += KI)
-    for (int o = 0; o < PANEL; o++)
-      for (int i = 0; i < KI; i++)
-        *to++ = o < outputs && k + i < c.inputs ? from[o * c.source_row + k + i] : (T)0;
+static_assert(PANEL == 16, "a panel is transposed as 16 rows");
+constexpr int LINE = 64;     // bytes of a row that are read together
+constexpr int AHEAD = 2048;  // bytes of the panel that are brought to the cache before they are written
+
+// A line of `bytes` of each row: what lies beyond the outputs and inputs is zero.
+static void copy_lines(const char* from, int64_t row, int outputs, int64_t bytes, char (*lines)[LINE]) {
+  for (int o = 0; o < outputs; o++) {
+    if (bytes >= LINE) {
+      __builtin_prefetch(from + o * row + 4 * LINE);
+      __builtin_memcpy(lines[o], from + o * row, LINE);
+    } else {
+      __builtin_memset(lines[o], 0, LINE);
+      __builtin_memcpy(lines[o], from + o * row, bytes);
+    }
+  }
+}
+
+// `bytes` of an element; UNIT: of what stays together, an element or a pair of them. Rows often lie a multiple of
+// 4096 bytes apart and compete for a few places of the first cache, so a line of each is copied before it is used.
+template <int UNIT> static void pack_panel(const PackCall& c, int panel, int bytes) {
+  const int64_t row = c.source_row * bytes, inputs = (int64_t)c.inputs * bytes, filled = round_up(c.inputs, K_STEP) * bytes;
+  const char* from = (const char*)c.source + panel * PANEL * row;
+  char* to = (char*)c.to + (int64_t)panel * c.step * PANEL * filled;
+  alignas(LINE) char lines[PANEL][LINE] = {};
+  for (int64_t k = 0; k < filled; k += LINE) {
+    copy_lines(from + k, row, least(PANEL, c.outputs - panel * PANEL), inputs - k, lines);
+    for (int at = 0; at < LINE && k + at < filled; at += 16) {
+      Bytes16 rows[PANEL];
+      for (int i = 0; i < 256; i += 64) __builtin_prefetch(to + AHEAD + i, 1);
+      UNROLL for (int o = 0; o < PANEL; o++) rows[o] = load_bytes(lines[o] + at);
+      transpose<UNIT>(rows);
+      const int count = (int)(filled - k - at < 16 ? filled - k - at : 16);  // a multiple of K_STEP in the last column
+      for (int i = 0; i < count; i++) store_bytes(to + 16 * i, rows[i]);
+      to += 16 * count;
+    }
+  }
 }
 
 API int atb_pack(const PackCall* c) {
   parallel(c->threads, [&](Team& team, int) {
     team.each(pieces(c->outputs, PANEL), [&](int64_t panel) {
       switch (c->format) {
-        case FORMAT_F16: pack_panel<uint16_t, 1>(*c, (int)panel); break;
-        case FORMAT_BF16: pack_panel<uint16_t, 2>(*c, (int)panel); break;
-        case FORMAT_I8: pack_panel<int8_t, 1>(*c, (int)panel); break;
-        default: pack_panel<float, 1>(*c, (int)panel);
+        case FORMAT_F16: pack_panel<2>(*c, (int)panel, 2); break;
+        case FORMAT_BF16: pack_panel<4>(*c, (int)panel, 2); break;
+        case FORMAT_I8: pack_panel<1>(*c, (int)panel, 1); break;
+        default: pack_panel<4>(*c, (int)panel, 4);
       }
     });
   });
