@@ -7,16 +7,17 @@
 #include "../simd/simd.h"
 
 constexpr int CHUNK = 256;
-constexpr int KEYS = 4;                    // keys that are scored, or values that are added, together
-constexpr int QUERIES = VL == 8 ? 2 : 4;   // queries beside them: what the registers hold
+constexpr int KEYS = 4;   // keys that are scored, or values that are added, together
+constexpr int GROUP = 4;  // queries that meet them together; beside these the registers hold
+constexpr int GROUP_KEYS = VL == 8 ? 2 : 4;
+constexpr int GROUP_PARTS = VL == 8 ? 2 : 4;  // vectors of each sum
 
 template <int N> struct Count { static constexpr int value = N; };
 
-// Calls `call(first, Count<n>)` for groups of n = QUERIES rows, then 2, then 1.
+// Calls `call(first, Count<n>)` for groups of n = GROUP rows, then 2, then 1.
 template <class Call> INLINE void in_groups(int rows, const Call& call) {
   int r = 0;
-  if (QUERIES == 4)
-    for (; r + 4 <= rows; r += 4) call(r, Count<4>());
+  for (; r + GROUP <= rows; r += GROUP) call(r, Count<GROUP>());
   for (; r + 2 <= rows; r += 2) call(r, Count<2>());
   if (r < rows) call(r, Count<1>());
 }
@@ -53,25 +54,43 @@ struct Paired {
 };
 #endif
 
-// Products of NQ queries, `q_row` apart and zero-filled to whole vectors, with KEYS keys, at `offset` from `keys[i]`.
+// Products of NQ queries, `q_row` apart and zero-filled to whole vectors, with NK keys, at `offset` from `keys[i]`.
 // Query n's go to scores[n * CHUNK ...].
-template <class P, int NQ>
-INLINE void score(const typename P::Q* q, int64_t q_row, const typename P::K* const* keys, int64_t offset, int head_dim,
-                  float* scores) {
-  vf acc[NQ][KEYS];
-  UNROLL for (int n = 0; n < NQ; n++) UNROLL for (int i = 0; i < KEYS; i++) acc[n][i] = zeros();
+template <class P, int NQ, int NK>
+INLINE void score_some(const typename P::Q* q, int64_t q_row, const typename P::K* const* keys, int64_t offset,
+                       int head_dim, float* scores) {
+  vf acc[NQ][NK];
+  UNROLL for (int n = 0; n < NQ; n++) UNROLL for (int i = 0; i < NK; i++) acc[n][i] = zeros();
   auto step = [&](int d, auto&& load_key) __attribute__((always_inline)) {
-    typename P::Lanes k[KEYS];
-    UNROLL for (int i = 0; i < KEYS; i++) k[i] = load_key(keys[i] + offset + d);
+    typename P::Lanes k[NK];
+    UNROLL for (int i = 0; i < NK; i++) k[i] = in_register(load_key(keys[i] + offset + d));
     UNROLL for (int n = 0; n < NQ; n++) {
-      typename P::Lanes lanes = P::load_q(q + n * q_row + d);
-      UNROLL for (int i = 0; i < KEYS; i++) acc[n][i] = P::dot(acc[n][i], lanes, k[i]);
+      const typename P::Lanes lanes = in_register(P::load_q(q + n * q_row + d));
+      UNROLL for (int i = 0; i < NK; i++) acc[n][i] = P::dot(acc[n][i], lanes, k[i]);
     }
   };
   int d = 0;
   for (; d + P::STEP <= head_dim; d += P::STEP) step(d, [](const typename P::K* p) { return P::load_k(p); });
   if (d < head_dim) step(d, [=](const typename P::K* p) { return P::part_k(p, head_dim - d); });
-  UNROLL for (int n = 0; n < NQ; n++) sum_four(acc[n][0], acc[n][1], acc[n][2], acc[n][3], scores + n * CHUNK);
+  if constexpr (NK == 4) {
+    UNROLL for (int n = 0; n < NQ; n++) sum_four(acc[n][0], acc[n][1], acc[n][2], acc[n][3], scores + n * CHUNK);
+  } else {
+    UNROLL for (int n = 0; n < NQ; n += 2) {
+      float four[4];
+      sum_four(acc[n][0], acc[n][1], acc[n + 1][0], acc[n + 1][1], four);
+      __builtin_memcpy(scores + n * CHUNK, four, 2 * sizeof(float));
+      __builtin_memcpy(scores + (n + 1) * CHUNK, four + 2, 2 * sizeof(float));
+    }
+  }
+}
+
+// The same for `count` keys and up to the next multiple of KEYS.
+template <class P, int NQ>
+INLINE void score(const typename P::Q* q, int64_t q_row, const typename P::K* const* keys, int count, int64_t offset,
+                  int head_dim, float* scores) {
+  constexpr int NK = NQ == GROUP ? GROUP_KEYS : KEYS;
+  for (int i = 0; i < (int)round_up(count, KEYS); i += NK)
+    score_some<P, NQ, NK>(q, q_row, keys + i, offset, head_dim, scores + i);
 }
 
 struct Softmax {
@@ -99,24 +118,47 @@ INLINE Softmax soften(float* scores, int n, float scale) {
   return {top, sum(total)};
 }
 
-// acc[n] += weights[n][0] v[0] + ... + weights[n][NV - 1] v[NV - 1], one after the other, for NQ queries.
-template <class S, int NQ, int NV>
-INLINE void accumulate(const float* weights, const typename S::T* const* values, int64_t offset, int head_dim,
-                       float* acc, int64_t acc_row) {
-  vf w[NQ][NV];
-  UNROLL for (int n = 0; n < NQ; n++) UNROLL for (int i = 0; i < NV; i++) w[n][i] = splat(weights[n * CHUNK + i]);
+// acc += weights[0] v[0] + ... + weights[NV - 1] v[NV - 1], one after the other.
+template <class S, int NV>
+INLINE void add_values(const float* weights, const typename S::T* const* values, int64_t offset, int head_dim, float* acc) {
+  vf w[NV];
+  UNROLL for (int i = 0; i < NV; i++) w[i] = splat(weights[i]);
   auto step = [&](int d, auto&& load_value) __attribute__((always_inline)) {
-    vf v[NV];
-    UNROLL for (int i = 0; i < NV; i++) v[i] = load_value(values[i] + offset + d);
-    UNROLL for (int n = 0; n < NQ; n++) {
-      vf a = load(acc + n * acc_row + d);
-      UNROLL for (int i = 0; i < NV; i++) a = fma(w[n][i], v[i], a);
-      store(acc + n * acc_row + d, a);
-    }
+    vf a = load(acc + d);
+    UNROLL for (int i = 0; i < NV; i++) a = fma(w[i], load_value(values[i] + offset + d), a);
+    store(acc + d, a);
   };
   int d = 0;
   for (; d + VL <= head_dim; d += VL) step(d, [](const typename S::T* p) { return S::load(p); });
   if (d < head_dim) step(d, [=](const typename S::T* p) { return load_part<S>(p, head_dim - d); });
+}
+
+// The same for NQ queries and `count` values, whose weights and sums lie CHUNK and `row` floats apart: ND vectors.
+template <class S, int NQ, int ND, class Load>
+INLINE void add_part(const float* weights, const typename S::T* const* values, int64_t offset, int count, float* acc,
+                     int64_t row, const Load& load_value) {
+  vf a[NQ][ND];
+  UNROLL for (int n = 0; n < NQ; n++) UNROLL for (int j = 0; j < ND; j++) a[n][j] = load(acc + n * row + j * VL);
+  for (int i = 0; i < count; i++) {
+    vf v[ND];
+    UNROLL for (int j = 0; j < ND; j++) v[j] = load_value(values[i] + offset + j * VL);
+    UNROLL for (int n = 0; n < NQ; n++) {
+      const vf w = splat(weights[n * CHUNK + i]);
+      UNROLL for (int j = 0; j < ND; j++) a[n][j] = fma(w, v[j], a[n][j]);
+    }
+  }
+  UNROLL for (int n = 0; n < NQ; n++) UNROLL for (int j = 0; j < ND; j++) store(acc + n * row + j * VL, a[n][j]);
+}
+template <class S, int NQ>
+INLINE void add_block(const float* weights, const typename S::T* const* values, int64_t offset, int count, int head_dim,
+                      float* acc, int64_t row) {
+  auto whole = [](const typename S::T* p) __attribute__((always_inline)) { return S::load(p); };
+  int d = 0;
+  for (; d + GROUP_PARTS * VL <= head_dim; d += GROUP_PARTS * VL)
+    add_part<S, NQ, GROUP_PARTS>(weights, values, offset + d, count, acc + d, row, whole);
+  for (; d + VL <= head_dim; d += VL) add_part<S, NQ, 1>(weights, values, offset + d, count, acc + d, row, whole);
+  auto part = [=](const typename S::T* p) __attribute__((always_inline)) { return load_part<S>(p, head_dim - d); };
+  if (d < head_dim) add_part<S, NQ, 1>(weights, values, offset + d, count, acc + d, row, part);
 }
 
 // Joins a chunk's sum to those of the chunks before it.

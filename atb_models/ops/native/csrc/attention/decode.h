@@ -46,32 +46,41 @@ template <class S, class P> class Decode {
     typename P::Q* q = (typename P::Q*)desk.q;
     for (int r = 0; r < rows; r++)
       take<S>(query<S>(c, c.starts[b], head0 * shared + r), c.head_dim, q + (int64_t)r * dim, dim);
-    for (int i = 0; i < n; i += KEYS)
+    const int together = shared > 1 ? BLOCK : KEYS;
+    Fetch<typename S::T> fetch_keys(at.key, c.k_head, head0, head1 - head0, c.head_dim);
+    for (int i = 0; i < n; i += together)
       for (int h = head0; h < head1; h++) {
-        fetch(at.key + i + AHEAD - KEYS, h * c.k_head, c.head_dim);
-        in_groups(shared, [&](int g, auto count) {
-          int64_t r = (h - head0) * shared + g;
-          score<P, decltype(count)::value>(q + r * dim, dim, at.key + i, h * c.k_head, c.head_dim,
-                                           desk.scores + r * CHUNK + i);
-        });
+        fetch_keys.next(together);
+        score_head(at.key + i, least(together, n - i), h, q + (int64_t)(h - head0) * shared * dim,
+                   desk.scores + (h - head0) * shared * CHUNK + i);
       }
     for (int r = 0; r < rows; r++) softmaxes[r] = soften(desk.scores + (int64_t)r * CHUNK, n, c.scale);
     for (int64_t i = 0; i < (int64_t)rows * dim; i += VL) store(out + i, zeros());
-    int i = 0;
-    for (; i + KEYS <= n; i += KEYS) add_values<KEYS>(at, i, head0, head1, desk.scores, out);
-    for (; i < n; i++) add_values<1>(at, i, head0, head1, desk.scores, out);
+    Fetch<typename S::T> fetch_values(at.value, c.v_head, head0, head1 - head0, c.head_dim);
+    for (int i = 0; i < n; i += together)
+      for (int h = head0; h < head1; h++) {
+        fetch_values.next(together);
+        add_head(at.value + i, least(together, n - i), h, desk.scores + (h - head0) * shared * CHUNK + i,
+                 out + (int64_t)(h - head0) * shared * dim);
+      }
   }
 
-  template <int NV>
-  void add_values(const Places<S>& at, int i, int head0, int head1, const float* weights, float* out) const {
-    for (int h = head0; h < head1; h++) {
-      if (NV == KEYS) fetch(at.value + i + AHEAD - KEYS, h * c.v_head, c.head_dim);
-      in_groups(shared, [&](int g, auto count) {
-        int64_t r = (h - head0) * shared + g;
-        accumulate<S, decltype(count)::value, NV>(weights + r * CHUNK + i, at.value + i, h * c.v_head, c.head_dim,
-                                                  out + r * dim, dim);
-      });
-    }
+  // The products of a KV head's queries with `count` keys.
+  void score_head(const typename S::T* const* keys, int count, int head, const typename P::Q* q, float* scores) const {
+    const int64_t offset = head * c.k_head;
+    in_groups(shared, [&](int r, auto group) {
+      score<P, decltype(group)::value>(q + (int64_t)r * dim, dim, keys, count, offset, c.head_dim, scores + r * CHUNK);
+    });
+  }
+
+  // Adds `count` weighted values to the sums of a KV head's queries.
+  void add_head(const typename S::T* const* values, int count, int head, const float* weights, float* sums) const {
+    const int64_t offset = head * c.v_head;
+    if (count == KEYS && shared == 1) return add_values<S, KEYS>(weights, values, offset, c.head_dim, sums);
+    in_groups(shared, [&](int r, auto group) {
+      add_block<S, decltype(group)::value>(weights + r * CHUNK, values, offset, count, c.head_dim,
+                                           sums + (int64_t)r * dim, dim);
+    });
   }
 
   const AttentionCall& c;

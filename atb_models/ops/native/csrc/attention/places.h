@@ -4,7 +4,7 @@
 #include "attend.h"
 
 constexpr int ROWS = 64;   // queries, times the heads that share keys, of a work item of a prompt
-constexpr int BLOCK = 16;  // keys that are widened together
+constexpr int BLOCK = 16;  // positions that several queries meet together
 
 INLINE int padded_dim(const AttentionCall& c) { return (int)round_up(c.head_dim, 32); }
 INLINE int group(const AttentionCall& c) { return c.heads / c.kv_heads; }
@@ -66,18 +66,34 @@ INLINE int owner(const int32_t* first_item, int sequences, int64_t item) {
   return low;
 }
 
-constexpr int AHEAD = 20;  // positions between what is computed and what is fetched; at least KEYS
+constexpr int AHEAD = 12;  // positions between what is computed and what is fetched
 
-// Fetches `n` elements of each of KEYS rows into the second-level cache: rows lie too far apart for the processor to
-// guess the next.
-template <class T> INLINE void fetch(const T* const* rows, int64_t offset, int n) {
-  UNROLL for (int i = 0; i < KEYS; i++)
-    for (int at = 0; at < n; at += 64 / (int)sizeof(T)) __builtin_prefetch(rows[i] + offset + at, 0, 2);
-}
+// Fetches what is computed AHEAD positions later: while a head of some rows is computed, as many pairs of row and head,
+// in the order of the memory. The processor then sees one stream and reads on by itself; asked for a head of each row,
+// which lie pages apart, it did not.
+template <class T> class Fetch {
+ public:
+  Fetch(const T* const* rows, int64_t head_stride, int head0, int heads, int n)
+      : row_(rows + AHEAD), stride_(head_stride), start_(head0 * head_stride), end_((head0 + heads) * head_stride), n_(n) {
+    at_ = start_;
+  }
+  void next(int pairs) {
+    for (int j = 0; j < pairs; j++) {
+      for (int i = 0; i < n_; i += 64 / (int)sizeof(T)) __builtin_prefetch(*row_ + at_ + i, 0, 2);
+      if ((at_ += stride_) == end_) at_ = start_, row_++;
+    }
+  }
+
+ private:
+  const T* const* row_;
+  int64_t stride_, start_, end_, at_;
+  int n_;
+};
 
 // The keys and values of `n` positions from `first` on: those of the first head.
 template <class S> struct Places {
-  const typename S::T *key[CHUNK + AHEAD], *value[CHUNK + AHEAD];
+  static constexpr int BEYOND = AHEAD + BLOCK;
+  const typename S::T *key[CHUNK + BEYOND], *value[CHUNK + BEYOND];
   void find(const AttentionCall& c, int b, int first, int n) {
     const int32_t* table = c.table + b * c.table_row;
     for (int i = 0; i < n; i++) {
@@ -86,7 +102,7 @@ template <class S> struct Places {
       value[i] = (const typename S::T*)c.v + block * c.v_block + slot * c.v_slot;
     }
     // Beyond the end the last key is scored with its group and left out; after it the first values are fetched.
-    for (int i = 0; i < AHEAD; i++) {
+    for (int i = 0; i < BEYOND; i++) {
       key[n + i] = i < KEYS ? key[n - 1] : value[least(i - KEYS, n - 1)];
       value[n + i] = value[n - 1];
     }

@@ -60,11 +60,9 @@ template <class S, class P> class Prompt {
       for (int i = block; i < (int)round_up(end, KEYS); i++)
         bring<S>(at.key[i] + head * c.k_head, c.head_dim, desk.wide + (i - block) * dim, &wide[i - block]);
       in_groups(rows - skip, [&](int g, auto count) {
-        int64_t r = skip + g;
-        const int last = least(end, seen((int)r + decltype(count)::value - 1, place, start));
-        for (int i = block; i < last; i += KEYS)
-          score<P, decltype(count)::value>(q + r * dim, dim, wide + i - block, 0, lanes,
-                                           desk.scores + r * CHUNK + i);
+        const int r = skip + g, last = least(end, seen(r + decltype(count)::value - 1, place, start));
+        score<P, decltype(count)::value>(q + (int64_t)r * dim, dim, wide, last - block, 0, lanes,
+                                         desk.scores + (int64_t)r * CHUNK + block);
       });
     }
   }
@@ -81,16 +79,16 @@ template <class S, class P> class Prompt {
       }
       in_groups(rows - skip, [&](int g, auto count) {
         constexpr int NQ = decltype(count)::value;
-        int64_t r = skip + g;
+        const int64_t r = skip + g;
         // What all the queries of the group see, then for each what it sees beside that: no weight meets a value
         // that its query does not see, for that may be NaN.
-        int i = block;
-        for (const int all = least(end, seen((int)r, place, start)); i + KEYS <= all; i += KEYS)
-          accumulate<F32, NQ, KEYS>(desk.scores + r * CHUNK + i, wide + i - block, 0, lanes, desk.acc + r * dim, dim);
-        UNROLL for (int m = 0; m < NQ; m++)
-          for (int j = i; j < least(end, seen((int)r + m, place, start)); j++)
-            accumulate<F32, 1, 1>(desk.scores + (r + m) * CHUNK + j, wide + j - block, 0, lanes, desk.acc + (r + m) * dim,
-                                  dim);
+        const float* weights = desk.scores + r * CHUNK + block;
+        const int all = most(0, least(end, seen((int)r, place, start)) - block);
+        add_block<F32, NQ>(weights, wide, 0, all, lanes, desk.acc + r * dim, dim);
+        UNROLL for (int m = 1; m < NQ; m++) {
+          const int more = least(end, seen((int)r + m, place, start)) - block - all;
+          add_block<F32, 1>(weights + m * CHUNK + all, wide + all, 0, more, lanes, desk.acc + (r + m) * dim, dim);
+        }
       });
     }
   }

@@ -33,6 +33,16 @@ INLINE void store(float* p, vf v) { *(vf_unaligned*)p = v; }
 INLINE vi load_bits(const void* p) { return *(const vi_unaligned*)p; }
 INLINE void store_bits(void* p, vi v) { *(vi_unaligned*)p = v; }
 
+// `x`, which the compiler must take for changed: it keeps it in a register and does not load it again for every use.
+template <class V> INLINE V in_register(V x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#else
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 #if defined(__AVX512F__)
 #include "avx512.h"
 #elif defined(__AVX2__)
