@@ -103,7 +103,8 @@ typedef DotPairs PairsOfBF16;
 typedef Pairs PairsOfBF16;
 #endif
 
-constexpr int FETCH = 1024;  // bytes before a panel that is read once
+constexpr int FETCH = 1024;  // bytes before a panel that is read once; into the second-level cache, for the first has
+                             // fewer places for what is on its way
 
 // c[m][16 p + i] = or += the sum over `inputs` (a multiple of K_STEP, at most K_BLOCK) for MR rows and NP panels.
 // STREAM: the panels come from memory, and are fetched FETCH bytes before they are needed; else they are in the cache,
@@ -119,7 +120,7 @@ static void tile(const void* rows, const char* b, int64_t panel_bytes, int input
     if (STREAM) {
       UNROLL for (int p = 0; p < NP; p++)
         UNROLL for (int at = 0; at < K_STEP * PANEL * W::BYTES; at += 64)
-          __builtin_prefetch(b + p * panel_bytes + FETCH + at, 0, 3);
+          __builtin_prefetch(b + p * panel_bytes + FETCH + at, 0, 2);
     } else {
       __builtin_prefetch(ahead, 0, 2);
       __builtin_prefetch(ahead + 64, 0, 2);
