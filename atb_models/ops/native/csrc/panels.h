@@ -19,23 +19,25 @@ constexpr int MAX_ROWS = 12;
 constexpr int panels_beside(int rows) { return rows <= 4 ? 4 : 2; }
 #elif defined(__AVX2__)
 constexpr int MAX_ROWS = 6;
-constexpr int panels_beside(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+constexpr int panels_beside(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 #else
 constexpr int MAX_ROWS = 6;
 constexpr int panels_beside(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #endif
 constexpr int PANELS = panels_beside(MAX_ROWS);
-static_assert(panels_beside(MAX_ROWS / 2) == PANELS, "rows that need several tiles all take PANELS panels");
+static_assert(PANELS == 1 || panels_beside(MAX_ROWS / 2) == PANELS, "rows of several tiles all take PANELS panels");
 
 // Forms of a weight. Beside it activations lie as [K][rows] floats, or as [K / 2][rows] pairs of bfloat16: A_STEP
 // elements of type A for each row and KI inputs. WIDEN: beside more than DIRECT rows it pays to make it floats first.
+// WAITING: rows up to which the product waits for the memory.
 template <class S> struct Plain {
   typedef float A;
-  static constexpr int KI = 1, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS;
+  static constexpr int KI = 1, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 2;
   static constexpr bool WIDEN = BYTES < 4;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
-    if constexpr (MR <= 2) {  // few rows beside many panels: their inputs stay in registers, a panel's do not
+    // Few rows beside many panels: the rows' inputs stay in registers, a panel's do not.
+    if constexpr (MR <= 2 || (MR == 3 && NP > 1)) {
       vf x[MR];
       UNROLL for (int m = 0; m < MR; m++) x[m] = splat(a[m]);
       UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) {
@@ -60,10 +62,22 @@ INLINE vf second_of_pair(vi pairs) { return (vf)(pairs & splat_bits((int32_t)0xf
 
 struct Pairs {
   typedef float A;
-  static constexpr int KI = 2, BYTES = 2, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS;
+  static constexpr int KI = 2, BYTES = 2, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS, WAITING = 2;
   static constexpr bool WIDEN = true;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
+    if constexpr (MR == 3 && NP > 1) {  // the registers hold one input of each row, so the panels are loaded twice
+      UNROLL for (int second = 0; second < 2; second++) {
+        vf x[MR];
+        UNROLL for (int m = 0; m < MR; m++) x[m] = in_register(splat(a[second * MR + m]));
+        UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) {
+          const vi pairs = load_bits(b + p * panel_bytes + v * VL * 4);
+          const vf w = second ? second_of_pair(pairs) : first_of_pair(pairs);
+          UNROLL for (int m = 0; m < MR; m++) acc[m][p][v] = fma(x[m], w, acc[m][p][v]);
+        }
+      }
+      return;
+    }
     vi w[NP][NV];
     UNROLL for (int p = 0; p < NP; p++)
       UNROLL for (int v = 0; v < NV; v++) w[p][v] = load_bits(b + p * panel_bytes + v * VL * 4);
@@ -80,7 +94,7 @@ struct Pairs {
 #ifdef HAS_BF16_DOT
 struct DotPairs {
   typedef int32_t A;  // a pair of bfloat16
-  static constexpr int KI = 2, BYTES = 2, A_STEP = 1, DIRECT = MAX_ROWS;
+  static constexpr int KI = 2, BYTES = 2, A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 4;
   static constexpr bool WIDEN = false;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const int32_t* a, const char* b, int64_t panel_bytes) {
@@ -103,8 +117,9 @@ typedef DotPairs PairsOfBF16;
 typedef Pairs PairsOfBF16;
 #endif
 
-constexpr int FETCH = 1024;  // bytes before a panel that is read once; into the second-level cache, for the first has
-                             // fewer places for what is on its way
+// Bytes before a panel that is read once: for few rows, which wait for the memory, into the second-level cache, because
+// the first has fewer places for what is on its way; for more rows, which compute, into the first.
+constexpr int FETCH = 1024;
 
 // c[m][16 p + i] = or += the sum over `inputs` (a multiple of K_STEP, at most K_BLOCK) for MR rows and NP panels.
 // STREAM: the panels come from memory, and are fetched FETCH bytes before they are needed; else they are in the cache,
@@ -120,7 +135,7 @@ static void tile(const void* rows, const char* b, int64_t panel_bytes, int input
     if (STREAM) {
       UNROLL for (int p = 0; p < NP; p++)
         UNROLL for (int at = 0; at < K_STEP * PANEL * W::BYTES; at += 64)
-          __builtin_prefetch(b + p * panel_bytes + FETCH + at, 0, 2);
+          __builtin_prefetch(b + p * panel_bytes + FETCH + at, 0, MR <= W::WAITING ? 2 : 3);
     } else {
       __builtin_prefetch(ahead, 0, 2);
       __builtin_prefetch(ahead + 64, 0, 2);
