@@ -84,7 +84,7 @@ def _text() -> str:
 
 def _perplexity(program: LlamaCpp, file: Path, text: Path) -> float:
     counts = ["-c", str(CHUNK), "-b", str(CHUNK), "-t", str(program.threads)]
-    said = program.run(PROGRAM, "-m", str(file), "-f", str(text), *counts)
+    said = program.run(PROGRAM, "-m", str(file.resolve()), "-f", str(text.resolve()), *counts)
     found = re.search(rf"\[{CHUNKS}\]([0-9.]+),", said)  # over all chunks up to this one
     if found is None:
         raise PeerError(f"{PROGRAM} printed no perplexity of {CHUNKS} chunks: {last_words(said)}")

@@ -154,11 +154,11 @@ class LlamaCpp:
     """
 
     def __init__(self, name: str, folder: Path, threads: int, timeout: float) -> None:
-        self.name, self.folder, self.threads, self.timeout = name, folder, threads, timeout
+        self.name, self.folder, self.threads, self.timeout = name, folder.resolve(), threads, timeout
         self._common = ["-t", str(threads), "-b", str(STEP_TOKENS), "-ub", str(STEP_TOKENS)]
 
     def start(self, folder: Path, dtype: str) -> str:
-        self._file = gguf_path(folder, dtype)
+        self._file = gguf_path(folder, dtype).resolve()
         said = json.loads(self._bench(8))[0]
         return f"build {said['build_number']} ({said['build_commit']})"
 
@@ -171,7 +171,8 @@ class LlamaCpp:
         size = case.sequences * (CONTEXT + NEW)
         counts = ["-npp", str(case.prompt), "-ntg", str(case.new), "-npl", str(case.sequences)]
         for _ in range(ATTEMPTS):
-            said = self.run("llama-batched-bench", "-m", str(self._file), "-c", str(size), *self._common, *counts)
+            arguments = ["-m", str(self._file), "-c", str(size), *self._common, *counts]
+            said = self.run("llama-batched-bench", *arguments, log=True)  # where ik_llama.cpp's prints the table
             if (found := decoding_rate(said, case)) is not None:
                 return found
         raise PeerError(f"llama-batched-bench printed no row of this case: {last_words(said)}")
@@ -180,20 +181,26 @@ class LlamaCpp:
         work = ["-p", str(prompt), "-n", "0", "-r", "1", "-o", "json"]
         return self.run("llama-bench", "-m", str(self._file), *self._common, *work)
 
-    def run(self, program: str, *arguments: str) -> str:
-        """What a program prints to its standard output. Raises PeerError."""
+    def run(self, program: str, *arguments: str, log: bool = False) -> str:
+        """What a program prints to its standard output, and with `log` to stderr behind it. Raises PeerError.
+
+        It runs in a folder of its own, which takes the log file that some write.
+        """
         if not (self.folder / program).is_file():
             raise PeerError(f"{self.folder / program} is missing")
         command = [str(self.folder / program), *arguments]
         try:
-            ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=self.timeout)
+            with tempfile.TemporaryDirectory() as own:
+                ended = subprocess.run(
+                    command, cwd=own, capture_output=True, text=True, errors="replace", timeout=self.timeout
+                )
         except subprocess.TimeoutExpired as error:
             raise PeerError(f"{program}: no end within {self.timeout:g} s") from error
         except OSError as error:
             raise PeerError(str(error)) from error
         if ended.returncode:
             raise PeerError(f"{program} ended with status {ended.returncode}: {last_words(ended.stderr)}")
-        return ended.stdout
+        return ended.stdout + (ended.stderr if log else "")
 
     def close(self) -> None:
         """Nothing runs between the calls."""

@@ -282,3 +282,18 @@ def test_a_worker_that_ends_or_hangs(benchmarks: None, model: Path, tmp_path: Pa
         with pytest.raises(PeerError, match=complaint):
             worker.start(tmp_path, "fp16")
         worker.close()
+
+
+def test_a_table_among_the_log_is_read(benchmarks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ik_llama.cpp's program prints it to stderr, and leaves a log file where it runs."""
+    from peers.cases import CONTEXT, NEW, Case
+    from peers.engines import LlamaCpp
+
+    logs = BATCHED_BENCH.replace("import sys", "import sys\nsys.stdout = sys.stderr\nopen('llama.log', 'w').close()", 1)
+    (tmp_path / "fp16.gguf").write_bytes(b"GGUF")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    engine = LlamaCpp("ik", llama_folder(tmp_path / "ik", llama_batched_bench=logs), 1, 60)
+    engine.start(tmp_path, "fp16")
+    assert engine.rate(Case(8, CONTEXT, NEW)) == 80
+    assert not any((tmp_path / "here").iterdir())
