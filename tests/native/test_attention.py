@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.cases import DTYPES, assert_close, attend, exact_attention
 from torch import Tensor
 
 from atb_models.ops.native.library import Library
+from tests.native.cases import DTYPES, assert_close, attend, exact_attention
 
 # KV heads, queries a KV head, head dimension, block size
 SHAPES = [
@@ -120,6 +120,16 @@ def test_strides(library: Library) -> None:
     assert torch.equal(attend(library, fused[:, :4], both[:, 0], both[:, 1], part, queries, lengths), expected)
     shifted = torch.empty(k.numel() + 1, dtype=k.dtype)[1:].view_as(k).copy_(k)  # 2 bytes off any alignment
     assert torch.equal(attend(library, q, shifted, v, table, queries, lengths), expected)
+
+
+def test_heads_that_are_one(library: Library) -> None:
+    """All heads' keys and values at one place: their stride is 0."""
+    lengths, queries = [700, 130], [1, 1]
+    q, k, v, table = case((1, 128, 128, 16), torch.float16, queries, lengths)
+    alike = [x.expand(-1, -1, 128, -1) for x in (k, v)]
+    assert alike[0].stride(2) == 0
+    expected = attend(library, q, *(x.contiguous() for x in alike), table, queries, lengths)
+    assert torch.equal(attend(library, q, *alike, table, queries, lengths), expected)
 
 
 def test_refusals(library: Library) -> None:

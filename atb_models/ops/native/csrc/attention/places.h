@@ -74,20 +74,19 @@ constexpr int AHEAD = 12;  // positions between what is computed and what is fet
 template <class T> class Fetch {
  public:
   Fetch(const T* const* rows, int64_t head_stride, int head0, int heads, int n)
-      : row_(rows + AHEAD), stride_(head_stride), start_(head0 * head_stride), end_((head0 + heads) * head_stride), n_(n) {
-    at_ = start_;
-  }
+      : row_(rows + AHEAD), stride_(head_stride), start_(head0 * head_stride), at_(start_), heads_(heads), n_(n) {}
   void next(int pairs) {
     for (int j = 0; j < pairs; j++) {
       for (int i = 0; i < n_; i += 64 / (int)sizeof(T)) __builtin_prefetch(*row_ + at_ + i, 0, 2);
-      if ((at_ += stride_) == end_) at_ = start_, row_++;
+      at_ += stride_;
+      if (++head_ == heads_) head_ = 0, at_ = start_, row_++;
     }
   }
 
  private:
   const T* const* row_;
-  int64_t stride_, start_, end_, at_;
-  int n_;
+  int64_t stride_, start_, at_;
+  int heads_, n_, head_ = 0;
 };
 
 // The keys and values of `n` positions from `first` on: those of the first head.
