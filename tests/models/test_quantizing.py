@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atb_models import LLM, ops
+from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import Filling, fillings
 from atb_models.layers.quantization import W8A16
 from atb_models.models.config_reader import load_model_config
@@ -125,6 +128,17 @@ def test_one_warning_names_tensors_and_counts(tmp_path: Path, tp: int, caplog: p
         pass
     (line,) = [record.getMessage() for record in caplog.records if "no numbers" in record.getMessage()]
     assert SAID in line
+
+
+def test_scales_of_the_checkpoint_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """Its weights are quantised already, or it is no checkpoint of floats alone."""
+    tiny.write_checkpoint(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight_scale"
+    save_file(weights | {name: torch.ones(len(weights[name.removesuffix("_scale")]))}, tmp_path / "model.safetensors")
+    for quantize in None, "w8a16":
+        with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {re.escape(name)} is unexpected"):
+            LLM(tmp_path, device="cpu", quantize=quantize)
 
 
 def loaded(folder: Path, rank: int, tp: int) -> Decoder:

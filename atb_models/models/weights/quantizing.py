@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from atb_models.errors import CheckpointError
 from atb_models.models.weights.finite import count_not_finite
 from atb_models.models.weights.names import scale_name
 from atb_models.models.weights.source import WeightSource
@@ -34,7 +35,14 @@ class QuantizingWeights:
         self._scales: dict[str, Tensor] = {}
 
     def names(self) -> set[str]:
-        return self._source.names() | self._weights.keys()
+        """Raises CheckpointError for scales that the source has itself: its weights are no plain floats."""
+        theirs = self._source.names()
+        if own := sorted(theirs & self._weights.keys()):
+            raise CheckpointError(
+                f"{self._source.where(own[0])}: tensor {own[0]} is unexpected in a checkpoint that is quantised while"
+                f" it is loaded ({len(own)} such tensors)"
+            )
+        return theirs | self._weights.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         weight = self._weights.get(name)
