@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from native.cases import LEVELS
 
 from atb_models.ops.native.build import LEVELS as ALL
 from atb_models.ops.native.build import build, find_compiler
 from atb_models.ops.native.library import Library, load, unusable
+from tests.native.cases import LEVELS
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from native.project import copy_project, run_backend, stand_in_compiler
 
 from atb_models.ops.native.build import RECORD, find_compiler, levels_of, record
+from tests.native.project import copy_project, run_backend, stand_in_compiler
 
 pytest.importorskip("setuptools")
 

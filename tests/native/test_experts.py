@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.cases import DTYPES, assert_close, exact_experts, pack, pack_gate_up
-from native.test_linear import STORAGES
 from torch import Tensor
 
 from atb_models.ops.native.experts import experts, packed_gate_up_shape
 from atb_models.ops.native.library import Library
+from tests.native.cases import DTYPES, assert_close, exact_experts, pack, pack_gate_up
+from tests.native.test_linear import STORAGES
 
 # experts, choices, hidden, width
 SHAPES = [(8, 3, 512, 176), (5, 2, 130, 88), (3, 1, 64, 469), (16, 4, 128, 64), (7, 6, 96, 352)]

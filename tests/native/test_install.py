@@ -11,10 +11,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from native.cases import LEVELS
-from native.project import copy_project
 
 from atb_models.ops.native.build import FOLDER, NO_COMPILER, RECORD, levels_of, record
+from tests.native.cases import LEVELS
+from tests.native.project import copy_project
 
 pytestmark = pytest.mark.full
 

@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native.cases import LEVELS
 
 from atb_models.errors import ConfigError
 from atb_models.ops.native import library as loader
 from atb_models.ops.native.build import LEVELS as ALL
 from atb_models.ops.native.build import levels_of, library_path, source_id
 from atb_models.ops.native.library import Library, choose, cpu_flags, openmp
+from tests.native.cases import LEVELS
 
 AVX2 = frozenset({"avx2", "fma", "f16c", "sse2"})
 ZEN4 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.cases import DTYPES, assert_close, pack
 from torch import Tensor
 
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.linear import linear, packed_shape
 from atb_models.ops.native.packing import Panels
 from atb_models.ops.weight import Layout, Weight
+from tests.native.cases import DTYPES, assert_close, pack
 
 # [outputs, inputs]: whole panels, tails of both, shards of widths that ranks leave, more than a block of inputs
 SHAPES = [(272, 512), (88, 1030), (469, 352), (33, 469), (1, 7), (176, 88), (100, 1)]

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from native.cases import LEVELS
 
 from atb_models import LLM, cli
 from atb_models.env_report import print_report
@@ -18,6 +17,7 @@ from atb_models.ops.native import library, report
 from atb_models.ops.native.build import LEVELS as ALL
 from atb_models.ops.native.build import NO_COMPILER, build, record
 from atb_models.ops.native.library import LevelChoice
+from tests.native.cases import LEVELS
 
 WRONG = "ATB_CPU_ISA=avx9 is no instruction set of this CPU; possible here: reference"
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 import pytest
 import torch
-from native.cases import DTYPES, assert_close, pack
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -17,6 +16,7 @@ from atb_models.ops.native.gating import moe_gating, route
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.rope import rope_and_cache
 from atb_models.ops.native.rows import add_rms_norm, rms_norm, shared_expert_gate, swiglu
+from tests.native.cases import DTYPES, assert_close, pack
 
 WIDTHS = [16, 88, 469, 2048]
 

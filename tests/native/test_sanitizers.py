@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from native.cases import LEVELS
 
 from atb_models.ops.native.build import LEVELS as ALL
 from atb_models.ops.native.build import SOURCES, Level, levels_of
+from tests.native.cases import LEVELS
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 OPTIONS = ("-std=c++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-pthread", '-DATB_SOURCE_ID="test"')

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from native.cases import LEVELS
+
+from tests.native.cases import LEVELS
 
 WORK = Path(__file__).with_name("work.py")
 

@@ -10,12 +10,12 @@ import hashlib
 import os
 
 import torch
-from native.cases import pack, pack_gate_up
 
 from atb_models.ops.native import library as loader
 from atb_models.ops.native.attention import paged_attention
 from atb_models.ops.native.experts import experts
 from atb_models.ops.native.linear import linear
+from tests.native.cases import pack, pack_gate_up
 
 
 class Work:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from native.cases import LEVELS
+from tests.native.cases import LEVELS
 
 
 def test_native(built: list[str], root: Path) -> None:
