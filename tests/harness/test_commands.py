@@ -111,10 +111,11 @@ class TestStart:
 
     def test_as_a_command_of_the_package(self, root: Path, tmp_path: Path, clean_environ: None) -> None:
         variables = {**os.environ, "PYTHONPATH": str(root), "LC_ALL": "C"}
-        for words in (["atb_models", "modeltest"], [str(root / "tests" / "modeltest" / "start.py")]):
+        start = str(root / "tests" / "modeltest" / "start.py")
+        for words, name in (["atb_models", "modeltest"], "atb-models modeltest"), ([start], "bash run.sh"):
             command = [sys.executable, *(["-m"] if words[0] == "atb_models" else []), *words, "--help"]
             ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
-            assert ended.returncode == 0 and ended.stdout.startswith("usage: bash run.sh "), ended.stderr
+            assert ended.returncode == 0 and ended.stdout.startswith(f"usage: {name} "), ended.stderr
 
     def test_as_a_module_in_its_own_folder(self, root: Path, clean_environ: None) -> None:
         variables = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from atb_models.errors import ConfigError
+from atb_models.layers.quantization import METHODS
 from modeltest.command import cases, checks, options
 from modeltest.command.cases import Run
 from tests.harness.typed import BOOLQ, SPEED, refusal
@@ -126,3 +127,7 @@ class TestOptions:
         with pytest.raises(ConfigError) as caught:
             options.parse(flags, run)
         assert str(caught.value).startswith(said)
+
+
+def test_methods_of_quantisation_are_those_of_the_engine() -> None:
+    assert options.QUANTIZE == tuple(METHODS)

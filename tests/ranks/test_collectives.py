@@ -33,7 +33,7 @@ def test_ranks_of_one_host(size: int) -> None:
         time.sleep(0.2)
         before = [toys.cpu_ticks(pid) for pid in ranks]
         time.sleep(1)
-        assert max(toys.cpu_ticks(pid) - ticks for pid, ticks in zip(ranks, before, strict=True)) <= 1
+        assert max(toys.cpu_ticks(pid) - ticks for pid, ticks in zip(ranks, before, strict=True)) <= 5
         began = time.monotonic()
     assert time.monotonic() - began < 2, "ranks that wait for a step end when told to"
     toys.wait_until_dead(ranks, 0)
