@@ -24,7 +24,7 @@ from atb_models.errors import ConfigError
 from atb_models.ops import attention, basic, moe
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
-from atb_models.ops.npu_layout import HEAD_SIZE
+from atb_models.ops.npu_layout import HEAD_SIZE, QUANTIZED
 from atb_models.ops.plane import Plane
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
@@ -204,4 +204,4 @@ PACKINGS = {"MoeExperts": {"gate_up_EGH": Transposed(), "down_EHF": Transposed()
 
 def backend() -> Backend:
     """What this module serves."""
-    return Backend(BODIES, packings=PACKINGS, plane_shape=plane_shape, quantized=False)
+    return Backend(BODIES, packings=PACKINGS, plane_shape=plane_shape, quantized=QUANTIZED)

@@ -11,12 +11,13 @@ from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
 
 HEAD_SIZE = 128  # of the attention operator; narrower heads lie padded with zeros
+QUANTIZED = False  # no operation takes weights of integers with scales
 
 
 def layouts() -> Backend:
     """The shapes of the cache and of what works on it; the packing of the experts takes as many bytes as none."""
     shapes: dict[str, Body] = {"ReshapeAndCache": _reshape_and_cache, "PagedAttention": _paged_attention}
-    return Backend({}, shapes, plane_shape=_plane_shape)
+    return Backend({}, shapes, plane_shape=_plane_shape, quantized=QUANTIZED)
 
 
 def _plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -137,7 +137,7 @@ def laid_out_for(device_type: str | None) -> Iterator[None]:
     """
     before = _bound
     if device_type in LAYOUTS:
-        _serve(device_type, importlib.import_module(LAYOUTS[device_type]).layouts())
+        _serve(device_type, replace(_layouts(device_type), quantized=True))  # planned, whether it runs there or not
     elif device_type is not None:
         bind(device_type)
     try:
@@ -166,9 +166,16 @@ def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
     return _bound[1].plane_shape(block_size, plane)
 
 
-def takes_quantized() -> bool:
-    """Whether the operations of the bound backend take weights of integers with scales."""
-    return _bound[1].quantized
+def takes_quantized(device_type: str | None = None) -> bool:
+    """Whether the operations of a device type take weights of integers with scales; None: of what is bound."""
+    if device_type is None:
+        return _bound[1].quantized
+    return device_type not in LAYOUTS or _layouts(device_type).quantized
+
+
+def _layouts(device_type: str) -> Backend:
+    layouts: Backend = importlib.import_module(LAYOUTS[device_type]).layouts()
+    return layouts
 
 
 def check_quantized(method: str) -> None:

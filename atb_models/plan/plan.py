@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from atb_models.ops.table import takes_quantized
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES, PLAIN, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
@@ -102,6 +103,11 @@ def make_plan(
     )
 
 
+def served(deployment: Deployment, chip: Chip) -> bool:
+    """Whether the engine takes the weights' storage on a device of the chip's type today."""
+    return deployment.quantization is None or takes_quantized(chip.layouts)
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
     """A plan as JSON values: bytes, seconds, and the figures of chips in the units of their names."""
     deployment, model, memory = plan.deployment, plan.deployment.model, plan.memory
@@ -149,6 +155,7 @@ def _chip(plan: Plan, chip: Chip) -> dict[str, Any]:
         "shared": chip.shared,
         "device_type": chip.device_type,
         "int8_weights_in": chip.int8_weights_in,
+        "served": served(plan.deployment, chip),
         "figures": {name: {"value": getattr(chip, name), "source": chip.sources[name]} for name in FIGURES},
         "times": [_cell(cell) | {"fits": plan.holds(chip, cell)} for cell in plan.cells[chip.name]],
     }

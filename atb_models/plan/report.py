@@ -9,7 +9,7 @@ from atb_models.models.label import model_label
 from atb_models.plan.chips import FIGURES, PEAKS, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, RULE, Fit, kept_free
 from atb_models.plan.memory import largest_step
-from atb_models.plan.plan import Plan
+from atb_models.plan.plan import Plan, served
 from atb_models.plan.roofline import Times
 from atb_models.plan.times import BATCHES, Cell, pairs_within
 from atb_models.wording import counted, gib, precision
@@ -125,6 +125,11 @@ def _summary_table(plan: Plan) -> Iterator[str]:
                 for cell in cells
             )
     yield "  *: this number of chips cannot hold the whole batch at its full length"
+    if refusing := [name for name, chip in plan.chips.items() if not served(plan.deployment, chip)]:
+        yield from textwrap.wrap(
+            f"the engine refuses quantised weights there today: {', '.join(refusing)}", WIDTH, initial_indent="  ",
+            subsequent_indent="    ",
+        )  # fmt: skip
     names_of: dict[str, list[str]] = {}
     for name, chip in plan.chips.items():
         if found := _assumed(chip):

@@ -63,7 +63,12 @@ def test_a_plan_of_int8_weights(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         times = [plan["chips"][chip]["times"][0]["per_token_s"] for plan in (plain, int8)]
         assert 0.5 < times[1]["memory"] / times[0]["memory"] < 0.65
         assert times[1]["compute"] == times[0]["compute"], "activations are floats, and so is the arithmetic"
-    assert "run         fp16, weights as w8a16, 1 rank;" in run(capsys, *folder, *INT8)
+    served = {name: (plain["chips"][name]["served"], chip["served"]) for name, chip in int8["chips"].items()}
+    assert all(served[name] == (True, not name.startswith("Atlas")) for name in served)
+    text = run(capsys, *folder, *INT8)
+    assert "run         fp16, weights as w8a16, 1 rank;" in text
+    assert "the engine refuses quantised weights there today: Atlas 800I A2 32 GB, Atlas 800I A2 64 GB" in text
+    assert "refuses quantised weights" not in run(capsys, *folder, "--device", "cpu")
 
 
 def test_the_graph_names_the_method_and_int8_weights(capsys: pytest.CaptureFixture[str]) -> None:
