@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from atb_models import env
+from atb_models.machine.memory import last_level_cache
 from atb_models.models.dtypes import dtype_name
 from atb_models.ops import moe
 from atb_models.ops.gating import Gating
@@ -60,7 +61,7 @@ class Machine:
 
     def __init__(self, library: Library, threads: int) -> None:
         self.library, self.threads = library, threads
-        self.block = torch.ones(1 << 27, dtype=torch.uint8)
+        self.block = torch.ones(max(1 << 27, 2 * last_level_cache()), dtype=torch.uint8)
         self.clock = time.thread_time if threads == 1 else time.perf_counter
 
     def seconds(self, function: Callable[[], object]) -> float:

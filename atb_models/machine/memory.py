@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,3 +104,13 @@ def _left(folder: Path) -> int:
             continue
         return UNLIMITED if text == "max" else max(0, int(text) - used + int(stat.get(cache, 0)))
     return UNLIMITED
+
+
+def last_level_cache(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Bytes of the largest cache of the first processor; 0 where the kernel does not tell."""
+    sizes = [0]
+    for file in caches.glob("index*/size"):
+        with suppress(OSError, ValueError):
+            text = file.read_text("ascii").strip()
+            sizes.append(int(text.rstrip("KM")) << {"K": 10, "M": 20}.get(text[-1:], 0))
+    return max(sizes)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
+from atb_models.machine.memory import last_level_cache
 from atb_models.ops.native import limits
 from atb_models.ops.native.library import Library, active, load
 from atb_models.plan.chips import PEAKS, RATES, THIS_CPU, Chip
 from atb_models.plan.torch_rates import MATRIX_BYTES, measure_torch
 from atb_models.wording import counted
 
-# Bytes of the block that is read: far more than most last-level caches, and still quick to read.
+# Bytes of the block that is read, and no less than twice a last-level cache: quick to read, and not from there.
 BLOCK_BYTES, LEAST_BLOCK_BYTES = 192 << 20, 64 << 20
 BLOCK_STEP = 8 << 20  # its pieces are whole rows of a matrix
 THREAD_BYTES = 8 << 20  # of address space for the stack of each further thread
@@ -35,16 +36,18 @@ class _Limits:
     how: Mapping[torch.dtype, str]
 
 
-def measure_cpu(cores: int, room: int = BLOCK_BYTES + MATRIX_BYTES) -> Chip:
+def measure_cpu(cores: int, room: int = 1 << 30) -> Chip:
     """What `cores` threads of this processor can do at most, as a chip that all ranks share.
 
     Raises MemoryError if `room`, the bytes that may be used for this, is too little or not available.
 
-    The figures must be upper bounds of what an engine reaches here, so each is the best of many short runs.
+    The figures must be upper bounds of what an engine reaches here, so each is the best of many short runs. Where other
+    programs keep some threads waiting all the time, the bandwidth may be less than that, and its source says so.
     """
     level = active().level
     used = THREAD_BYTES * (cores - 1) + (MATRIX_BYTES if level is None else 0)
-    block_bytes = min(BLOCK_BYTES, (room - used) // BLOCK_STEP * BLOCK_STEP)
+    wanted = max(BLOCK_BYTES, 2 * last_level_cache())
+    block_bytes = min(wanted, room - used) // BLOCK_STEP * BLOCK_STEP
     if block_bytes < LEAST_BLOCK_BYTES:
         raise MemoryError(f"{room} bytes are too few to measure this CPU")
     try:
@@ -94,7 +97,8 @@ def _by_library(library: Library, cores: int, block_bytes: int) -> _Limits:
             how[dtype] = f"as fp32: {library.level.name} has no such products"
         else:
             how[dtype] = _measured(name.format(what), dot)
-    return _Limits(read.value, peaks, _measured(f"{name.format('read loop')} over {block_bytes >> 20} MiB", read), how)
+    how_read = _measured(f"{name.format('read loop')} over {block_bytes >> 20} MiB", read)
+    return _Limits(read.value, peaks, how_read if read.together == read.threads else f"{how_read}; may be too low", how)
 
 
 def _measured(loop: str, rate: limits.Rate) -> str:

@@ -15,8 +15,9 @@ WINDOWS = 150  # of a millisecond, for each limit
 class Rate(NamedTuple):
     """Bytes or operations per second of `threads` threads, of which `together` were seen at the same time.
 
-    Where other processes kept some of them waiting all the time, those count as much as the ones that were seen. 0:
-    none ran without a pause, and the rate is that of all the time.
+    Where other processes kept some of them waiting all the time, operations of those count as much as of the ones that
+    were seen, bytes do not: such a rate of reads is too low, as the memory can give more than those threads ask for.
+    together 0: none ran without a pause, and the rate is that of all the time.
     """
 
     value: float

@@ -7,6 +7,7 @@ makes less of it; both look like a figure.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import shutil
@@ -200,3 +201,12 @@ def test_threads_that_were_not_seen_are_counted(library: Library) -> None:
     one, two = (limits.float_rate(library, threads) for threads in (1, 2))
     assert (one.threads, one.together, two.threads) == (1, 1, 2) and two.together in (1, 2)
     assert 0.5 * one.value < two.value < 2.3 * one.value
+
+
+def test_memory_is_shared_by_its_readers(library: Library) -> None:
+    """What two threads read is counted as it is: twice what one of them read would be more than there is."""
+    block = torch.ones(128 << 20, dtype=torch.uint8)
+    few = limits.read_rate(library, block, 2)
+    many = limits.read_rate(library, block, 2 * (os.cpu_count() or 1))
+    assert 0 < many.together < many.threads or many.together == 0, "more threads than processors never run together"
+    assert many.value < 1.6 * few.value * (2 if few.together < 2 else 1)

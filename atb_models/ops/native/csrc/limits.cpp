@@ -2,7 +2,8 @@
 //
 // All threads run a loop for a while, in pieces of a few microseconds. Time is cut into windows, and the pieces of those
 // threads are counted that no other process interrupted in a window. Of the windows with the most such threads the best
-// gives the rate; the threads that are missing in it count as much as those that are there.
+// gives the rate. Of multiplications the threads that are missing in it count as much as those that are there. Of reads
+// they do not: the memory is shared, so one thread alone reads more than its part.
 // The loops are functions of their own, so that a test can look at their instructions.
 #include "api.h"
 #include "simd/simd.h"
@@ -21,7 +22,7 @@ constexpr int CHAINS = 16;
 constexpr int PLACES = 4;  // read at a time, as kernels do
 constexpr int64_t PLACE = 1 << 17, PART = PLACES * PLACE;
 constexpr int64_t STEPS = 500;
-constexpr int MOST_WINDOWS = 1024, ATTEMPTS = 3;
+constexpr int MOST_WINDOWS = 1024, ATTEMPTS = 3, READ_ATTEMPTS = 2;
 constexpr int64_t WINDOW_NS = 1000000, PAUSE_NS = 250000;
 constexpr int32_t FACTOR = 0x3f8d3f8d;  // about 1.1 as a float and as a pair of bfloat16
 
@@ -108,14 +109,16 @@ static void fill_windows(Window* of, int windows, int64_t since, int64_t* next, 
   }
 }
 
-// Pieces per second of all threads; `together` becomes the number of threads that were seen at the same time, 0 where
-// pieces take longer than a pause, as in an emulator: then all that was done counts.
-template <class Piece> static double best_rate(int windows, int threads, int32_t* together, const Piece& piece) {
+// Pieces per second of the threads of the best window; `together` becomes their number, 0 where pieces take longer than a
+// pause, as in an emulator: then all that was done counts. `of` becomes the number of threads that were started.
+template <class Piece>
+static double best_rate(int windows, int threads, int attempts, int32_t* together, int* of, const Piece& piece) {
   windows = least(most(windows, 1), MOST_WINDOWS);
   Window best = {}, all[MOST_WINDOWS] = {};
   int size = 1;
   int64_t since = 0, next = 0;
-  for (int attempt = 0; best.threads == 0 && attempt < ATTEMPTS; attempt++) {
+  for (int attempt = 0; best.threads == 0 ? attempt < ATTEMPTS : best.threads < size && attempt < attempts; attempt++) {
+    for (Window& window : all) window = Window{};
     since = next = 0;
     parallel(threads, [&](Team& team, int) {
       team.barrier();
@@ -129,12 +132,14 @@ template <class Piece> static double best_rate(int windows, int threads, int32_t
         best = all[i];
   }
   *together = (int32_t)best.threads;
-  if (best.threads == 0) return next * 1e9 / (now_ns() - since);
-  return (double)best.pieces / best.threads * size * (1e9 / WINDOW_NS);
+  *of = size;
+  return best.threads == 0 ? next * 1e9 / (now_ns() - since) : best.pieces * (1e9 / WINDOW_NS);
 }
 
 static double chains_rate(int windows, int threads, int32_t* together, void (*loop)(), double lane_operations) {
-  return best_rate(windows, threads, together, [&](int64_t) { loop(); }) * lane_operations * VL * CHAINS * STEPS;
+  int of = 1;
+  const double loops = best_rate(windows, threads, 1, together, &of, [&](int64_t) { loop(); });
+  return (*together ? loops / *together * of : loops) * lane_operations * VL * CHAINS * STEPS;
 }
 
 // Each measures for `windows` of a millisecond on `threads` threads.
@@ -142,7 +147,9 @@ static double chains_rate(int windows, int threads, int32_t* together, void (*lo
 API double atb_limit_read(const char* from, int64_t bytes, int windows, int threads, int32_t* together) {
   const int64_t parts = bytes / PART;
   if (parts == 0) return 0;
-  return PART * best_rate(windows, threads, together, [&](int64_t i) { atb_loop_read(from + i % parts * PART); });
+  int of = 1;
+  const auto read = [&](int64_t i) { atb_loop_read(from + i % parts * PART); };
+  return PART * best_rate(windows, threads, READ_ATTEMPTS, together, &of, read);
 }
 
 // Operations per second, a multiplication and an addition counting two; 0 where the set has no such instruction.
