@@ -33,8 +33,7 @@ class Attention(nn.Module):
     def forward(self, x_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         qkv = self.qkv(x_TH).view(x_TH.shape[0], -1, self.head_dim)
         q_TND, k_TMD, v_TMD = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        q_TND, k_TMD = ops.rope(*self.before_rotation(q_TND, k_TMD), *rope)
-        ops.reshape_and_cache(k_TMD, v_TMD, cache, step)
+        q_TND = ops.rope_and_cache(*self.before_rotation(q_TND, k_TMD), v_TMD, *rope, cache, step)
         out_TND = ops.paged_attention(q_TND, cache, step, self.head_dim**-0.5)
         return self.o(out_TND.flatten(1))
 

@@ -8,7 +8,7 @@ Shape letters used in tensor names throughout the project:
     P KV blocks            S slots of a block        C blocks in the longest block table
 """
 
-from atb_models.ops.attention import paged_attention, reshape_and_cache, rope, rope_tables
+from atb_models.ops.attention import paged_attention, reshape_and_cache, rope, rope_and_cache, rope_tables
 from atb_models.ops.basic import add, add_rms_norm, embedding, linear, rms_norm, select_rows, swiglu, to_float
 from atb_models.ops.collectives import all_gather, all_reduce
 from atb_models.ops.gating import moe_gating
@@ -44,6 +44,7 @@ __all__ = [
     "reshape_and_cache",
     "rms_norm",
     "rope",
+    "rope_and_cache",
     "rope_tables",
     "router",
     "select_rows",

@@ -73,6 +73,44 @@ def reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: Ste
         cache_PSMD.view(-1, *x_TMD.shape[1:])[step.slots_T] = x_TMD
 
 
+def _rope_and_cache_operands(
+    q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, cos_TD: Tensor, sin_TD: Tensor, cache: LayerCache, step: StepInput
+) -> dict[str, Any]:
+    given = {"q_TND": q_TND, "k_TMD": k_TMD, "v_TMD": v_TMD, "cos_TD": cos_TD, "sin_TD": sin_TD}
+    return given | _cache_operands(k_TMD, v_TMD, cache, step)
+
+
+def _rope_and_cache_cost(
+    out_TND: Tensor,
+    q_TND: Tensor,
+    k_TMD: Tensor,
+    v_TMD: Tensor,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    cache: LayerCache,
+    step: StepInput,
+) -> Cost:
+    """The FLOPs of the parts; rotated keys go straight to their slots."""
+    flops = _rope_cost((out_TND, k_TMD), q_TND, k_TMD, cos_TD, sin_TD).flops
+    return cost(flops, (q_TND, k_TMD, v_TMD, cos_TD, sin_TD, step.slots_T), (out_TND, k_TMD, v_TMD))
+
+
+@op(
+    "RopeAndCache",
+    cost=_rope_and_cache_cost,
+    operands=_rope_and_cache_operands,
+    in_parts=True,
+    products=("q_TND", "k_TMD", "cos_TD", "sin_TD"),
+)
+def rope_and_cache(
+    q_TND: Tensor, k_TMD: Tensor, v_TMD: Tensor, cos_TD: Tensor, sin_TD: Tensor, cache: LayerCache, step: StepInput
+) -> Tensor:
+    """Rotate queries and keys as `rope` does, and write keys and values to their slots -> rotated queries [T, N, D]."""
+    q_TND, k_TMD = rope(q_TND, k_TMD, cos_TD, sin_TD)
+    reshape_and_cache(k_TMD, v_TMD, cache, step)
+    return q_TND
+
+
 def _attention_operands(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> dict[str, Any]:
     lengths = {"query_lens": step.query_lens, "kv_lens": step.kv_lens}
     return {"q_TND": q_TND, **_planes(cache), "block_table_BC": step.block_table_BC, **lengths, "scale": scale}

@@ -17,10 +17,13 @@ from atb_models.graph import meta_model, meta_step, trace
 from atb_models.layers.parameter import fillings
 from atb_models.limits import Limits
 from atb_models.models.config_reader import load_model_config
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.native import rope
 from atb_models.ops.native.build import levels_of
 from atb_models.ops.native.library import active, cpu_flags
 from atb_models.plan.memory import rank_memory
 from atb_models.profiler import Recorder
+from tests.records import map_tensors, slots_step
 from tests.tiny import write_checkpoint
 
 LEVELS = [level.name for level in levels_of(platform.machine()) if level.needs <= cpu_flags()]
@@ -122,6 +125,50 @@ def test_experts_are_one_node_and_one_call(demo: Path) -> None:
     with LLM(demo, device="cpu", kv_blocks=4) as llm, Recorder(llm._runner) as recorder:
         llm.prompt_logits([5, 6, 7])
     assert sum(call.op == "MoeExperts" for call in recorder.profile.calls) == moe
+
+
+def test_rope_and_the_write_to_the_cache_are_one_node_and_one_call(demo: Path) -> None:
+    config = load_model_config(demo)
+    ops.bind("cpu")
+    graph = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
+    layers = config.num_hidden_layers
+    assert graph.counts()["RopeAndCache"] == layers and not {"Rope", "ReshapeAndCache"} & graph.counts().keys()
+    node = next(node for node in graph.nodes if node.op == "RopeAndCache")
+    assert node.backend == "cpu" and node.outputs[0].shape == (41, 8, 16)
+    assert set(node.writes) == {"layers.0.k_PSMD", "layers.0.v_PSMD"} and graph.stray == ()
+    attention = next(node for node in graph.nodes if node.op == "PagedAttention")
+    assert [value.node for value in attention.inputs[:3]] == [node.index] * 3
+    with LLM(demo, device="cpu", kv_blocks=4) as llm, Recorder(llm._runner) as recorder:
+        llm.prompt_logits([5, 6, 7])
+    called = [call.op for call in recorder.profile.calls]
+    assert called.count("RopeAndCache") == layers and not {"Rope", "ReshapeAndCache"} & set(called)
+
+
+def test_other_planes_than_keys_and_values_of_one_width_are_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch, with and without values: values narrower than keys, and a plane beside the two."""
+    ops.bind("cpu")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the library has no form for these planes")
+
+    monkeypatch.setattr(rope, "rope_and_cache", refuse)
+    monkeypatch.setattr(rope, "check_shapes", refuse)
+    q, k, v, angle = torch.randn(3, 4, 16), torch.randn(3, 2, 16), torch.randn(3, 2, 16), torch.rand(3, 8)
+    step = slots_step(torch.tensor([0, 7, 8], dtype=torch.int32))
+    blank = torch.zeros(2, 8, 2, 16)
+    for values, planes in (
+        (v[..., :12], {"k": blank, "v": blank[..., :12].contiguous()}),
+        (v, {"k": blank, "v": blank, "latent": torch.zeros(2, 8, 24)}),
+    ):
+        cache = LayerCache((name, plane.clone()) for name, plane in planes.items())
+        given = (q, k, values, angle.cos(), angle.sin(), cache, step)
+        expected = ops.rope.reference(q, k, angle.cos(), angle.sin())
+        assert torch.equal(ops.rope_and_cache(*given), expected[0])
+        assert torch.equal(cache.k_PSMD.flatten(0, 1)[step.slots_T], expected[1])
+        assert torch.equal(cache.v_PSMD.flatten(0, 1)[step.slots_T], values)
+        rule = ops.rope_and_cache.shape
+        assert rule is not None
+        assert rule(*(map_tensors(lambda x: x.to("meta"), one) for one in given)).shape == q.shape
 
 
 def test_a_level_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,3 +97,24 @@ def test_in_parts_until_a_backend_serves_it(demo: Path, monkeypatch: pytest.Monk
     first = [part for part in parts.nodes if part.module == node.module]
     assert node.cost.flops == sum(part.cost.flops for part in first)
     assert node.cost.read < sum(part.cost.read for part in first)
+
+
+def test_rope_and_cache_is_in_parts_until_a_backend_serves_it(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_model_config(demo)
+    ops.bind("reference")
+    step = meta_step([8, 1], [8, 40], 128)
+    parts = trace(meta_model(config, torch.float16), step)
+    assert {"Rope", "ReshapeAndCache"} < parts.counts().keys() and "RopeAndCache" not in parts.counts()
+    monkeypatch.setattr(ops.rope_and_cache, "backend", "cpu")
+    whole = trace(meta_model(config, torch.float16), step)
+    assert whole.counts()["RopeAndCache"] == config.num_hidden_layers
+    assert not {"Rope", "ReshapeAndCache"} & whole.counts().keys() and whole.stray == ()
+    node = next(node for node in whole.nodes if node.op == "RopeAndCache")
+    first = [part for part in parts.nodes if part.module == node.module and part.op in ("Rope", "ReshapeAndCache")]
+    assert node.module == "layers.0.attn" and set(node.writes) == {"layers.0.k_PSMD", "layers.0.v_PSMD"}
+    keys = 9 * 8 * 16 * 2  # bytes of the rotated keys, which the parts write and read once more
+    assert node.cost.flops == sum(part.cost.flops for part in first)
+    assert node.cost.read == sum(part.cost.read for part in first) - keys
+    assert node.cost.written == sum(part.cost.written for part in first) - keys
+    attention = next(node for node in whole.nodes if node.op == "PagedAttention")
+    assert [value.node for value in attention.inputs[:3]] == [node.index] * 3

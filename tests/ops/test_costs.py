@@ -53,6 +53,8 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("RopeTables", (meta(3, dtype=INT), meta(2, dtype=SINGLE), 1.0), 18, 12 + 8, 24 + 24),
     ("Rope", (meta(3, 2, 4), KV, meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=SINGLE)), 108, 48 + 24 + 24 + 24, 48 + 24),
     ("ReshapeAndCache", (KV, KV, CACHE, slots_step(meta(3, dtype=INT))), 0, 24 + 24 + 12, 24 + 24),
+    ("RopeAndCache", (meta(3, 2, 4), KV, KV, meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=SINGLE), CACHE,
+        slots_step(meta(3, dtype=INT))), 108, 48 + 24 + 24 + 24 + 24 + 12, 48 + 24 + 24),
     # pairs of a query and a key: 5 of the first sequence, 2 + 3 + 4 of the second, each 16 FLOPs in each of 2 heads;
     # 9 cached tokens with 8 bytes of K and of V, in 2 blocks and 1 of 4 tokens, each a number of 4 bytes
     (

@@ -57,6 +57,7 @@ def test_declared_planes_are_allocated_planned_and_traced(demo: Path, monkeypatc
         built(self, *args, **options)  # type: ignore[arg-type]
         self.planes = (*self.planes, extra)
 
+    ops.bind("reference")
     plain = kv_bytes_per_token(meta_model(load_model_config(demo), torch.float16).layers)
     monkeypatch.setattr(Attention, "__init__", with_extra)
     model = meta_model(load_model_config(demo), torch.float16)

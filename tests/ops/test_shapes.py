@@ -83,6 +83,11 @@ def cached(d: Draw) -> tuple[Any, ...]:
     return d.floats(d.T, d.M, d.D), d.floats(d.T, d.M, d.D), d.cache(blocks), slots_step(slots)
 
 
+def rotated(d: Draw) -> tuple[Any, ...]:
+    k, v, cache, step = cached(d)
+    return d.floats(d.T, d.N, d.D), k, v, d.single(d.T, d.D // 2), d.single(d.T, d.D // 2), cache, step
+
+
 def attention(d: Draw) -> tuple[Any, ...]:
     kv_lens = [d.to(1, 40) for _ in range(d.to(1, 5))]
     query_lens = [d.random.choice((1, d.to(1, n))) for n in kv_lens]
@@ -114,6 +119,7 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
         d.floats(d.T, d.N, d.D), d.floats(d.T, d.M, d.D), d.single(d.T, d.D // 2), d.single(d.T, d.D // 2)
     ),
     "ReshapeAndCache": cached,
+    "RopeAndCache": rotated,
     "PagedAttention": attention,
     "Router": lambda d: (d.floats(d.T, d.H), Weight.plain(d.single(d.E, d.H))),
     "MoeGating": lambda d: (
@@ -143,6 +149,7 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "Add": (1, lambda d: d.floats(d.T, d.H + 1)),
     "Rope": (2, lambda d: d.single(d.T, d.D // 2 + 1)),
     "ReshapeAndCache": (1, lambda d: d.floats(d.T, 2 * d.M, d.D)),
+    "RopeAndCache": (4, lambda d: d.single(d.T, d.D // 2 + 1)),
     "PagedAttention": (1, lambda d: kv_cache(d.floats(30, d.S, d.M, d.D), d.floats(30, d.S, d.M, d.D + 2))),
     "Router": (1, lambda d: Weight.plain(d.single(d.E, d.H + 1))),
     "MoeGating": (1, lambda d: Gating(d.E + 1)),

@@ -24,13 +24,15 @@ def rope_and_cache(
     v_cache_PSMD: Tensor,
     slots_T: Tensor,
 ) -> Tensor:
-    """Turn the pairs (d, d + half) of q and k by their token's angle, half = cos_TD.shape[1] -> q [T, N, D].
+    """Rotate the pairs (d, d + half) of q and k by their token's angle, half = cos_TD.shape[1] -> q [T, N, D].
 
-    Keys and values are written to the slots of the caches (slot = block * S + offset, int32). Elements of a head
-    beyond 2 * half stay as they are. Tables are float32. A token's heads must lie together; other strides are free.
+    Keys and values are written to the slots of the caches (slot = block * S + offset, int32), no two tokens to the
+    same. Elements of a head beyond 2 * half stay as they are. Tables are float32, products and sums too, each rounded
+    as torch rounds it. A token's heads must lie together; other strides are free.
     Raises ValueError, before anything is written, for tensors that do not go together or a slot that is not there.
     """
-    _check(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T)
+    check_shapes(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T)
+    _check_storage(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T)
     tokens, heads, head_dim = q_TND.shape
     blocks, block_size, kv_heads, _ = k_cache_PSMD.shape
     out_TND = torch.empty(q_TND.shape, dtype=q_TND.dtype)
@@ -53,7 +55,7 @@ def rope_and_cache(
     return out_TND
 
 
-def _check(
+def check_shapes(
     q_TND: Tensor,
     k_TMD: Tensor,
     v_TMD: Tensor,
@@ -63,29 +65,42 @@ def _check(
     v_cache_PSMD: Tensor,
     slots_T: Tensor,
 ) -> None:
-    floats, tables = (q_TND, k_TMD, v_TMD, k_cache_PSMD, v_cache_PSMD), (cos_TD, sin_TD)
-    on_cpu("Rope", *floats, *tables, slots_T)
-    if q_TND.dtype not in FLOATS or any(x.dtype != q_TND.dtype for x in floats):
-        raise ValueError(f"Rope: {[x.dtype for x in floats]} for q, k, v and their caches")
-    if any(x.dtype != torch.float32 for x in tables) or slots_T.dtype != torch.int32:
-        raise ValueError(f"Rope: tables of {cos_TD.dtype} and {sin_TD.dtype}, slots of {slots_T.dtype}")
+    """Raises ValueError for shapes that do not go together; the tensors may be on meta."""
     tokens, _, head_dim = q_TND.shape
     half = cos_TD.shape[1]
-    if (
-        k_TMD.shape != v_TMD.shape
-        or k_cache_PSMD.shape != v_cache_PSMD.shape
-        or k_TMD.shape[1:] != k_cache_PSMD.shape[2:]
-        or k_TMD.shape[0] != tokens
-        or k_TMD.shape[2] != head_dim
-        or any(x.shape != (tokens, half) for x in tables)
-        or slots_T.shape != (tokens,)
-        or 2 * half > head_dim
+    if not (
+        k_TMD.shape == v_TMD.shape == (tokens, k_cache_PSMD.shape[2], head_dim)
+        and k_cache_PSMD.shape == v_cache_PSMD.shape
+        and k_cache_PSMD.shape[3] == head_dim >= 2 * half
+        and cos_TD.shape == sin_TD.shape == (tokens, half)
+        and slots_T.shape == (tokens,)
     ):
+        given = (q_TND, k_TMD, v_TMD, k_cache_PSMD, v_cache_PSMD, cos_TD, sin_TD, slots_T)
         raise ValueError(
-            f"Rope: {[tuple(x.shape) for x in (*floats, *tables, slots_T)]} do not go together: q, k, v, their caches,"
-            " cos, sin and slots"
+            f"RopeAndCache: {[tuple(x.shape) for x in given]} do not go together: q, k, v, their caches, cos, sin and"
+            " slots"
         )
+
+
+def _check_storage(
+    q_TND: Tensor,
+    k_TMD: Tensor,
+    v_TMD: Tensor,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    k_cache_PSMD: Tensor,
+    v_cache_PSMD: Tensor,
+    slots_T: Tensor,
+) -> None:
+    """Raises ValueError for a device, a data type or strides that the C side does not take."""
+    on_cpu("RopeAndCache", q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T)
+    dtype = q_TND.dtype
+    if dtype not in FLOATS or not dtype == k_TMD.dtype == v_TMD.dtype == k_cache_PSMD.dtype == v_cache_PSMD.dtype:
+        floats = (q_TND, k_TMD, v_TMD, k_cache_PSMD, v_cache_PSMD)
+        raise ValueError(f"RopeAndCache: {[x.dtype for x in floats]} for q, k, v and their caches")
+    if not cos_TD.dtype == sin_TD.dtype == torch.float32 or slots_T.dtype != torch.int32:
+        raise ValueError(f"RopeAndCache: tables of {cos_TD.dtype} and {sin_TD.dtype}, slots of {slots_T.dtype}")
     for x in (q_TND, k_TMD, v_TMD, cos_TD, sin_TD):
-        dense("Rope", x, 2)
+        dense("RopeAndCache", x, 2)
     for x in (k_cache_PSMD, v_cache_PSMD, slots_T):
-        dense("Rope", x)
+        dense("RopeAndCache", x)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from atb_models.ops import basic, cpu_torch, moe
-from atb_models.ops.attention import paged_attention
+from atb_models.ops.attention import paged_attention, reshape_and_cache, rope_and_cache
 from atb_models.ops.gating import moe_gating
 from atb_models.ops.kv_cache import LayerCache
-from atb_models.ops.native import attention, experts, gating, linear, rows
+from atb_models.ops.native import attention, experts, gating, linear, rope, rows
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import GateUpPanels, Panels
 from atb_models.ops.step import StepInput
@@ -33,6 +33,7 @@ def native_backend(library: Library) -> Backend:
         "Router": _router,
         "MoeGating": gating.moe_gating,
         "MoeExperts": _experts,
+        "RopeAndCache": _rope_and_cache,
         "PagedAttention": _attention,
         "RmsNorm": rows.rms_norm,
         "AddRmsNorm": rows.add_rms_norm,
@@ -43,6 +44,7 @@ def native_backend(library: Library) -> Backend:
         "Linear": _linear_shape,
         "Router": _router_shape,
         "MoeExperts": _experts_shape,
+        "RopeAndCache": _rope_and_cache_shape,
         "PagedAttention": _attention_shape,
         "MoeGating": _like(moe_gating.reference),
         "RmsNorm": _like(basic.rms_norm.reference),
@@ -120,6 +122,46 @@ def _experts_shape(
     floats = experts.scratch_floats(library, x_TH, gate_up_EGH.data, width, experts_TK.shape[1])
     _workspace = x_TH.new_empty(floats, dtype=torch.float32)
     return torch.empty_like(x_TH)
+
+
+def _rope_and_cache(
+    library: Library,
+    q_TND: Tensor,
+    k_TMD: Tensor,
+    v_TMD: Tensor,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    cache: LayerCache,
+    step: StepInput,
+) -> Tensor:
+    if not _has_rope_and_cache(q_TND, cache):
+        return rope_and_cache.reference(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
+    return rope.rope_and_cache(library, q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache.k_PSMD, cache.v_PSMD, step.slots_T)
+
+
+def _rope_and_cache_shape(
+    library: Library,
+    q_TND: Tensor,
+    k_TMD: Tensor,
+    v_TMD: Tensor,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    cache: LayerCache,
+    step: StepInput,
+) -> Tensor:
+    if not _has_rope_and_cache(q_TND, cache):
+        return rope_and_cache.reference(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
+    rope.check_shapes(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache.k_PSMD, cache.v_PSMD, step.slots_T)
+    reshape_and_cache.reference(k_TMD, v_TMD, cache, step)  # on meta tensors: which planes are written
+    return q_TND.new_empty(q_TND.shape)
+
+
+def _has_rope_and_cache(q_TND: Tensor, cache: LayerCache) -> bool:
+    """Whether the library has a form for these planes: K and V of one width, in the dtype of the queries."""
+    if set(cache) != {"k", "v"}:
+        return False
+    k_cache_PSMD, v_cache_PSMD = cache.k_PSMD, cache.v_PSMD
+    return k_cache_PSMD.shape == v_cache_PSMD.shape and k_cache_PSMD.dtype == v_cache_PSMD.dtype == q_TND.dtype
 
 
 def _attention(library: Library, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
