@@ -88,7 +88,13 @@ def write(folder: Path, **fields: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def test_names_and_attention_of_a_family(tmp_path: Path, family: None) -> None:
+@pytest.mark.parametrize("library", [False, True])
+def test_names_and_attention_of_a_family(
+    tmp_path: Path, family: None, monkeypatch: pytest.MonkeyPatch, library: bool
+) -> None:
+    """By torch and, where there is one, by the CPU's library: the norm of the heads has three dimensions."""
+    if library:
+        monkeypatch.delenv("ATB_CPU_ISA")  # see conftest.py
     tensors = write(tmp_path)
     write_weights(tmp_path, {renamed(name): tensor for name, tensor in tensors.items()})
     exact = plain_logits(DEEPSEEK, tensors, list(range(3, 40)))

@@ -14,8 +14,14 @@ from atb_models.ops.native.structs import FORMATS, NormCall, SharedGateCall, Swi
 
 
 def rms_norm(library: Library, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight -> [T, H] in x's dtype, computed in float32. Raises ValueError."""
-    return _norm(library, x_TH, None, weight_H, eps)[0]
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32 -> x's shape and dtype.
+
+    x: [T, H], or of more dimensions, such as the heads of queries. Raises ValueError.
+    """
+    if x_TH.dim() == 2:
+        return _norm(library, x_TH, None, weight_H, eps)[0]
+    rows = x_TH.reshape(-1, x_TH.shape[-1])
+    return _norm(library, rows, None, weight_H, eps)[0].view(x_TH.shape)
 
 
 def add_rms_norm(
