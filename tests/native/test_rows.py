@@ -1,4 +1,4 @@
-"""Norms, SwiGLU, the shared expert's gate, rotary positions with the cache, and gating of the library."""
+"""Norms, SwiGLU, the shared expert's gate and gating of the library."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import silu
 
-from atb_models.ops import attention as reference
 from atb_models.ops.gating import Gating
 from atb_models.ops.gating import moe_gating as reference_gating
 from atb_models.ops.native.gating import moe_gating, route
 from atb_models.ops.native.library import Library
-from atb_models.ops.native.rope import rope_and_cache
 from atb_models.ops.native.rows import add_rms_norm, rms_norm, shared_expert_gate, swiglu
 from tests.native.cases import DTYPES, assert_close, pack
 
@@ -34,6 +31,10 @@ def test_norms(library: Library, dtype: torch.dtype, width: int) -> None:
         assert torch.equal(rms_norm(library, total, weight, 1e-5), normed)
         for row in (0, 36):
             assert torch.equal(rms_norm(library, total[row : row + 1], weight, 1e-5), normed[row : row + 1])
+    heads = x[:36].view(6, 6, width)[:, 1:]  # a part of a fused result, cut into heads
+    assert torch.equal(
+        rms_norm(library, heads, weight, 1e-5).flatten(0, 1), rms_norm(library, heads.flatten(0, 1), weight, 1e-5)
+    )
     wide = torch.randn(37, 3 * width).to(dtype)  # rows of a fused result
     part = wide[:, width : 2 * width]
     assert torch.equal(rms_norm(library, part, weight, 1e-5), rms_norm(library, part.contiguous(), weight, 1e-5))
@@ -48,59 +49,6 @@ def test_gated_activations(library: Library, dtype: torch.dtype, width: int) -> 
     x, weight = torch.randn(21, 64).to(dtype), torch.randn(1, 64).to(dtype)
     exact = up.double() * (x.double() @ weight.double().t()).sigmoid()
     assert_close(shared_expert_gate(library, up, x, weight), exact)
-
-
-@pytest.mark.parametrize(
-    "heads, kv_heads, head_dim, half", [(4, 4, 128, 64), (6, 2, 80, 40), (3, 1, 16, 8), (4, 2, 64, 16)]
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rope_and_cache(
-    library: Library, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, half: int
-) -> None:
-    tokens, blocks, size = 29, 5, 16
-    fused = torch.randn(tokens, heads + 2 * kv_heads, head_dim).to(dtype)
-    q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
-    angle = torch.rand(tokens, half) * 6
-    slots = torch.randperm(blocks * size)[:tokens].int()
-    both = torch.full((blocks, 2, size, kv_heads, head_dim), 7.0).to(dtype)  # strides that are not the plain ones
-    before = both.clone()
-    turned = rope_and_cache(library, q, k, v, angle.cos(), angle.sin(), both[:, 0], both[:, 1], slots)
-
-    def exact(x: Tensor) -> Tensor:
-        a, b, rest = x.double().split([half, half, head_dim - 2 * half], dim=-1)
-        cos, sin = angle.double().cos()[:, None], angle.double().sin()[:, None]
-        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
-
-    assert_close(turned, exact(q))
-    block, offset = slots // size, slots % size
-    assert_close(both[block, 0, offset], exact(k))
-    assert torch.equal(both[block, 1, offset], v)
-    both[block, :, offset] = before[block, :, offset]
-    assert torch.equal(both, before)  # nothing else was written
-    if 2 * half == head_dim:
-        assert_close(turned, reference.rope.reference(q, k, angle.cos(), angle.sin())[0].double())
-
-
-def test_rope_refusals(library: Library) -> None:
-    q, k, v = torch.randn(3, 4, 32), torch.randn(3, 2, 32), torch.randn(3, 2, 32)
-    cos, sin, caches = torch.rand(3, 16), torch.rand(3, 16), [torch.zeros(2, 8, 2, 32) for _ in range(2)]
-    good = [q, k, v, cos, sin, *caches, torch.tensor([0, 5, 15], dtype=torch.int32)]
-    refused = [
-        (0, q.half(), "float16"),
-        (1, k[:, :1], "do not go together"),
-        (2, v[:2], "do not go together"),
-        (3, cos.double(), "tables of torch.float64"),
-        (4, sin[:, :8], "do not go together"),
-        (5, caches[0].transpose(2, 3).contiguous().transpose(2, 3), "do not lie together"),
-        (6, caches[1][:1], "do not go together"),
-        (7, torch.tensor([0, 5, 16], dtype=torch.int32), "a slot that the cache does not have"),
-        (7, torch.tensor([0, -1, 3], dtype=torch.int32), "a slot that the cache does not have"),
-        (7, torch.tensor([0, 5, 15]), "slots of torch.int64"),
-    ]
-    for place, wrong, match in refused:
-        with pytest.raises(ValueError, match=match):
-            rope_and_cache(library, *good[:place], wrong, *good[place + 1 :])
-    assert not caches[0].any() and not caches[1].any()  # refused before anything was written
 
 
 @pytest.mark.parametrize("experts, top_k", [(64, 6), (60, 4), (8, 8), (5, 1), (257, 8)])

@@ -5,22 +5,23 @@
 
 constexpr int64_t FORK_ELEMENTS = 1 << 15;
 
-// Pairs (d, d + half) turned; what lies beyond 2 half is copied.
+// Pairs (d, d + half) rotated; what lies beyond 2 half is copied. Each product is rounded before the sum, as torch does
+// it: an fma would give other bits than the reference.
 template <class X>
-INLINE void turn(const typename X::T* from, const float* cos, const float* sin, int half, int head_dim,
-                 typename X::T* to) {
+INLINE void rotate(const typename X::T* from, const float* cos, const float* sin, int half, int head_dim,
+                   typename X::T* to) {
   for (int d = 0; d < half; d += VL) {
     const int n = half - d;
     vf c, s, a, b;
     if (n < VL) {
       c = load_part<F32>(cos + d, n), s = load_part<F32>(sin + d, n);
       a = load_part<X>(from + d, n), b = load_part<X>(from + half + d, n);
-      store_part<X>(to + d, fma(a, c, -(b * s)), n);
-      store_part<X>(to + half + d, fma(b, c, a * s), n);
+      store_part<X>(to + d, a * c - b * s, n);
+      store_part<X>(to + half + d, b * c + a * s, n);
     } else {
       c = load(cos + d), s = load(sin + d), a = X::load(from + d), b = X::load(from + half + d);
-      X::store(to + d, fma(a, c, -(b * s)));
-      X::store(to + half + d, fma(b, c, a * s));
+      X::store(to + d, a * c - b * s);
+      X::store(to + half + d, b * c + a * s);
     }
   }
   const int rest = head_dim - 2 * half;
@@ -31,12 +32,12 @@ template <class X> static void rope_token(const RopeCall& c, int64_t token) {
   typedef typename X::T T;
   const float *cos = c.cos + token * c.half, *sin = c.sin + token * c.half;
   for (int64_t h = 0; h < c.heads; h++)
-    turn<X>((const T*)c.q + token * c.q_row + h * c.head_dim, cos, sin, c.half, c.head_dim,
-            (T*)c.q_out + (token * c.heads + h) * c.head_dim);
+    rotate<X>((const T*)c.q + token * c.q_row + h * c.head_dim, cos, sin, c.half, c.head_dim,
+              (T*)c.q_out + (token * c.heads + h) * c.head_dim);
   const int64_t block = c.slots[token] / c.block_size, slot = c.slots[token] % c.block_size;
   for (int64_t h = 0; h < c.kv_heads; h++) {
-    turn<X>((const T*)c.k + token * c.k_row + h * c.head_dim, cos, sin, c.half, c.head_dim,
-            (T*)c.k_cache + block * c.k_block + slot * c.k_slot + h * c.k_head);
+    rotate<X>((const T*)c.k + token * c.k_row + h * c.head_dim, cos, sin, c.half, c.head_dim,
+              (T*)c.k_cache + block * c.k_block + slot * c.k_slot + h * c.k_head);
     __builtin_memcpy((T*)c.v_cache + block * c.v_block + slot * c.v_slot + h * c.v_head,
                      (const T*)c.v + token * c.v_row + h * c.head_dim, c.head_dim * sizeof(T));
   }
