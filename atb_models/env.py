@@ -33,6 +33,8 @@ OWN_PREFIXES = ("ATB_LLM_", "ATB_LAUNCHER_", "MINDIE_", "MIES_", "MODELTEST_")
 # Of the Ascend libraries, which read many more variables than the table has.
 VENDOR_PREFIXES = ("ATB_", "HCCL_", "LCCL_", "LCAL_")
 PREFIXES = (*OWN_PREFIXES, *VENDOR_PREFIXES)
+# In the name of a variable that is not in the table: its value may be a key or a password, or ATB_API_KEY misspelt.
+_SECRET = re.compile("API|AUTH|CREDENTIAL|KEY|PASS|PWD|SECRET|TOKEN", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -323,3 +325,10 @@ def get(name: str, environ: Mapping[str, str] | None = None) -> Any:
 def is_set(name: str) -> bool:
     """Whether a variable of the table has a value, be it allowed or not."""
     return bool(os.environ.get(TABLE[name].name))
+
+
+def shown_value(name: str, value: str) -> str:
+    """The value of a variable for a report, which users show to others: `***` for keys and passwords, also in URLs."""
+    if value and (name == API_KEY or (name not in TABLE and _SECRET.search(name))):
+        return "***"
+    return re.sub(r"//\S*@", "//***@", value)  # to the last @: a password may hold others

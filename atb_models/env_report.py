@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -33,14 +32,13 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     unusable = _print_cpu_operations(out, environ)
     rows = [("variable", "value", "default", "use", "meaning")]
     for v in env.TABLE.values():
-        rows.append(
-            (v.name, _without_password(v.name, environ.get(v.name, "")) or "-", v.default or "-", v.use, v.meaning)
-        )
+        value = env.shown_value(v.name, environ.get(v.name, ""))
+        rows.append((v.name, value or "-", v.default or "-", v.use, v.meaning))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     print(file=out)
     for row in rows:
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]), file=out)
-    if others := [f"{name}={_without_password(name, environ[name])}" for name in passed_on(environ)]:
+    if others := [f"{name}={env.shown_value(name, environ[name])}" for name in passed_on(environ)]:
         print(f"\npassed on to the Ascend libraries, unknown to this program: {', '.join(others)}", file=out)
     if unread := misspelt(environ):
         print(f"\n{unread_line(unread)}", file=out)
@@ -78,13 +76,6 @@ def problems(environ: Mapping[str, str] | None = None) -> list[str]:
         except ConfigError as error:
             found.append(str(error))
     return found
-
-
-def _without_password(name: str, value: str) -> str:
-    """The value without passwords, such as http://***@proxy:3128: users show the report to others."""
-    if name == env.API_KEY and value:
-        return "***"
-    return re.sub(r"//[^/@\s]*@", "//***@", value)
 
 
 def _version(package: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from atb_models import env
 from atb_models.command.set_variables import misspelt, passed_on, unread_notice
 from atb_models.env_report import print_report
+from modeltest import environment
 from tests.server.running import running
 
 VENDORS = {"HCCL_ALGO": "level0:ring", "HCCL_INTRA_ROCE_ENABLE": "1", "LCCL_FOO": "1", "ATB_LOG_LEVEL": "3"}
@@ -92,6 +94,46 @@ def test_report() -> None:
     assert passed.startswith("passed on to the Ascend libraries, unknown to this program: ATB_LOG_LEVEL=3, HCCL_ALGO=")
     assert "HCCL_PROXY=http://***@host" in passed and "secret" not in out.getvalue()
     assert unread == "set, but nothing here reads them: ATB_API_KEYS (did you mean ATB_API_KEY?)"
+
+
+KEYS = ("ATB_API_KEY", "ATB_API_KEY_OLD", "ATB_API_KEYS", "ATB_API_KYE", "ATB_TOKEN", "HCCL_SECRET", "LCCL_PASSWD",
+    "MINDIE_AUTH")  # fmt: skip
+URLS = ("http://me:s3cret@host", "https://me:s3c@ret@host/path", "http://me:a/s3cret@host:80 x")
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_no_report_shows_a_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    print_report(out, {name: "sk-s3cret"})
+    assert name in out.getvalue() and "s3c" not in out.getvalue()
+    monkeypatch.setenv(name, "sk-s3cret")
+    assert environment.facts(None)["variables"][name] == "***"
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "HF_ENDPOINT", "HCCL_PROXY"])
+def test_no_report_shows_the_password_of_a_url(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    print_report(out, {name: url})
+    monkeypatch.setenv(name, url)
+    for text in (out.getvalue(), environment.facts(None)["variables"][name]):
+        assert "//***@host" in text and not re.search("s3c|cret", text)
+
+
+@pytest.mark.parametrize("name", sorted(env.TABLE.keys() - {env.API_KEY}))
+def test_other_values_of_the_table_are_shown(name: str) -> None:
+    """Also those with TOKEN in their name, which hold no secret."""
+    assert env.shown_value(name, "1") == "1"
+
+
+def test_the_command_that_reports_shows_no_key(root: Path, clean_environ: None) -> None:
+    keys = dict.fromkeys(KEYS, "sk-s3cret")
+    ended = subprocess.run(
+        [sys.executable, "-m", "atb_models", "env"], env={**os.environ, "PYTHONPATH": str(root), **keys},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert all(name in ended.stdout for name in KEYS) and "s3c" not in ended.stdout + ended.stderr
 
 
 SET = {**VENDORS, "HCCL_IF_BASE_PORT": "50000", "ATB_LLM_BENCHMRK_ENABLE": "1"}

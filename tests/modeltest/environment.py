@@ -71,13 +71,9 @@ def _cpu() -> str:
 
 
 def _variables() -> dict[str, str]:
-    """The variables that this program, its libraries or MindIE's read, without the passwords of addresses."""
+    """The variables that this program, its libraries or MindIE's read, without keys and passwords."""
     names = [name for name in sorted(os.environ) if name in env.TABLE or name.startswith(env.PREFIXES)]
-    return {name: _without_password(os.environ[name]) for name in names if not name.startswith(INTERNAL)}
-
-
-def _without_password(value: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", value)
+    return {name: env.shown_value(name, os.environ[name]) for name in names if not name.startswith(INTERNAL)}
 
 
 def revision(folder: Path) -> dict[str, Any] | None:
