@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +44,7 @@ OLDEST_SETUPTOOLS = 77  # as in pyproject.toml, which nobody reads where builds 
 if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
     raise ImportError(
         f"setuptools {setuptools.__version__} is too old to build this project without isolation:"
-        f" pip install 'setuptools>={OLDEST_SETUPTOOLS}'"
+        f" {shlex.quote(sys.executable)} -m pip install 'setuptools>={OLDEST_SETUPTOOLS}'"
     )
 
 

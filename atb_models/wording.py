@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 
 GIB = 1 << 30
+CHECKOUT = Path(__file__).resolve().parents[1]  # of this project, unless the package is installed as a copy
 SHOWN = 120  # characters of a value in a message
 
 
@@ -36,18 +40,34 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
-def install_command(extra: str) -> str:
-    """The command that installs what an extra of this project needs, from a checkout or a wheel.
+def pip_install(*words: str) -> str:
+    """The command that installs into the environment of this Python, whichever one a shell's `pip` belongs to."""
+    return shlex.join([sys.executable or "python3", "-m", "pip", "install", *words])
 
-    It names the packages themselves, for this project's own name is on no package index.
+
+def install_command(extra: str) -> str:
+    """The command that installs what an extra of this project needs.
+
+    In a checkout it installs that again, for what an earlier installation noted may be out of date. Elsewhere it names
+    the packages themselves, for this project's own name is on no package index.
     """
+    if (CHECKOUT / "pyproject.toml").is_file():
+        return pip_install("-e", f"{CHECKOUT}[{extra}]")
     try:
         lines = metadata.requires("atb-models") or []
-    except metadata.PackageNotFoundError:  # a checkout that is run without being installed
+    except metadata.PackageNotFoundError:  # files that were copied without being installed
         lines = []
-    needed = [line.split(";")[0].strip() for line in lines if re.search(rf"""extra == ["']{extra}["']""", line)]
-    packages = " ".join(f"'{package}'" for package in needed)
-    return f"pip install {packages}" if packages else f"pip install '.[{extra}]' in the folder of the project"
+    packages = [package for line in lines if (package := _needed(line, extra))]
+    return pip_install(*packages) if packages else f"{pip_install('-e', f'.[{extra}]')} in the folder of the project"
+
+
+def _needed(line: str, extra: str) -> str | None:
+    """The requirement of a line of metadata, with its conditions other than the extra; None if of no such extra."""
+    requirement, _, condition = line.partition(";")
+    rest, count = re.subn(rf"""(\s+and\s+)?extra == ["']{extra}["']""", "", condition)
+    if not count:
+        return None
+    return f"{requirement.strip()}; {rest.strip()}" if rest.strip() else requirement.strip()
 
 
 def named(names: Iterable[str], most: int = 20) -> str:

@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.machine import determinism
-from atb_models.wording import install_command, message_lines
+from atb_models.wording import install_command, message_lines, pip_install
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def check_versions(torch: str, torch_npu: str) -> None:
     if _release(torch) != built_for:
         raise ConfigError(
             f"device npu: torch_npu {torch_npu} does not go with torch {torch};"
-            f" pip install torch=={built_for}, or the torch_npu of that torch"
+            f" {pip_install(f'torch=={built_for}')}, or the torch_npu of that torch"
         )
 
 

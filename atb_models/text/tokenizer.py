@@ -27,6 +27,7 @@ from atb_models.text.tokenizer_settings import (
     read_settings,
     special_tokens,
 )
+from atb_models.wording import pip_install
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,8 @@ class _TransformersBackend:
                     )
             except CheckpointError as error:  # a class, or its own code, may raise anything
                 if "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower():
-                    raise CheckpointError(f"{error}; it needs: pip install sentencepiece protobuf") from None
+                    command = pip_install("sentencepiece", "protobuf")
+                    raise CheckpointError(f"{error}; it needs: {command}") from None
                 raise
         self.tokens: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
 

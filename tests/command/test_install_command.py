@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -15,32 +15,60 @@ from atb_models import wording
 from atb_models.wording import install_command
 from tests.documents.test_languages import USELESS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
-
 KINDS = (".py", ".sh", ".md", ".toml", ".html", ".service", "Containerfile")
 
 
+METADATA = """torch<=2.13.0,>=2.4
+huggingface_hub<1.0,>=0.34; extra == "hub"
+modelscope>=1.11; extra == 'hub'
+torch_npu==2.13.0; platform_machine == "aarch64" and extra == "npu"
+torch==2.13.0; (platform_machine == "aarch64" or python_version < "3.12") and extra == "npu"
+atb-models[plot,server]; extra == "test"
+""".splitlines()
+PACKAGES = {
+    "hub": ["huggingface_hub<1.0,>=0.34", "modelscope>=1.11"],
+    "npu": [
+        'torch_npu==2.13.0; platform_machine == "aarch64"',
+        'torch==2.13.0; (platform_machine == "aarch64" or python_version < "3.12")',
+    ],
+}
+ODD = "/home/my user/it's/bin/python"
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As if the package were a copy in site-packages, with METADATA."""
+    monkeypatch.setattr(wording, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(wording.metadata, "requires", lambda name: METADATA)
+
+
+@pytest.mark.parametrize("extra", PACKAGES)
+@pytest.mark.parametrize("python", [sys.executable, ODD])
+def test_an_installed_copy_names_the_packages(
+    copied: None, monkeypatch: pytest.MonkeyPatch, python: str, extra: str
+) -> None:
+    """With their conditions, and pip of this interpreter."""
+    monkeypatch.setattr(sys, "executable", python)
+    assert shlex.split(install_command(extra)) == [python, "-m", "pip", "install", *PACKAGES[extra]]
+
+
 @pytest.mark.parametrize("extra", ["hub", "npu", "plot", "server"])
-def test_the_command_names_the_packages_of_the_extra(root: Path, extra: str) -> None:
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    words = re.findall("'([^']*)'", install_command(extra))
-    assert install_command(extra) == "pip install " + " ".join(f"'{word}'" for word in words)
-
-    def parts(requirement: str) -> set[str]:
-        return set(re.split(r"(?=[<>=])(?<![<>=])|,", requirement)) - {""}
-
-    assert list(map(parts, words)) == list(map(parts, project["optional-dependencies"][extra]))
+def test_a_checkout_is_installed_again_whatever_its_metadata_say(
+    root: Path, monkeypatch: pytest.MonkeyPatch, extra: str
+) -> None:
+    """They are as old as the installation, which may not know the extra yet."""
+    monkeypatch.setattr(wording.metadata, "requires", lambda name: [])
+    assert shlex.split(install_command(extra)) == [sys.executable, "-m", "pip", "install", "-e", f"{root}[{extra}]"]
 
 
-def test_without_an_installation_the_checkout_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_were_never_installed(copied: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> list[str]:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(wording.metadata, "requires", absent)
-    assert install_command("hub") == "pip install '.[hub]' in the folder of the project"
+    command, _, where = install_command("hub").partition(" in ")
+    assert shlex.split(command) == [sys.executable, "-m", "pip", "install", "-e", ".[hub]"]
+    assert where == "the folder of the project"
 
 
 def files(root: Path) -> list[Path]:
@@ -72,6 +100,7 @@ def test_a_missing_folder_from_outside(root: Path, clean_environ: None) -> None:
     name = "deepseek-ai/deepseek-moe-16b-chat"
     assert hugging_face == f"  hf download {name} --local-dir '/nowhere/deepseek-moe-16b-chat'"
     assert last.endswith(f"--model_path {name} --download ({install_command('hub')})")
+    assert f"({shlex.quote(sys.executable)} -m pip install " in last
 
 
 def test_a_missing_npu_from_outside(root: Path, clean_environ: None) -> None:

@@ -11,6 +11,7 @@ from atb_models import doctor
 from atb_models.cli import main
 from atb_models.errors import ConfigError
 from atb_models.machine import npu
+from atb_models.wording import install_command
 
 
 def test_the_first_failure_ends_the_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,7 +19,7 @@ def test_the_first_failure_ends_the_list(monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["ok", "FAIL"] + ["-"] * (len(doctor.CHECKS) - 2)
-    assert "torch_npu is not installed; pip install 'torch_npu==2.13.0' 'torch==2.13.0'" in lines[2]
+    assert f"torch_npu is not installed; {install_command('npu')}, or use --device cpu" in lines[2]
     assert lines[-1] == "no: first fix what the line with FAIL reports"
 
 

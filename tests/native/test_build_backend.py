@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_a_setuptools_that_is_too_old_is_named(project: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         "ImportError: setuptools 65.5.0 is too old to build this project without isolation:"
-        " pip install 'setuptools>=77'"
+        f" {shlex.quote(sys.executable)} -m pip install 'setuptools>=77'"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from atb_models.wording import install_command
 from modeltest.reports.plot import plot_if_possible
 from tests.harness.results import case
 
@@ -21,7 +22,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING, "atb_models"):
         plot_if_possible(tmp_path / "plot.png", "title", RESULTS)
-    assert "pip install 'matplotlib>=3.7' installs it" in caplog.text and not list(tmp_path.iterdir())
+    assert f"{install_command('plot')} installs it" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
