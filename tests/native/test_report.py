@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,8 @@ def test_the_report_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_what_was_not_built_says_why_and_what_helps(tmp_path: Path) -> None:
     for level in ALL:
-        assert (library.unusable(level, tmp_path) or "").endswith(
-            "was not built: python -m atb_models.ops.native.build"
-        )
+        assert (library.unusable(level, tmp_path) or "").endswith(f"was not built: {library.BUILD}")
+    assert shlex.split(library.BUILD) == [sys.executable, "-m", "atb_models.ops.native.build"]
     build(ALL, None, tmp_path)
     for level in ALL:
         choice = library.choose(None, level.needs, level.machine, tmp_path)

@@ -10,6 +10,8 @@ import functools
 import os
 import platform
 import re
+import shlex
+import sys
 import threading
 from ctypes import CDLL, POINTER, c_double, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from atb_models.ops.native import structs
 from atb_models.ops.native.build import FOLDER, Level, fits, levels_of, library_path, record
 
 REFERENCE = "reference"
-BUILD = "python -m atb_models.ops.native.build"
+BUILD = shlex.join([sys.executable or "python3", "-m", "atb_models.ops.native.build"])
 
 
 @dataclass(frozen=True)
