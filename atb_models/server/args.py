@@ -58,8 +58,9 @@ def _service_flags(group: argparse._ArgumentGroup) -> None:
     name_flag(group)
     add("--api_key", action="append", metavar="KEY", help="a key that clients must send; may be repeated. Better in the"
         f" variable {env.API_KEY} (several with commas) or a file: other users can read a command line"
-        " (default: the variable's)")  # fmt: skip
-    add("--api_key_file", metavar="FILE", help="such keys, one a line")
+        f" (default: the keys of {env.API_KEY}, unless --api_key_file is given)")  # fmt: skip
+    add("--api_key_file", metavar="FILE", help="a file of such keys, one a line; with --api_key the keys of both, and"
+        f" none of {env.API_KEY} (default: none)")  # fmt: skip
     add("--ssl_certfile", metavar="PEM", help="serve HTTPS with this certificate; needs --ssl_keyfile")
     add("--ssl_keyfile", metavar="PEM", help="the certificate's private key, without a password")
     add("--cors_origin", action="append", metavar="ORIGIN", help="origin of web pages that may ask; may be repeated")
@@ -83,8 +84,8 @@ def _check_certificate(certificate: str, key: str) -> None:
 
 
 def access(args: argparse.Namespace) -> Access:
-    """Keys from the flags, the file and the variable together. Raises ConfigError."""
-    keys = [*(args.api_key or []), *(env.get(env.API_KEY) or "").split(","), *_keys_of(args.api_key_file)]
+    """The keys of both flags; without them, those of the variable. Raises ConfigError."""
+    keys = [*(args.api_key or []), *_keys_of(args.api_key_file)] or (env.get(env.API_KEY) or "").split(",")
     keys = [key.strip() for key in keys if key.strip()]
     for key in keys:
         if not (key.isascii() and key.isprintable()) or " " in key:

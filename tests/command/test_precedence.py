@@ -96,8 +96,11 @@ def _clients_key(_: Path, patch: pytest.MonkeyPatch) -> None:
 def _servers_keys(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("ATB_API_KEY", "c")
     (folder / "keys").write_text("b\n")
-    words = ["--api_key", "a", "--api_key_file", str(folder / "keys")]
-    assert set(server_args.access(server_args.parse_args(words)).keys) == {"a", "b", "c"}
+    key, file = ["--api_key", "a"], ["--api_key_file", str(folder / "keys")]
+    for words, keys in (([], "c"), (key, "a"), (file, "b"), ([*key, *file], "ab")):
+        assert server_args.access(server_args.parse_args(words)).keys == tuple(keys)
+    with pytest.raises(ConfigError, match="--api_key is empty"):
+        server_args.access(server_args.parse_args(["--api_key", ""]))
 
 
 @pair("--tp", "ASCEND_RT_VISIBLE_DEVICES", "launch")

@@ -49,7 +49,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def closed(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with keys from all three places, TLS, one foreign origin, and prompts in its log."""
+    """A server with keys from both flags, others in the variable, TLS, one foreign origin, and prompts in its log."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text("of-file-1\nof-file-2\n")
     flags = [
@@ -75,14 +75,14 @@ def _get(ask: HTTPSConnection, path: str, method: str = "GET", **headers: str) -
     return response, response.read()
 
 
-@pytest.mark.parametrize("key", [f"of-{place}-{i}" for place in ("flag", "file", "env") for i in (1, 2)])
+@pytest.mark.parametrize("key", [f"of-{place}-{i}" for place in ("flag", "file") for i in (1, 2)])
 def test_every_key_is_good(ask: HTTPSConnection, key: str) -> None:
     assert _get(ask, "/v1/models", Authorization=f"Bearer {key}")[0].status == 200
 
 
 @pytest.mark.parametrize(
     "value", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Bearer of-flag", "Bearer of-flag-1x", "Basic of-flag-1",
-              "of-flag-1", "Bearer of-env-1,of-env-2", "Bearer \xff"],
+              "of-flag-1", "Bearer of-env-1", "Bearer of-env-2", "Bearer of-env-1,of-env-2", "Bearer \xff"],
 )  # fmt: skip
 def test_anything_else_is_401(ask: HTTPSConnection, value: str | None) -> None:
     response, data = _get(ask, "/v1/models", **({} if value is None else {"Authorization": value}))
@@ -134,14 +134,14 @@ def test_plain_http_to_a_tls_port_is_refused_quietly(closed: Running) -> None:
 
 def test_prompts_are_logged_only_when_asked_for(ask: HTTPSConnection, closed: Running, server: Running) -> None:
     body = completion([1], 2) | {"prompt": "canary in the mine"}
-    headers = {"Authorization": "Bearer of-env-2", "Content-Type": "application/json"}
+    headers = {"Authorization": "Bearer of-flag-2", "Content-Type": "application/json"}
     ask.request("POST", PATH, json.dumps(body), headers)
     assert b"choices" in ask.getresponse().read()
     server.json(PATH, body)
     server.json(PATH, body | {"what": "canary"}, status=422)
     wait_for(lambda: "canary in the mine" in closed.log)
     assert "canary" not in server.log
-    assert "of-env-2" not in closed.log
+    assert "of-flag-2" not in closed.log
 
 
 def test_only_this_machine_is_served_unless_asked(server: Running) -> None:
@@ -158,6 +158,13 @@ def test_only_this_machine_is_served_unless_asked(server: Running) -> None:
 def test_every_spelling_of_all_addresses_is_seen(host: str, local: bool) -> None:
     with listener(host, 0) as sock:
         assert is_local(sock) is local
+
+
+def test_without_flags_the_keys_of_the_variable_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATB_API_KEY", "one, two,")
+    assert access(parse_args([])).keys == ("one", "two")
+    monkeypatch.setenv("ATB_API_KEY", "")
+    assert access(parse_args([])).keys == ()
 
 
 def test_a_line_of_the_key_file_is_one_key(tmp_path: Path) -> None:
