@@ -120,7 +120,9 @@ def test_defaults_that_are_none_to_the_parser(command: str) -> None:
     config = engine_config(args, max_batch_size=1)
     printed = shown(parser)
     assert "(default: on; off in a benchmark)" in printed["--prefix_cache"] and config.prefix_cache
-    assert "-1: as many as torchrun" in printed["--tp"] and "else 1 (default: -1)" in printed["--tp"] and config.tp == 1
+    assert "the example scripts as many as ASCEND_RT_VISIBLE_DEVICES names, which are 0 to 7" in printed["--tp"]
+    assert "under torchrun as many as it has started; else 1 (default: -1)" in printed["--tp"]
+    assert config.tp == 1
     assert "(default: the embedded toy checkpoint)" in printed["--model_path"] and config.model_path is None
     assert "(default: the first that is there" in printed["--device"] and config.device is None
 
