@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TextIO
 
 from atb_models import __version__, env
-from atb_models.command.set_variables import misspelt, passed_on, unread_line
+from atb_models.command.set_variables import misspelt, passed_on, unread_line, with_hint
 from atb_models.doctor import Unusual, cann, driver, nnal
 from atb_models.errors import ConfigError
 
@@ -38,8 +38,10 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
     print(file=out)
     for row in rows:
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]), file=out)
-    if others := [f"{name}={env.shown_value(name, environ[name])}" for name in passed_on(environ)]:
-        print(f"\npassed on to the Ascend libraries, unknown to this program: {', '.join(others)}", file=out)
+    if others := passed_on(environ):
+        shown = ((f"{name}={env.shown_value(name, environ[name])}", meant) for name, meant in others.items())
+        told = ", ".join(with_hint(text, meant) for text, meant in shown)
+        print(f"\npassed on to the Ascend libraries, unknown to this program: {told}", file=out)
     if unread := misspelt(environ):
         print(f"\n{unread_line(unread)}", file=out)
     return problems(environ) + unusable

@@ -27,6 +27,29 @@ TYPOS = {
     "MASTER_PROT": "MASTER_PORT",
     "RESERVED_MEMORY_GBS": "RESERVED_MEMORY_GB",
     "MINDIE_LOGLEVEL": "MINDIE_LOG_LEVEL",
+    "ATB_LLM_HCCL_ENABLED": "ATB_LLM_HCCL_ENABLE",
+    # of the scripts
+    "input_texts": "input_text",
+    "max_output_lenght": "max_output_length",
+    "system_promt": "system_prompt",
+    "extra_params": "extra_param",
+    # of libraries, without a prefix of theirs
+    "INF_NAN_MODE_ENABLED": "INF_NAN_MODE_ENABLE",
+    "TASK_QUEUE_ENABLED": "TASK_QUEUE_ENABLE",
+    "PYTORCH_NPU_ALLOC_CONFIG": "PYTORCH_NPU_ALLOC_CONF",
+    "MASTER_ADDRESS": "MASTER_ADDR",
+    "ASCEND_LAUNCH_BLOCK": "ASCEND_LAUNCH_BLOCKING",
+    "CUDA_VISIBLE_DEVICE": "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREAD": "OMP_NUM_THREADS",
+    "HF_ENDPONT": "HF_ENDPOINT",
+    "CPU_BINDING_NUMBER": "CPU_BINDING_NUM",
+}
+VENDORS_TYPOS = {
+    "HCCL_CONNECT_TIMEOT": "HCCL_CONNECT_TIMEOUT",
+    "HCCL_BUFFSZE": "HCCL_BUFFSIZE",
+    "HCCL_WHITELIST_DISABLED": "HCCL_WHITELIST_DISABLE",
+    "LCCL_DETERMINSTIC": "LCCL_DETERMINISTIC",
+    "ATB_OPERATION_EXECUTE_ASYN": "ATB_OPERATION_EXECUTE_ASYNC",
 }
 
 
@@ -53,20 +76,41 @@ def test_a_misspelt_name_of_ours_is_pointed_out(device: str, name: str, meant: s
     assert line.startswith(f"set, but nothing here reads them: {name} (did you mean {meant}?) ")
 
 
+@pytest.mark.parametrize(("name", "meant"), VENDORS_TYPOS.items())
+@pytest.mark.parametrize(("device", "why"), [("cpu", "so without effect on cpu"), ("npu", "unknown to this program")])
+def test_a_misspelt_name_of_the_libraries_is_passed_on_and_pointed_out(
+    device: str, why: str, name: str, meant: str
+) -> None:
+    """They know more names than the table: it may be one of these."""
+    (line,) = unread_notice(device, {name: "1"})
+    assert line == f"passed on to the Ascend libraries, {why}: {name} (did you mean {meant}?)"
+
+
 def test_other_programs_variables_are_no_misspelt_ones() -> None:
     """What torchrun, schedulers, containers, other libraries of threads and shells set."""
     names = """GROUP_RANK ROLE_RANK ROLE_WORLD_SIZE GROUP_WORLD_SIZE GLOBAL_RANK ROLE_NAME TORCHELASTIC_RESTART_COUNT
     TORCHELASTIC_MAX_RESTARTS SLURM_LOCALID OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_LOCAL_RANK PMI_RANK MKL_NUM_THREADS
     OPENBLAS_NUM_THREADS BLIS_NUM_THREADS OMP_THREAD_LIMIT OMP_PROC_BIND NVIDIA_VISIBLE_DEVICES ASCEND_VISIBLE_DEVICES
     HIP_VISIBLE_DEVICES HTTP_PROXY https_proxy NO_PROXY HF_HOME PYTHONPATH VIRTUAL_ENV CC CXXFLAGS TERM LANG PATH
-    ASCEND_HOME_PATH ASCEND_TOOLKIT_HOME ASCEND_OPP_PATH ASCEND_AICPU_PATH MASTER_HOST PET_MASTER_PORT""".split()
+    ASCEND_HOME_PATH ASCEND_TOOLKIT_HOME ASCEND_OPP_PATH ASCEND_AICPU_PATH MASTER_HOST PET_MASTER_PORT
+    PYTHON3 PYTHONHOME PYTHONUNBUFFERED LOG_LEVEL LOGNAME PYTORCH_ALLOC_CONF PYTORCH_HIP_ALLOC_CONF NCCL_BUFFSIZE
+    NCCL_SOCKET_IFNAME TP_SOCKET_IFNAME CUDA_LAUNCH_BLOCKING ROCR_VISIBLE_DEVICES GPU_VISIBLE_DEVICES RANKS TORCH_HOME
+    NUMEXPR_NUM_THREADS HF_TOKEN HF_HOME COMBINED_ENABLE ASCEND_GLOBAL_LOG_LEVEL ASCEND_WORK_PATH""".split()
     environ = dict.fromkeys(names, "1")
-    assert misspelt(environ) == {} and passed_on(environ) == []
+    assert misspelt(environ) == {} and passed_on(environ) == {}
+
+
+def test_the_libraries_own_names_are_passed_on_without_a_hint() -> None:
+    names = """HCCL_ALGO HCCL_INTRA_PCIE_ENABLE HCCL_INTRA_ROCE_ENABLE HCCL_RDMA_TC HCCL_RDMA_SL HCCL_RDMA_TIMEOUT
+    HCCL_RDMA_RETRY_CNT HCCL_SOCKET_FAMILY HCCL_WHITELIST_FILE HCCL_DIAGNOSE_ENABLE HCCL_ENTRY_LOG_ENABLE
+    HCCL_OP_RETRY_ENABLE HCCL_DEBUG_CONFIG LCAL_COMM_ID ATB_LOG_LEVEL ATB_LOG_TO_FILE ATB_LOG_TO_STDOUT""".split()
+    environ = dict.fromkeys(names, "1")
+    assert misspelt(environ) == {} and passed_on(environ) == dict.fromkeys(names)
 
 
 @pytest.mark.parametrize("name", env.TABLE)
 def test_a_name_of_the_table_is_neither_misspelt_nor_unknown(name: str) -> None:
-    assert misspelt({name: "1"}) == {} and passed_on({name: "1"}) == []
+    assert misspelt({name: "1"}) == {} and passed_on({name: "1"}) == {}
 
 
 def test_memory_settings_on_a_cpu() -> None:
@@ -89,9 +133,11 @@ def test_an_empty_value_counts_as_unset() -> None:
 
 def test_report() -> None:
     out = io.StringIO()
-    assert print_report(out, {**VENDORS, "ATB_API_KEYS": "1", "HCCL_PROXY": "http://me:secret@host"}) == []
+    users = {**VENDORS, "ATB_API_KEYS": "1", "HCCL_PROXY": "http://me:secret@host", "HCCL_BUFFSZE": "200"}
+    assert print_report(out, users) == []
     passed, _, unread = out.getvalue().splitlines()[-3:]
     assert passed.startswith("passed on to the Ascend libraries, unknown to this program: ATB_LOG_LEVEL=3, HCCL_ALGO=")
+    assert "HCCL_BUFFSZE=200 (did you mean HCCL_BUFFSIZE?)" in passed
     assert "HCCL_PROXY=http://***@host" in passed and "secret" not in out.getvalue()
     assert unread == "set, but nothing here reads them: ATB_API_KEYS (did you mean ATB_API_KEY?)"
 
@@ -136,12 +182,12 @@ def test_the_command_that_reports_shows_no_key(root: Path, clean_environ: None) 
     assert all(name in ended.stdout for name in KEYS) and "s3c" not in ended.stdout + ended.stderr
 
 
-SET = {**VENDORS, "HCCL_IF_BASE_PORT": "50000", "ATB_LLM_BENCHMRK_ENABLE": "1"}
+SET = {**VENDORS, "HCCL_IF_BASE_PORT": "50000", "ATB_LLM_BENCHMRK_ENABLE": "1", "max_output_lenght": "3"}
 
 
 def check(log: str) -> None:
     (unread,) = [line for line in log.splitlines() if "nothing here reads" in line]
-    assert "reads them: ATB_LLM_BENCHMRK_ENABLE (did you mean ATB_LLM_BENCHMARK_ENABLE?)" in unread
+    assert "reads them: ATB_LLM_BENCHMRK_ENABLE (did you mean ATB_LLM_BENCHMARK_ENABLE?), max_output_" in unread
     (passed,) = [line for line in log.splitlines() if "passed on to the Ascend libraries" in line]
     assert passed.endswith(", ".join(sorted([*VENDORS, "HCCL_IF_BASE_PORT"]))) and "HCCL" not in unread
 
