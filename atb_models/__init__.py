@@ -9,7 +9,6 @@ The names are imported on first use, so that `atb-models env` and the launcher's
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -34,7 +33,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if "torch" not in sys.modules:
         # torch_npu is imported where it is used; torch's own import of it fails where CANN is missing
-        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        import_module("atb_models.env").set_default("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     return getattr(import_module(_HOME[name]), name)
 
 

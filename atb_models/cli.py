@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from atb_models import __version__
+from atb_models import __version__, env
 from atb_models.command.exit_status import print_error, run_guarded
 from atb_models.command.parser import Parser
 from atb_models.errors import ConfigError
@@ -144,7 +143,7 @@ def _doctor(words: list[str]) -> int:
     from atb_models.doctor import print_checks
 
     _no_more("doctor", words)
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    env.set_default("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     return 0 if print_checks(sys.stdout) else 1
 
 

@@ -327,6 +327,12 @@ def is_set(name: str) -> bool:
     return bool(os.environ.get(TABLE[name].name))
 
 
+def set_default(name: str, value: str) -> None:
+    """Set a variable of the table for this process and its children, unless the user has given it a value."""
+    if not is_set(name):
+        os.environ[name] = value
+
+
 def shown_value(name: str, value: str) -> str:
     """The value of a variable for a report, which users show to others: `***` for keys and passwords, also in URLs."""
     if value and (name == API_KEY or (name not in TABLE and _SECRET.search(name))):

@@ -48,7 +48,7 @@ def print_report(out: TextIO, environ: Mapping[str, str] | None = None) -> list[
 
 
 def _devices() -> str:
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    env.set_default("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if importlib.util.find_spec("torch_npu") is None:  # without torch, which takes seconds to import
         raise Unusual("torch_npu is not installed")
     from atb_models.machine import npu

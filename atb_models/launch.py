@@ -33,7 +33,7 @@ from atb_models.machine.imports import import_torch_for_good
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the run with these arguments (None: the process's)."""
     os.environ["ATB_LAUNCHER_PID"] = str(os.getpid())
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    env.set_default("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # torchrun sets them for its ranks
         os.environ.pop(name, None)
     return run_guarded(lambda: launch(sys.argv[1:] if argv is None else argv))

@@ -6,9 +6,9 @@ set -euo pipefail
 root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
 program="$root/examples/launch.py" # what `ask` starts
 
-# Export a variable unless the user did; the launcher does not tell users of what it exported itself.
+# Export a variable unless the user gave it a value; the launcher does not tell users of what it exported itself.
 default() {
-    if [ -z "${!1+set}" ]; then
+    if [ -z "${!1:-}" ]; then
         export "$1=$2"
         export ATB_LAUNCHER_DEFAULTS="${ATB_LAUNCHER_DEFAULTS:-} $1"
     fi

@@ -18,7 +18,7 @@ ASK = "print(LLM().chat([[{'role': 'user', 'content': 'Who is the CEO of Google?
 
 def next_steps() -> str:
     """The commands, as they can be typed in the working folder, with this interpreter's environment."""
-    binaries = Path(os.environ.get("VENV", sys.prefix)).absolute() / "bin"
+    binaries = Path(os.environ.get("VENV") or sys.prefix).absolute() / "bin"
     command, python, activate = (_typed(binaries / name) for name in ("atb-models", "python", "activate"))
     demo = ROOT / "atb_models" / "demo"
     boolq = f"{_typed(demo / 'checkpoint')} 1 --data_dir {_typed(demo / 'boolq')} --limit 8"

@@ -4,8 +4,8 @@
 #     bash examples/quickstart.sh --help
 
 # Edit these, or export them.
-input_text="${input_text-Who is the CEO of Google?}"
-max_output_length="${max_output_length-10}"
+input_text="${input_text:-Who is the CEO of Google?}"
+max_output_length="${max_output_length:-10}"
 extra_param="${extra_param---is_chat_model}"
 system_prompt="${system_prompt-}"
 
@@ -16,5 +16,5 @@ export VENV="${VENV:-$root/.venv}"
 unset PYTHON # it made the environment; the launcher runs in it
 source "$here/launch.sh"
 program="$here/quickstart.py"
-[ -n "${ASCEND_RT_VISIBLE_DEVICES+set}" ] || set -- --tp 4 "$@"
+[ -n "${ASCEND_RT_VISIBLE_DEVICES:-}" ] || set -- --tp 4 "$@"
 ask --device cpu "$@" # a later --device counts

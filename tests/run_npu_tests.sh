@@ -10,7 +10,7 @@ if [ "${1:-}" = "--full" ]; then
 fi
 ensure_venv npu,test
 cd "$root"
-export TORCH_DEVICE_BACKEND_AUTOLOAD="${TORCH_DEVICE_BACKEND_AUTOLOAD-0}"
+export TORCH_DEVICE_BACKEND_AUTOLOAD="${TORCH_DEVICE_BACKEND_AUTOLOAD:-0}"
 # Of the tests that run_tests.sh has run without torch_npu, those again to whom its presence makes a difference.
 again=(tests/machine/test_npu.py tests/engine/test_llm.py::test_arguments_that_cannot_be_honoured)
 exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/npu "${again[@]}" "${selection[@]}" "$@"

@@ -10,7 +10,7 @@ if [ "${1:-}" = "--full" ]; then
 fi
 ensure_venv test
 cd "$root"
-export TORCH_DEVICE_BACKEND_AUTOLOAD="${TORCH_DEVICE_BACKEND_AUTOLOAD-0}"
+export TORCH_DEVICE_BACKEND_AUTOLOAD="${TORCH_DEVICE_BACKEND_AUTOLOAD:-0}"
 echo "== ruff" && "$python" -m ruff check .
 echo "== mypy" && "$python" -m mypy
 echo "== syntax of Python 3.10 and 3.12" && "$python" tests/check_syntax.py

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 
+from atb_models import env
 from atb_models.machine.imports import import_compiler_for_good
 
 _CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
@@ -17,11 +18,11 @@ def import_compiler() -> None:
     user has named one."""
     if "torch._dynamo" in sys.modules:
         return
-    users = os.environ.get(_CACHE_FOLDER)
-    os.environ[_CACHE_FOLDER] = users or tempfile.gettempdir()  # it is there already
+    is_set = env.is_set(_CACHE_FOLDER)
+    env.set_default(_CACHE_FOLDER, tempfile.gettempdir())  # it is there already
     try:
         with import_compiler_for_good():
             importlib.import_module("torch._dynamo")
     finally:
-        if users is None:
+        if not is_set:
             del os.environ[_CACHE_FOLDER]

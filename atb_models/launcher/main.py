@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of run_pa with these arguments (None: the process's)."""
     # torch_npu is imported where it is used; autoloading it would break `import torch` where CANN is missing.
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    env.set_default("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     return run_guarded(lambda: run(sys.argv[1:] if argv is None else argv))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
+from atb_models import env
 from atb_models.command.exit_status import print_error
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def run_ranks(count: int, address: str, port: int, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3")
+    env.set_default("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3")
     _quiet_torchrun()
     # A file without a name: gone with this process, however that ends.
     with open(os.memfd_create("atb_launcher_errors"), "w+", encoding="utf-8") as told:
@@ -107,7 +108,7 @@ def _torchrun_flags(count: int, address: str, port: int) -> list[str]:
 
 def _quiet_torchrun() -> None:
     """Its log repeats the end of every rank; ours says the cause. LOGLEVEL brings it back."""
-    if "LOGLEVEL" not in os.environ:
+    if not env.is_set("LOGLEVEL"):
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("torch.distributed.elastic"):
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -82,7 +82,7 @@ def _user_chose_threads() -> bool:
 
     Not by env.get: OpenMP reads the variable and accepts forms that env.get refuses, such as "4,2".
     """
-    if _THREADS not in os.environ:
+    if not is_set(_THREADS):
         return False
     if not is_set(TORCHRUN_ID) or os.environ[_THREADS] != "1":
         return True
@@ -90,7 +90,7 @@ def _user_chose_threads() -> bool:
         started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    return any(entry.startswith(_THREADS.encode() + b"=") for entry in started_with)
+    return any(entry.startswith(f"{_THREADS}=".encode()) and not entry.endswith(b"=") for entry in started_with)
 
 
 def _cgroup_cores(root: Path = ROOT, own: Path = OWN) -> float:

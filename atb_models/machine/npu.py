@@ -91,12 +91,14 @@ def _unset_on_failure() -> Iterator[None]:
 
 
 def _set_defaults() -> None:
+    if not env.is_set(_VISIBLE):
+        os.environ.pop(_VISIBLE, None)  # the driver would take an empty list for no device
     for name, value in DEFAULTS.items():
         if name not in SAME_AS or not env.is_set(SAME_AS[name]):
-            os.environ.setdefault(name, value)
+            env.set_default(name, value)
     if env.get("INF_NAN_MODE_ENABLE") == "0":
         # Atlas A2 and later need this as well to saturate, and do not start without it.
-        os.environ.setdefault("INF_NAN_MODE_FORCE_DISABLE", "1")
+        env.set_default("INF_NAN_MODE_FORCE_DISABLE", "1")
 
 
 def check_versions(torch: str, torch_npu: str) -> None:

@@ -48,7 +48,7 @@ def child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["PYTHONSAFEPATH"] = "1"  # without it, -m looks for modules in the working folder first
     # A rank imports torch_npu itself if it computes on an NPU.
-    environment.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = environment.get("TORCH_DEVICE_BACKEND_AUTOLOAD") or "0"
     # Not for an installed package: site-packages before the standard library could hide its modules.
     home = str(Path(__file__).resolve().parents[2])
     if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):

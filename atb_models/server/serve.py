@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import sys
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the service with these arguments (None: the process's)."""
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    env.set_default("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     return run_guarded(lambda: serve(sys.argv[1:] if argv is None else argv))
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,8 +64,8 @@ def names_in(path: Path, constants: dict[str, str]) -> set[str]:
         elif isinstance(node, ast.Compare) and is_environ(node.comparators[0]):
             found.append(node.left)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            owner = node.func.value
-            if is_environ(owner) or (node.func.attr in ("get", "is_set") and getattr(owner, "id", "") == "env"):
+            owner, asks = node.func.value, node.func.attr in ("get", "is_set", "set_default")
+            if is_environ(owner) or (asks and getattr(owner, "id", "") == "env"):
                 found.append(node.args[0])
     texts = [constants.get(node.id, "") if isinstance(node, ast.Name) else getattr(node, "value", "") for node in found]
     return {text for text in texts if isinstance(text, str) and NAME.fullmatch(text)}
@@ -109,6 +112,35 @@ def test_a_variable_is_set_where_it_has_a_value_right_or_wrong(monkeypatch):
         seen.append(env.is_set("WORLD_SIZE"))
     monkeypatch.delenv("WORLD_SIZE")
     assert [*seen, env.is_set("WORLD_SIZE")] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("users", "expected"), [(None, "0"), ("", "0"), ("1", "1")])
+def test_a_default_yields_to_every_value_but_the_empty_one(monkeypatch, users, expected):
+    monkeypatch.delenv("TASK_QUEUE_ENABLE", raising=False)
+    if users is not None:
+        monkeypatch.setenv("TASK_QUEUE_ENABLE", users)
+    env.set_default("TASK_QUEUE_ENABLE", "0")
+    assert env.get("TASK_QUEUE_ENABLE") == expected
+
+
+def test_no_default_is_set_in_another_way(root):
+    """setdefault keeps an empty value, which counts as unset."""
+    sources = [*(root / "atb_models").rglob("*.py"), *(root / "tests/modeltest").rglob("*.py")]
+    sources += [*(root / "tools").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
+    found = [path for path in sources if re.search(r"environ(ment)?\.setdefault\(", path.read_text(encoding="utf-8"))]
+    assert len(sources) > 200 and found == []
+
+
+def test_empty_variables_change_no_run(root, clean_environ):
+    names = """TORCH_ELASTIC_SHUTDOWN_TIMEOUT LOGLEVEL OMP_NUM_THREADS MASTER_PORT MASTER_ADDR ATB_CPU_ISA BIND_CPU
+    TORCH_DEVICE_BACKEND_AUTOLOAD ASCEND_RT_VISIBLE_DEVICES RESERVED_MEMORY_GB MINDIE_LOG_LEVEL""".split()
+    words = ["launch", "--device", "cpu", "--max_output_length", "2", "--input_texts", "Who", "--tp", "2"]
+    environ = {**os.environ, "PYTHONPATH": str(root), **dict.fromkeys(names, "")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "atb_models", *words], env=environ, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Question[0]" in ended.stdout and "set, but" not in ended.stderr
 
 
 def test_every_number_that_linux_gives_a_process_is_allowed():

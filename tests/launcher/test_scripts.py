@@ -93,11 +93,17 @@ def test_users_exports_are_kept(run_script):
     mine = dict.fromkeys(SEED_DEFAULTS, "7") | {
         "ASCEND_RT_VISIBLE_DEVICES": "1",
         "MASTER_PORT": "20007",
-        "TASK_QUEUE_ENABLE": "",
     }
     _, seen = run_script("/w", **mine)
     assert {name: seen[name] for name in mine} == mine
     assert "ATB_LAUNCHER_DEFAULTS" not in seen
+
+
+def test_an_empty_value_counts_as_unset(run_script):
+    words, seen = run_script("/w", **dict.fromkeys(SEED_DEFAULTS, ""), input_text="", max_output_length="")
+    assert {name: seen[name] for name in SEED_DEFAULTS} == SEED_DEFAULTS
+    assert seen["ATB_LAUNCHER_DEFAULTS"].split() == list(SEED_DEFAULTS)
+    assert words == [*DEFAULT_WORDS, "/w"]
 
 
 def test_no_default_contradicts_a_users_variable(run_script):
@@ -254,8 +260,9 @@ def test_an_installation_is_repeated_for_what_it_compiles(root, tmp_path, file, 
     assert (digest() != before) == counts
 
 
-def test_quickstart_runs_four_ranks_in_its_environment(run_script, fake_python, tmp_path, root):
-    """In an environment that is made and installed already."""
+@pytest.mark.parametrize(("devices", "tp"), [(None, ["--tp", "4"]), ("", ["--tp", "4"]), ("0,1", [])])
+def test_quickstart_runs_four_ranks_in_its_environment(run_script, fake_python, tmp_path, root, devices, tp):
+    """In an environment that is made and installed already; a list of devices says how many ranks."""
     python, _ = fake_python
     venv = tmp_path / "venv" / "bin"
     venv.mkdir(parents=True)
@@ -263,5 +270,7 @@ def test_quickstart_runs_four_ranks_in_its_environment(run_script, fake_python, 
     stamp = f'source "{root}/examples/venv.sh"; installed_files'
     digest = subprocess.run(["bash", "-c", stamp], capture_output=True, text=True, check=True).stdout.strip()
     (venv.parent / ".atb-models-installed-server").write_text(f"{digest} {root} torch==2.13.0\n")
-    words, _ = run_script("--stream", script="examples/quickstart.sh", VENV=str(venv.parent), PYTHON="unused")
-    assert words == [*DEFAULT_WORDS, "--device", "cpu", "--tp", "4", "--stream"]
+    users = {"VENV": str(venv.parent), "PYTHON": "unused"}
+    users |= {} if devices is None else {"ASCEND_RT_VISIBLE_DEVICES": devices}
+    words, _ = run_script("--stream", script="examples/quickstart.sh", **users)
+    assert words == [*DEFAULT_WORDS, "--device", "cpu", *tp, "--stream"]

@@ -113,7 +113,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("tp", "omp", "chosen", "expected"),
-    [(1, None, 2, "1 1 2"), (2, None, 2, "1 1 2"), (1, "2", 2, "2 2 2"), (1, None, 1, "1 1 1")],
+    [(1, None, 2, "1 1 2"), (2, None, 2, "1 1 2"), (1, "2", 2, "2 2 2"), (1, None, 1, "1 1 1"), (1, "", 2, "1 1 2")],
 )
 def test_an_llm_keeps_to_the_quota_of_its_container(
     tp: int, omp: str | None, chosen: int, expected: str, tmp_path: Path, root: Path

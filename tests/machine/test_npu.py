@@ -121,6 +121,9 @@ def test_what_was_set_for_an_import_that_fails_is_unset(monkeypatch: pytest.Monk
         ({"INF_NAN_MODE_ENABLE": "0"}, ("auto", "auto", "0", "1")),
         ({"INF_NAN_MODE_ENABLE": "0", "INF_NAN_MODE_FORCE_DISABLE": "0"}, ("auto", "auto", "0", "0")),
         ({"INF_NAN_MODE_FORCE_DISABLE": "1"}, ("auto", "auto", None, "1")),
+        ({"HCCL_HOST_SOCKET_PORT_RANGE": "", "HCCL_NPU_SOCKET_PORT_RANGE": ""}, ("auto", "auto", "1", None)),
+        ({"INF_NAN_MODE_ENABLE": "", "INF_NAN_MODE_FORCE_DISABLE": ""}, ("auto", "auto", "1", "")),
+        ({"INF_NAN_MODE_ENABLE": "0", "INF_NAN_MODE_FORCE_DISABLE": ""}, ("auto", "auto", "0", "1")),
     ],
 )
 def test_the_users_variable_wins_over_each_default(
@@ -131,6 +134,13 @@ def test_the_users_variable_wins_over_each_default(
     monkeypatch.setattr(os, "environ", {**os.environ, **users})
     npu._set_defaults()
     assert tuple(os.environ.get(name) for name in (*names, "INF_NAN_MODE_FORCE_DISABLE")) == expected
+
+
+def test_an_empty_list_of_devices_is_none(clean_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, kept in (("", None), ("1", "1")):
+        monkeypatch.setattr(os, "environ", {**os.environ, "ASCEND_RT_VISIBLE_DEVICES": value})
+        npu._set_defaults()
+        assert os.environ.get("ASCEND_RT_VISIBLE_DEVICES") == kept
 
 
 def test_the_launcher_looks_at_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from atb_models import log
+from atb_models import env, log
 from atb_models.command.exit_status import run_guarded
 from atb_models.errors import ConfigError
 from modeltest.command import checks, grammar, nodes, options
@@ -28,7 +27,7 @@ QUESTIONS = "modeltest.accuracy:run_accuracy"
 def main(argv: Sequence[str] | None = None, program: str = "bash run.sh") -> int:
     """Exit status of modeltest with these words (None: the process's). program: what its help calls it."""
     # torch_npu is imported where it is used; autoloading it would break `import torch` where CANN is missing.
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    env.set_default("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end the run
     return run_guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv), program))

@@ -85,7 +85,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    env.set_default("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tok = train_tokenizer(VOCABULARY, args.seed)

@@ -4,8 +4,8 @@
 # No weight path: the embedded toy checkpoint.
 
 # Edit these, or export them.
-input_text="${input_text-Who is the CEO of Google?}"
-max_output_length="${max_output_length-10}"
+input_text="${input_text:-Who is the CEO of Google?}"
+max_output_length="${max_output_length:-10}"
 extra_param="${extra_param---is_chat_model}" # chat weights: --is_chat_model; base weights: empty
 system_prompt="${system_prompt-}"            # what stands before the question of a chat; empty: nothing
 

@@ -3,8 +3,8 @@
 #     bash run_pa_qwen_moe.sh ${weight_path} [-trust_remote_code] [flags of run_pa.py]
 
 # Edit these, or export them.
-input_text="${input_text-Give me a short introduction to large language model.}"
-max_output_length="${max_output_length-512}"
+input_text="${input_text:-Give me a short introduction to large language model.}"
+max_output_length="${max_output_length:-512}"
 extra_param="${extra_param---is_chat_model}" # the question as it stands, for base weights: empty
 system_prompt="${system_prompt-You are a helpful assistant.}"
 
