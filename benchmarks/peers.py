@@ -3,7 +3,7 @@
     python benchmarks/peers.py [--llama NAME=FOLDER ...] [--transformers PYTHON] [--vllm PYTHON] [--docs docs]
 
 The model has Qwen1.5-MoE-A2.7B's width, which all of these can run. It is written as safetensors and as GGUF
-(`pip install '.[peers]'`). FOLDER holds llama-bench and llama-batched-bench of llama.cpp or of a fork; PYTHON is an
+(`pip install -e '.[peers]'`). FOLDER holds llama-bench and llama-batched-bench of llama.cpp or of a fork; PYTHON is an
 interpreter that has the peer installed. --docs writes the table and a picture into speed.md and speed.zh.md there.
 --check compares greedy tokens and perplexities (llama-perplexity in FOLDER) and measures nothing.
 
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from native import Machine
 
+from atb_models import env
 from atb_models.ops.native.library import active, load
 from peers.cases import CASES, Work
 from peers.check import check
@@ -82,7 +83,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocabulary", type=int, help="tokens; as much of the model's as --layers is of its layers")
     parser.add_argument("--config", type=Path, help="a qwen2_moe config.json in the place of Qwen1.5-MoE-A2.7B's")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=env.get("OMP_NUM_THREADS") or cores)
     parser.add_argument("--folder", type=Path, help="keeps the model, for the next run; else it is temporary")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that an engine has for an answer")
     parser.add_argument("--docs", type=Path, help="folder of speed.md and speed.zh.md, where the table is written")

@@ -58,7 +58,9 @@ class Worker:
     def __init__(self, name: str, python: str, script: str, threads: int, timeout: float) -> None:
         self.name, self.timeout = name, timeout
         self._command = [python, str(WORKERS / script)]
-        self._environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        self._environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if not os.environ.get("HF_HUB_OFFLINE"):
+            self._environ["HF_HUB_OFFLINE"] = "1"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, folder: Path, dtype: str) -> str:
@@ -74,6 +76,7 @@ class Worker:
                 start_new_session=True,
             )
         except OSError as error:
+            self._said.close()
             raise PeerError(str(error)) from error
         limits = {"sequences": SEQUENCES, "longest": LONGEST, "step_tokens": STEP_TOKENS}
         return str(self.ask("load", folder=str(folder), dtype=dtype, **limits))

@@ -267,6 +267,55 @@ def test_only_what_follows_the_first_tokens_is_decoding(root: Path, monkeypatch:
     assert 10 < rate((x for x in list(arrivals(0))[:2]), sequences=2, prompt_tokens=8, new=0)
 
 
+USERS = {
+    "HF_HUB_OFFLINE": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "4",
+    "VLLM_CPU_OMP_THREADS_BIND": "0",
+}
+VLLM = """
+import json, os
+__version__ = "0.0.fake"
+SamplingParams = dict
+def LLM(*_, **__):
+    print(json.dumps({name: os.environ.get(name) for name in %r}), file=open(%r, "w"))
+"""
+
+
+@pytest.mark.parametrize("users", [{}, dict.fromkeys(USERS, ""), USERS])
+def test_a_worker_keeps_the_users_variables(
+    benchmarks: None, model: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, users: dict[str, str]
+) -> None:
+    from peers.engines import Worker
+
+    (tmp_path / "vllm.py").write_text(VLLM % (list(USERS), str(tmp_path / "seen")))
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in USERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in users.items():
+        monkeypatch.setenv(name, value)
+    worker = Worker("vllm", sys.executable, "run_vllm.py", threads=1, timeout=100)
+    try:
+        worker.start(tmp_path, "fp16")
+    finally:
+        worker.close()
+    core = str(min(os.sched_getaffinity(0)))
+    ours = dict(zip(USERS, ("1", "0", "1", core), strict=True))
+    assert json.loads((tmp_path / "seen").read_text()) == ({**ours, **users} if all(users.values()) else ours)
+
+
+def test_a_worker_that_cannot_start_keeps_no_file_open(benchmarks: None, tmp_path: Path) -> None:
+    from peers.engines import PeerError, Worker
+
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    worker = Worker("odd", str(tmp_path / "no python"), "run_vllm.py", threads=1, timeout=5)
+    with pytest.raises(PeerError, match="No such file or directory"):
+        worker.start(tmp_path, "fp16")
+    assert worker._said.closed
+    worker.close()
+
+
 def test_a_worker_that_ends_or_hangs(benchmarks: None, model: Path, tmp_path: Path) -> None:
     from peers.engines import PeerError, Worker
 

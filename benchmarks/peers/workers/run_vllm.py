@@ -18,11 +18,14 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 class Vllm:
     def load(self, folder: str, dtype: str, sequences: int, longest: int, step_tokens: int) -> str:
         """The version."""
-        # The engine in this process: its errors come here, and it ends with this process.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
         cores = sorted(os.sched_getaffinity(0))[: int(os.environ["OMP_NUM_THREADS"])]
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # it takes all of them otherwise
+        defaults = {
+            # The engine in this process: its errors come here, and it ends with this process.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # it takes all of them otherwise
+        }
+        os.environ.update({name: value for name, value in defaults.items() if not os.environ.get(name)})
         self.number = 0
         self.llm = LLM(
             folder,
