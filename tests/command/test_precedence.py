@@ -23,8 +23,8 @@ from atb_models.launcher.devices import choose_devices
 from atb_models.launcher.prepare import asked_engine, prepare
 from atb_models.machine import determinism
 from atb_models.server import args as server_args
-from modeltest.command import nodes
-from modeltest.command.cases import Nodes
+from modeltest.command import checks, nodes
+from modeltest.command.cases import Nodes, Run
 from tests.documents.reading import chinese, tables
 from tests.tiny import write_checkpoint
 
@@ -161,6 +161,18 @@ def started(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
     return [seen[0].master_addr, os.environ["RANK_TABLE_FILE"]]
 
 
+@pair("ASCEND_RT_VISIBLE_DEVICES", "WORLD_SIZE")
+def _chips(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    run = Run("fp16", "full_BoolQ", "deepseek", folder, 2, ((1,),))
+    patch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="chip_num 2 does not match torchrun's WORLD_SIZE 4"):
+        checks.check_devices(run)
+    patch.delenv("WORLD_SIZE")
+    patch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,5")
+    with pytest.raises(ConfigError, match="chip_num 2 contradicts ASCEND_RT_VISIBLE_DEVICES=0,1,5, which names 3"):
+        checks.check_devices(run)
+
+
 @pair("RANK_TABLE_FILE")
 def _rank_table(folder: Path, patch: pytest.MonkeyPatch) -> None:
     assert started(folder, patch)[1] == str(folder / "table.json")
@@ -169,6 +181,22 @@ def _rank_table(folder: Path, patch: pytest.MonkeyPatch) -> None:
 @pair("MASTER_ADDR")
 def _master(folder: Path, patch: pytest.MonkeyPatch) -> None:
     assert started(folder, patch)[0] == "10.0.0.1"
+
+
+@pair("--threads", "benchmarks/peers.py", "tools/demo/train.py", "OMP_NUM_THREADS")
+def _threads_or_all_cores(_: Path, patch: pytest.MonkeyPatch) -> None:
+    from tools.demo import train
+
+    patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    patch.delitem(sys.modules, "native", raising=False)  # the tests have a package of this name
+    peers = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/peers.py"))
+    patch.delitem(sys.modules, "native", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    for variable, words, expected in (("3", [], 3), ("3", ["--threads", "2"], 2), ("", [], cores)):
+        patch.setenv("OMP_NUM_THREADS", variable)
+        assert peers["argument_parser"]().parse_args(words).threads == expected
+        patch.setattr(sys, "argv", ["train.py", "--out", "x", *words])
+        assert train.arguments().threads == (expected if variable else os.cpu_count())
 
 
 @pair("--threads", "benchmarks/native.py", "OMP_NUM_THREADS")

@@ -80,6 +80,15 @@ class TestChecks:
             "chip_num 8 contradicts ASCEND_RT_VISIBLE_DEVICES=0,1,2,3, which names 4 devices; change one"
         )
 
+    @pytest.mark.parametrize("chips", ["1", "2"])
+    def test_ranks_of_torchrun(
+        self, parse: Any, clean_environ: None, monkeypatch: pytest.MonkeyPatch, chips: str
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        checks.check_devices(parse(*BOOLQ, "W", "4"))
+        with pytest.raises(ConfigError, match=f"chip_num {chips} does not match torchrun's WORLD_SIZE 4; make them eq"):
+            checks.check_devices(parse(*BOOLQ, "W", chips))
+
 
 class TestOptions:
     @pytest.fixture

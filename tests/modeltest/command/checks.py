@@ -25,8 +25,12 @@ def check_family(run: Run) -> None:
 def check_devices(run: Run) -> None:
     """Raises ConfigError, with both numbers, where the user's list has not one device for each rank of this host.
 
-    Without a list they take 0, 1, 2 ..., of which `LLM` sees whether they exist.
+    Without a list they take 0, 1, 2 ..., of which `LLM` sees whether they exist. Under a torchrun of the user's, also
+    where that has started another number of ranks.
     """
+    world = env.get("WORLD_SIZE")
+    if run.nodes is None and world not in (None, run.chips):
+        raise ConfigError(f"chip_num {run.chips} does not match torchrun's WORLD_SIZE {world}; make them equal")
     ranks = run.nodes.per_node if run.nodes else run.chips
     listed = env.get("ASCEND_RT_VISIBLE_DEVICES")
     if listed is not None and len(listed) != ranks:
