@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -69,6 +70,12 @@ def test_files_that_were_never_installed(copied: None, monkeypatch: pytest.Monke
     command, _, where = install_command("hub").partition(" in ")
     assert shlex.split(command) == [sys.executable, "-m", "pip", "install", "-e", ".[hub]"]
     assert where == "the folder of the project"
+
+
+def test_the_extras_bring_the_program_that_messages_and_documents_name(root: Path) -> None:
+    """`hf` is part of huggingface_hub since 0.34."""
+    bounds = re.findall(r"huggingface_hub>=0\.(\d+)", (root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert len(bounds) == 2 and all(int(minor) >= 34 for minor in bounds)
 
 
 def files(root: Path) -> list[Path]:
