@@ -65,5 +65,6 @@ def test_extras_exist(document: str) -> None:
     extras = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
     known = re.findall(r"^(\w+) = \[", extras, re.MULTILINE)
     text = prose(document) + "".join(code for _, code in fences(document))
-    for names in re.findall(r"pip install (?:-e )?'\.\[([\w,]+)\]'", text):
+    for editable, names in re.findall(r"pip install (-e )?'\.\[([\w,]+)\]'", text):
         assert set(names.split(",")) <= set(known), names
+        assert editable, "without -e a copy would replace what quickstart.sh has installed"
