@@ -12,6 +12,7 @@ from atb_models.command.interrupt import interrupt_ends_at_once  # noqa: E402
 
 with interrupt_ends_at_once():
     from atb_models.launch import main
+    from atb_models.launcher.args import parse_args
 
 ASK = "print(LLM().chat([[{'role': 'user', 'content': 'Who is the CEO of Google?'}]])[0].text)"
 
@@ -45,7 +46,13 @@ def _typed(path: Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
+def answered() -> bool:
+    """Whether a launcher that ended well has answered, and not only looked at the model."""
+    args = parse_args(sys.argv[1:])
+    return not (args.plan or args.print_graph)
+
+
 status = main()
-if status == 0:
+if status == 0 and answered():
     print(next_steps(), file=sys.stderr, end="")
 sys.exit(status)

@@ -106,6 +106,13 @@ def test_the_quickstart_ends_with_commands_that_work(copy: Path) -> None:
     assert ran.returncode == 0 and "| BoolQ | 8 | 1.0000 | 8 | 8 |" in ran.stdout, ran.stderr
 
 
+@pytest.mark.parametrize("flags", ["--plan", "--print_graph", "--help"])
+def test_the_quickstart_that_answers_nothing_says_nothing_of_it(copy: Path, flags: str) -> None:
+    ran = type_in(copy, f"VENV=.venv python examples/quickstart.py --device cpu --tp 1 {flags}")
+    assert ran.returncode == 0 and ran.stdout
+    assert "It works" not in ran.stderr
+
+
 def test_the_quickstart_names_an_environment_elsewhere_whole(copy: Path, tmp_path: Path) -> None:
     venv = tmp_path / "my venv"
     venv.symlink_to(copy / ".venv")
