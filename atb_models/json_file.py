@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,10 @@ def parse_json(text: str, place: str, error: type[AtbError] = ConfigError) -> An
         return json.loads(text, object_pairs_hook=_without_twins)
     except RecursionError:
         raise error(f"{place} is not valid JSON: its lists and objects are nested too deeply") from None
-    except ValueError as failure:  # of the form, a key that stands twice, or a number of thousands of digits
-        raise error(f"{place} is not valid JSON: {failure}") from None
+    except ValueError as failure:  # of the form, or a key that stands twice
+        digits = re.search(r"value has (\d+) digits", str(failure))  # more than Python makes a number of
+        why = f"it holds a number of {digits[1]} digits" if digits else failure
+        raise error(f"{place} is not valid JSON: {why}") from None
 
 
 def json_lines(text: str, place: str, error: type[AtbError] = ConfigError) -> Iterator[tuple[int, Any]]:

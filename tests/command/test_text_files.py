@@ -60,7 +60,7 @@ LINES: dict[str, tuple[Callable[[str], str], Callable[[Path], list[str]]]] = {
     ),
     "questions, CSV": (
         lambda text: f'"{text}",x',
-        lambda path: [row["q"] for row in csv_rows(path, ("q", "r"), headed=False)],
+        lambda path: [row["q"] for _, row in csv_rows(path, ("q", "r"), headed=False)],
     ),
     "lines": (str, lambda path: [line for line in read_lines(path) if line]),
 }
@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, error: type[AtbErro
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "^it is not valid JSON: the key 'c' stands twice in one object"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
-        ("1" * 5000, "Exceeds the limit"),
+        ("1" * 5000, "^it is not valid JSON: it holds a number of 5000 digits$"),
         ("{", "line 1 column 2"),
         ("", "line 1 column 1"),
         ("'a'", "line 1 column 1"),
@@ -165,9 +165,9 @@ def test_chips_files(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ('q,r\n"open,1\n2,3\n', "line 2 is not CSV: a quote that opens there is never closed"),
-        ("q,r\n1,2\n3\r4,5\n", "line 3 is not CSV: new-line character seen in unquoted field"),
+        ("q,r\n1,2\n3\r4,5\n", "line 3 is not CSV: a carriage return without a line feed stands outside quotes$"),
         (f"q,r\n{'x' * 200_000},1\n", "line 2 is not CSV: field larger than field limit"),
-        ("q,r\n1\n", "row 1 has 1 cells where 2 are needed"),
+        ("q,r\n1\n", "line 2 has 1 cells where 2 are needed"),
     ],
 )
 def test_broken_records(tmp_path: Path, content: str, said: str) -> None:
@@ -176,10 +176,18 @@ def test_broken_records(tmp_path: Path, content: str, said: str) -> None:
         csv_rows(tmp_path / "file.csv", ("q", "r"))
 
 
+def test_a_number_of_thousands_of_digits_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "file.jsonl").write_text(f'{{"q": "x"}}\n{{"q": {"7" * 5000}}}\n')
+    with pytest.raises(ConfigError) as refusal:
+        list(json_rows(tmp_path / "file.jsonl", {"q": str}))
+    place = f"{tmp_path}/file.jsonl, line 2"
+    assert str(refusal.value) == f"{place} is not valid JSON: it holds a number of 5000 digits"
+
+
 def test_line_ends_within_quotes_are_text(tmp_path: Path) -> None:
     (tmp_path / "file.csv").write_bytes(b'q,r\r\n"one\r\ntwo\rthree ""four""",5\r\n\r\n6,7')
     rows = csv_rows(tmp_path / "file.csv", ("q", "r"))
-    assert rows == [{"q": 'one\ntwo\rthree "four"', "r": "5"}, {"q": "6", "r": "7"}]
+    assert rows == [(2, {"q": 'one\ntwo\rthree "four"', "r": "5"}), (5, {"q": "6", "r": "7"})]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_the_most_probable_letter_is_the_answer(paths: list[Path]) -> None:
 def test_a_row_that_lacks_its_last_cell_is_named(paths: list[Path]) -> None:
     """The first column, which has no name, counts."""
     paths[0].write_text(HEAD + "0,冰是,热的,冷的,软的,甜的\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="plain_things.csv, row 1 has 6 cells where 7 are needed"):
+    with pytest.raises(ConfigError, match="plain_things.csv, line 2 has 6 cells where 7 are needed"):
         cmmlu.read(paths, run_of("full_CMMLU", shots=0))
 
 

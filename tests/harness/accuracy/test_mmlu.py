@@ -118,7 +118,7 @@ def test_missing_examples_are_named_where_they_are_needed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"), [("q,a,b,c,d,E\n", "row 1 has the answer 'E'"), ("q,a,b\n", "row 1 has 3 cells where 6")]
+    ("row", "says"), [("q,a,b,c,d,E\n", "line 1 has the answer 'E'"), ("q,a,b\n", "line 1 has 3 cells where 6")]
 )
 def test_a_row_of_another_form_is_named(folder: Path, row: str, says: str) -> None:
     (folder / "test" / "plain_things_test.csv").write_text(row, encoding="utf-8")

@@ -87,7 +87,7 @@ def test_all_answers_follow_the_primer(tmp_path: Path) -> None:
 
 
 def test_a_question_without_wrong_answers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="row 1 needs correct and incorrect answers"):
+    with pytest.raises(ConfigError, match="line 2 needs correct and incorrect answers"):
         truthfulqa.read(write(tmp_path, (*ROWS[0][:5], " ; ", "")), RUN)
 
 

@@ -83,21 +83,21 @@ def json_rows(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dic
         yield f"{path.name}:{number}", row
 
 
-def csv_rows(path: Path, columns: Sequence[str], *, headed: bool = True) -> list[dict[str, str]]:
-    """The rows of a CSV file by column; headed: its first row names them, else `columns` does, in order.
+def csv_rows(path: Path, columns: Sequence[str], *, headed: bool = True) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file: where it begins, and it by column. headed: the first row names these, else `columns`.
 
-    Raises ConfigError naming the file and the column that is missing, or the row that is too short.
+    Raises ConfigError naming the file and the column that is missing, or the line of the row that is too short.
     """
-    lines = list(_records(_text(path), str(path)))
-    names = lines.pop(0) if headed and lines else list(columns)
+    rows = list(_records(_text(path), str(path)))
+    names = rows.pop(0)[1] if headed and rows else list(columns)
     for column in columns:
         if column not in names:
             raise ConfigError(f"{path} has no column {column}; its columns are {', '.join(names)}")
     needed = max(names.index(column) for column in columns) + 1
-    for number, line in enumerate(lines, 1):
-        if len(line) < needed:
-            raise ConfigError(f"{path}, row {number} has {len(line)} cells where {needed} are needed")
-    return [dict(zip(names, line, strict=False)) for line in lines]
+    for number, cells in rows:
+        if len(cells) < needed:
+            raise ConfigError(f"{path}, line {number} has {len(cells)} cells where {needed} are needed")
+    return [(number, dict(zip(names, cells, strict=False))) for number, cells in rows]
 
 
 def _is_text(value: str) -> bool:
@@ -120,8 +120,8 @@ def _text(path: Path) -> str:
     return decode_text(raw, str(path))
 
 
-def _records(text: str, place: str) -> Iterator[list[str]]:
-    """The cells of each record of a CSV text that is not empty. Raises ConfigError naming the line of a broken one.
+def _records(text: str, place: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of each record of a CSV text that is not empty. Raises ConfigError naming the line of a broken one.
 
     Within quotes a line end is a character like others, so a quote that is never closed would swallow the rest.
     """
@@ -139,10 +139,12 @@ def _records(text: str, place: str) -> Iterator[list[str]]:
         try:
             cells = next(reader, None)
         except csv.Error as failure:
-            raise ConfigError(f"{place}, line {reader.line_num} is not CSV: {failure}") from None
+            is_return = str(failure).startswith("new-line character")
+            why = "a carriage return without a line feed stands outside quotes" if is_return else failure
+            raise ConfigError(f"{place}, line {reader.line_num} is not CSV: {why}") from None
         if cells is None:
             return
         if ended:  # the reader asks for a line after the last one only within quotes
             raise ConfigError(f"{place}, line {first} is not CSV: a quote that opens there is never closed")
         if cells:
-            yield cells
+            yield first, cells

@@ -102,9 +102,9 @@ def _rows(path: Path, layout: CsvLayout) -> list[dict[str, str]]:
     """Rows with the columns question, A, B, C, D, answer."""
     names = ("question", *LETTERS, "answer")
     rows = []
-    for number, row in enumerate(csv_rows(path, layout.columns, headed=layout.headed), 1):
+    for line, row in csv_rows(path, layout.columns, headed=layout.headed):
         plain = {name: row[column].strip() for name, column in zip(names, layout.columns, strict=True)}
         if plain["answer"] not in LETTERS:
-            raise ConfigError(f"{path}, row {number} has the answer {plain['answer']!r}, not one of A, B, C, D")
+            raise ConfigError(f"{path}, line {line} has the answer {plain['answer']!r}, not one of A, B, C, D")
         rows.append(plain)
     return rows

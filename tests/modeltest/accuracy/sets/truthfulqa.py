@@ -65,11 +65,11 @@ def mc2(true: Sequence[float], wrong: Sequence[float]) -> float:
 def read(paths: Sequence[Path], run: Run) -> list[Question]:
     questions = []
     for path in paths:
-        for number, row in enumerate(csv_rows(path, COLUMNS), 1):
+        for number, (line, row) in enumerate(csv_rows(path, COLUMNS), 1):
             key, best = f"{path.name}:{number}", sentence(row["Best Answer"])
             texts = {"true": sentences(row["Correct Answers"]), "wrong": sentences(row["Incorrect Answers"])}
             if not all(texts.values()):
-                raise ConfigError(f"{path}, row {number} needs correct and incorrect answers")
+                raise ConfigError(f"{path}, line {line} needs correct and incorrect answers")
             prompt = f"{PRIMER}Q: {row['Question'].strip()}\nA:"
             questions.append(Question(key, path.name, prompt, best, texts))
     return questions
