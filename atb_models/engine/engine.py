@@ -105,6 +105,7 @@ class Engine:
         params = params or SamplingParams()
         resolved = params.resolve(self.generation)
         self._check_ids("logprob_token_ids", resolved.logprob_ids)
+        self._check_ids("stop_token_ids", tuple(resolved.stop_token_ids or ()))
         self._check_ids("logit_bias", resolved.biases)
         seq = Sequence(
             prompt_token_ids,

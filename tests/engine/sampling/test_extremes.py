@@ -89,7 +89,13 @@ def test_the_ends_of_all_ranges_together_leave_numbers(llm: LLM, caplog: pytest.
 
 @pytest.mark.parametrize(
     "fields",
-    [{"logit_bias": {HUGE: 1}}, {"logit_bias": {10**19: 1}}, {"logprob_token_ids": [HUGE]}],
+    [
+        {"logit_bias": {HUGE: 1}},
+        {"logit_bias": {10**19: 1}},
+        {"logprob_token_ids": [HUGE]},
+        {"stop_token_ids": [1, HUGE]},
+        {"stop_token_ids": [2**70]},
+    ],
     ids=lambda fields: next(iter(fields)),
 )
 def test_ids_beyond_every_vocabulary(llm: LLM, fields: dict[str, Any]) -> None:
