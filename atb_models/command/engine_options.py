@@ -61,14 +61,14 @@ def ranks(tp: int) -> int:
 def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
     """The checkpoint's folder for what the user typed, None for the embedded one; with `fetch` a name is downloaded.
 
-    Where nothing was typed, ATB_LAUNCHER_MODEL_PATH counts. The launcher does this once and tells its ranks: for them
-    that variable is the answer to the path in ATB_LAUNCHER_ASKED, and to no other. Raises ConfigError or
-    CheckpointError.
+    Where nothing was typed, ATB_LAUNCHER_MODEL_PATH counts as if it were. The launcher does this once and tells its
+    ranks: for them that variable is the answer to the path in ATB_LAUNCHER_ASKED, and to no other. Raises ConfigError
+    or CheckpointError.
     """
     found = env.get("ATB_LAUNCHER_MODEL_PATH")
     if found is not None and path in (None, env.get("ATB_LAUNCHER_ASKED")):
         try:
-            return str(model_folder(found))
+            return _folder(found, fetch=fetch)
         except ConfigError as error:
             raise ConfigError(f"ATB_LAUNCHER_MODEL_PATH: {error}") from None
     if path is None:
@@ -78,9 +78,12 @@ def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
         if fetch:
             raise ConfigError("--download needs a --model_path that names what to fetch")
         return None
-    if fetch and not expanded(path).is_dir():
-        return str(download(path))
-    return str(model_folder(path))
+    return _folder(path, fetch=fetch)
+
+
+def _folder(path: str, *, fetch: bool) -> str:
+    """The folder that is named, or with `fetch` that of the repository."""
+    return str(download(path) if fetch and not expanded(path).is_dir() else model_folder(path))
 
 
 def model_name(config: EngineConfig) -> str:

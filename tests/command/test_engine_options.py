@@ -119,6 +119,16 @@ def test_a_name_is_fetched_where_that_is_asked(folder: Path, monkeypatch: pytest
     assert config("--model_path", str(folder), "--download").model_path == str(folder)
 
 
+def test_a_name_in_the_variable_is_fetched_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_options, "download", lambda name: folder / name.replace("/", "-"))
+    monkeypatch.setenv("ATB_LAUNCHER_MODEL_PATH", "org/name")
+    assert config("--download").model_path == str(folder / "org-name")
+    with pytest.raises(ConfigError, match="^ATB_LAUNCHER_MODEL_PATH: model_path org/name is no folder"):
+        config()
+    monkeypatch.setenv("ATB_LAUNCHER_MODEL_PATH", str(folder))
+    assert config("--download").model_path == str(folder)
+
+
 def test_a_rank_takes_what_its_launcher_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATB_LAUNCHER_MODEL_PATH", str(folder))
     monkeypatch.setenv("ATB_LAUNCHER_ASKED", "org/name")
