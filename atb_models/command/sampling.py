@@ -88,5 +88,6 @@ def _add(group: argparse._ArgumentGroup, field: SamplingField, default: str) -> 
         "texts": {"nargs": "+", "metavar": "TEXT"},
         "token ids": {"nargs": "+", "type": int, "metavar": "ID"},
     }
-    text = field.help if field.kind == "yes or no" else f"{field.help} {DEFAULT}{default})"
+    text = f"{field.help}; {field.allowed}" if "number" in field.kind else field.help
+    text += "" if field.kind == "yes or no" else f" {DEFAULT}{default})"
     group.add_argument(f"--{field.name}", help=text, **how[field.kind])

@@ -19,6 +19,7 @@ from atb_models.command.parser import Parser
 from atb_models.launcher import args as launcher
 from atb_models.launcher.inputs import DEFAULT_MAX_INPUT_LENGTH
 from atb_models.sampling_params import SamplingParams
+from atb_models.sampling_table import FIELDS
 from atb_models.server import args as serve
 from atb_models.wording import install_command
 
@@ -138,6 +139,24 @@ def test_numbers_that_are_none_to_the_parser() -> None:
     for name in ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         assert f"(default: {getattr(plain, name):g})" in run[f"--{name}"]
     assert f"(default: {plain.temperature:g}, or 1 where sampling is asked for)" in run["--temperature"]
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_numbers_of_sampling_show_their_range(command: str) -> None:
+    printed = shown(PARSERS[command])
+    numbers = [field for field in FIELDS if "number" in field.kind and f"--{field.name}" in printed]
+    assert {"temperature", "repetition_penalty", "top_p", "seed"} <= {field.name for field in numbers}
+    for field in numbers:
+        assert f"; {field.allowed} (default: " in printed[f"--{field.name}"]
+    assert "[0, 10000]" in printed["--temperature"] and "[0.0001, 10000]" in printed["--repetition_penalty"]
+
+
+@pytest.mark.parametrize("document", ["docs/launcher.md", "docs/launcher.zh.md"])
+def test_documents_have_these_ranges(root: Path, document: str) -> None:
+    rows = dict(re.findall(r"^\| `--(\w+)` (\|.*)$", (root / document).read_text(encoding="utf-8"), re.MULTILINE))
+    for field in FIELDS:
+        if field.kind == "number":
+            assert {f"{field.low:g}", f"{field.high:g}"} <= set(re.findall(r"-?\d[\d.]*", rows[field.name])), field.name
 
 
 def test_a_flag_is_worded_alike_in_every_command() -> None:
