@@ -128,6 +128,9 @@ DEFAULT_LOG_PATH = "~/mindie/log"
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
 SWITCH = Kind("0 or 1", _switch)
 LOG_SWITCH = Kind("0, 1, true or false, or a list such as llm:true;false", lambda text: _switch(component_value(text)))
+# torchrun fails with any other.
+PYTHON_LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARNING", "WARN", "INFO", "DEBUG", "NOTSET")
+PYTHON_LEVEL = Kind(f"one of {', '.join(PYTHON_LEVELS)}", {level: level for level in PYTHON_LEVELS}.__getitem__)
 TEXT = Kind("any text", str)
 PATH = Kind("a path", _path)
 LOG_PATH = Kind("a path, or a list such as llm:/var/log/llm;/var/log", _log_path)
@@ -178,7 +181,7 @@ _ROWS: tuple[tuple[str, str | None, Kind, str, str], ...] = (
     (TORCHRUN_ID, None, TEXT, READ, "set by torchrun: this process is one of its ranks"),
     ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", None, TEXT, PASSED,
      "seconds that torchrun gives ranks to end (the scripts' launcher sets 3)"),
-    ("LOGLEVEL", None, TEXT, PASSED, "level of torchrun's own log; unset: none of it"),
+    ("LOGLEVEL", None, PYTHON_LEVEL, PASSED, "level of torchrun's own log; unset: none of it"),
     ("PYTHONSAFEPATH", None, TEXT, PASSED, "1 is set for the ranks that LLM starts: no modules of the working folder"),
     ("GLOO_SOCKET_IFNAME", None, TEXT, PASSED, "network interface of gloo (several hosts)"),
     ("RANK_TABLE_FILE", None, TEXT, NPU, "HCCL's topology file"),

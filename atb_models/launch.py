@@ -55,6 +55,8 @@ def launch(argv: Sequence[str]) -> int:
     if wanted_port is not None:
         choose_port(wanted_port)  # only looks; one of ours is chosen when the ranks start
     kind, devices = _devices(config.device, args.tp, deterministic=config.deterministic)
+    if env.get("LOGLEVEL") is None:
+        os.environ.pop("LOGLEVEL", None)  # torchrun takes an empty one for a level
     with interrupt_ends_at_once(), import_torch_for_good():
         importlib.import_module("torch.distributed.run")  # for run_ranks
     kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, len(devices))

@@ -140,7 +140,17 @@ def test_empty_variables_change_no_run(root, clean_environ):
         [sys.executable, "-m", "atb_models", *words], env=environ, capture_output=True, text=True, timeout=240
     )
     assert ended.returncode == 0, ended.stderr
-    assert "Question[0]" in ended.stdout and "set, but" not in ended.stderr
+    assert "Answer[0]" in ended.stdout and "set, but" not in ended.stderr
+
+
+def test_a_level_that_torchrun_does_not_know_is_refused_by_name(root, clean_environ):
+    words = ["launch", "--device", "cpu", "--max_output_length", "2", "--input_texts", "Who", "--tp", "2"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "atb_models", *words], env={**os.environ, "PYTHONPATH": str(root), "LOGLEVEL": "debug"},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert f"error: LOGLEVEL='debug' must be {env.PYTHON_LEVEL.allowed}\n" in ended.stderr
 
 
 def test_every_number_that_linux_gives_a_process_is_allowed():
@@ -209,6 +219,7 @@ def test_value(name, text, value):
         ("OMP_NUM_THREADS", "0"),
         ("ATB_LLM_BENCHMARK_ENABLE", "2"),
         ("MINDIE_LOG_LEVEL", "LOUD"),
+        ("LOGLEVEL", "debug"),
         ("MINDIE_LOG_TO_FILE", "llm:maybe"),
         ("MINDIE_LOG_ROTATE", "-fs 501"),
         ("MINDIE_LOG_ROTATE", "-fs"),

@@ -62,6 +62,8 @@ def is_rank() -> bool:
 
 def run_ranks(nodes: Nodes, words: Sequence[str]) -> int:
     """Run this program as the ranks of this host and wait for them; the worst of their statuses."""
+    if env.get("LOGLEVEL") is None:
+        os.environ.pop("LOGLEVEL", None)  # torchrun takes an empty one for a level
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
