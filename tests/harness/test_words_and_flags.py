@@ -122,6 +122,7 @@ class TestOptions:
             (["--limits", "3"], "unknown option --limits; did you mean --limit?"),
             (["--resume", "more"], "unexpected 'more': options come after the words"),
             (["--limit", "0"], "argument --limit: must be a whole number of 1 or more, not '0'"),
+            (["--limit", "9" * 5000], "argument --limit: must be a whole number of 1 or more, not '999"),
             (["--limit"], "argument --limit: expected one argument"),
             (["--output_dir", "~no-such-user/x"], "argument --output_dir: '~no-such-user/x' is in the home"),
             (["--device", "gpu"], "argument --device: must be one of npu, cuda, cpu, not 'gpu'"),

@@ -196,6 +196,8 @@ def test_clients_see_no_paths_of_ours() -> None:
 @pytest.mark.parametrize(
     "flags, said",
     [
+        (["--port", "65536"], "must be a port from 0 to 65535, not '65536'"),
+        (["--port", "9" * 5000], "must be a port from 0 to 65535, not '999"),
         (["--api_key", ""], "--api_key is empty"),
         (["--api_key", "with blank"], "printable ASCII"),
         (["--api_key", "schlüssel"], "printable ASCII"),
@@ -206,7 +208,7 @@ def test_clients_see_no_paths_of_ours() -> None:
         (["--ssl_certfile", "/dev/null", "--ssl_keyfile", "/dev/null"], "do not work together"),
     ],
 )
-def test_mistakes_in_keys_and_certificates(flags: list[str], said: str) -> None:
+def test_mistakes_in_ports_keys_and_certificates(flags: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         access(parse_args(flags))
 

@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 from atb_models.command.values import json_object
 from atb_models.errors import ConfigError
+from atb_models.wording import shown
 from modeltest.command.cases import Options, Run
 
 DEVICES = ("npu", "cuda", "cpu")
+MOST_DIGITS = 18  # of a number; Python refuses to read one of thousands
 LOAD_FORMATS = ("auto", "dummy")
 QUANTIZE = ("w8a16",)
 # Modes of which a flag is; the others refuse it.
@@ -43,14 +45,12 @@ def _path(text: str) -> Path:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
-    return int(text)
+    return _whole(text, 1)
 
 
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, not {text!r}")
+def _whole(text: str, low: int = 0) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS or int(text) < low:
+        raise argparse.ArgumentTypeError(f"must be a whole number of {low} or more, not {shown(text)}")
     return int(text)
 
 
