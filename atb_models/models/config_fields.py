@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from atb_models.errors import ConfigError
 from atb_models.models.config_bounds import MOST, MOST_INTEGER, MOST_ITEMS, RANGES
+from atb_models.models.config_neutral import squeezed
 from atb_models.wording import named, shown
 
 REQUIRED: Final = object()
@@ -82,8 +83,10 @@ class Fields:
         return str(value)
 
     def only(self, name: str, allowed: tuple[Any, ...]) -> None:
-        """Refuse any value but those that change nothing."""
-        if self.get(name) not in allowed:
+        """Refuse any value but those that change nothing. Letter case and separators of words do not matter."""
+        value = self.get(name)
+        words = {squeezed(word) for word in allowed if isinstance(word, str)}
+        if (squeezed(value) not in words) if isinstance(value, str) else (value not in allowed):
             choice = [value for value in allowed if value is not None][:1] or [None]
             raise self.fail(name, f"but only {choice[0]!r} is supported")
 

@@ -133,17 +133,6 @@ SAME: Final[Mapping[str, Callable[[ModelConfig], float]]] = {
     "norm_topk_prob": lambda config: config.norm_topk_prob,
 }
 
-# What a field that is in no table here is about, by its name.
-TELLING: Final = re.compile(
-    r"soft_?cap|multiplier|logits?_scal|scaling|alibi|quant|(^|_)mup(_|$)|(^|_)clip|(^|_)rope(_|$)|rotary|sliding"
-    r"|(^|_)window|(^|_)lora(_|$)|softmax|qk_?(layer_?)?norm|parallel_(attn|residual|block)|logit_cap"
-    r"|scor(e|ing)_func|(^|_)gat(e|ing)_(func|act)|(^|_)pos(ition(al)?)?_(emb|enc)|(^|_)activation(_func|_type|_sparsity|$)"
-    r"|(^|_)norm_type|(^|_)bias(es)?$"
-)
-TOLD_NEUTRAL: Final = (
-    *_ABSENT, 1, "none", "None", "default", "softmax", "rope", "rotary", "silu", "swish", "swiglu", "rmsnorm",
-)  # fmt: skip
-
 
 def is_same(value: object, wanted: float) -> bool:
     """Whether a number of config.json, or null, stands for the model's own."""
@@ -155,3 +144,8 @@ def is_same(value: object, wanted: float) -> bool:
         return math.isclose(value, wanted, rel_tol=1e-6)
     except OverflowError:  # an integer that no float holds
         return False
+
+
+def squeezed(word: str) -> str:
+    """A word of a configuration as it is compared: "RMSNorm", "rms_norm" and "rms-norm" are one."""
+    return re.sub(r"[\W_]+", "", word.lower())

@@ -13,8 +13,9 @@ from atb_models.json_file import check_size, is_there, read_json
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_bounds import MOST, MOST_EXPERTS
 from atb_models.models.config_fields import Fields, rope_fields
-from atb_models.models.config_neutral import NEUTRAL, SAME, TELLING, TOLD_NEUTRAL, is_same
+from atb_models.models.config_neutral import NEUTRAL, SAME, is_same
 from atb_models.models.config_tables import WITHOUT_EFFECT
+from atb_models.models.config_unknown import what_tells
 from atb_models.models.dtypes import DTYPES, dtype_name
 from atb_models.models.families import FAMILIES
 from atb_models.models.family import Family
@@ -118,11 +119,11 @@ def _check_rest(config: ModelConfig, fields: Fields, *, log: bool) -> None:
             fields.only(name, NEUTRAL[name])
         elif name in SAME:
             _check_same(config, fields, name)
-        elif TELLING.search(name) and (value is True or value not in TOLD_NEUTRAL):
+        elif (telling := what_tells(name, value)) is not None:
             away = json.dumps({name: None})
             raise fields.fail(
                 name,
-                "which this project does not know, but by its name it changes the model's mathematics;"
+                f"which this project does not know, but by its {telling} it changes the model's mathematics;"
                 f" if it does not, --config_overrides '{away}' takes it away",
             )
         else:

@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from tiny import FAMILIES
 
 from atb_models.errors import ConfigError
 from atb_models.models.config import ModelConfig
-from atb_models.models.config_neutral import NEUTRAL, SAME, TELLING
+from atb_models.models.config_neutral import NEUTRAL, SAME
 from atb_models.models.config_reader import load_model_config
+from atb_models.models.config_unknown import what_tells
 
 # Fields of the table that a family reads itself, by other rules.
 READ = {
@@ -159,11 +161,59 @@ def test_no_field_of_published_decoders_that_acts_on_numbers_is_unknown(
     assert "unknown fields" not in warning, warning
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("scoring_fn", "sigmoid"), ("score_fn", "Sigmoid"), ("router_act_fn", "sigmoid"), ("gate_type", "sigmoid"),
+        ("moe_gating", "sigmoid"), ("routing_score", "SIGMOID"), ("use_sigmoid", True), ("sigmoid_gating", True),
+        ("router", {"kind": {"score": "sigmoid"}}), ("gate", "noaux_tc"), ("router_kind", "sqrt_softplus"),
+        ("act_fn", "gelu"), ("hidden_act_fn", "gelu_new"), ("mlp_act", "GELU"), ("nonlinearity", "quick_gelu"),
+        ("mlp", ["relu2", "silu"]), ("ffn_kind", "geglu"), ("use_gelu", True), ("act", "gelu_pytorch_tanh"),
+        ("norm", "layernorm"), ("norm_class", "LayerNorm"), ("layernorm_type", "layer_norm"), ("ln", "FusedLayerNorm"),
+        ("normalizer", "torch.nn.LayerNorm"), ("pe_type", "alibi"), ("positions", "learned"), ("pos", "sinusoidal"),
+        ("place", "relative_key_query"), ("place", "learned_absolute"), ("learned_position_embeddings", True),
+        ("use_absolute_position_embeddings", True), ("attention_kind", "sliding_attention"), ("mixer", "mamba2"),
+        ("use_rms_norm", False), ("use_swiglu", False), ("use_softmax", 0), ("gated_mlp", False),
+    ],
+)  # fmt: skip
+def test_a_word_of_what_is_not_computed_here_is_refused_in_any_field(field: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{field} is .*, which this project .* by its (name|value) it changes the"):
+        load(tmp_path, **{field: value})
+    assert load_model_config(tmp_path, {field: None}).overridden == (field,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("original_max_position_embeddings", 4096), ("num_position_embeddings", 4096), ("position_embeddings", 2048),
+        ("use_position_embeddings", True), ("aux_free_bias", 0.001), ("router_bias_rate", 0.001), ("expert_bias", 0.5),
+        ("activation", "SiLU"), ("act_fn", "Swish"), ("hidden_act_fn", "silu"), ("mlp", {"act_fn": {"name": "silu"}}),
+        ("score_function", "Softmax"), ("scoring_fn", "SOFTMAX"), ("router_act_fn", "softmax"), ("use_softmax", True),
+        ("norm_type", "RMS-Norm"), ("norm", "RMSNorm"), ("norm_class", "rms_norm"), ("pe_type", "RoPE"),
+        ("position_embedding_type", "Rotary"), ("activation_function", "Silu"), ("use_sigmoid", False),
+        ("bias_gelu_fusion", True), ("clip_grad", 0.5), ("loss_kind", "sigmoid"), ("based_on", "my-gelu-7b"),
+        ("remark", "trained with a sigmoid loss and no layernorm"), ("licence", "apache-2.0"), ("use_swiglu", True),
+    ],
+)  # fmt: skip
+def test_sizes_rates_remarks_and_words_of_what_is_computed_are_taken(
+    family: str, field: str, value: Any, tmp_path: Path
+) -> None:
+    load(tmp_path, family, **{field: value})
+
+
+def test_a_word_that_a_pattern_could_try_in_many_ways_is_read_at_once() -> None:
+    started = time.process_time()
+    for text in ("fusedgelu" + "pos" * 10 + "!", "bias" * 9, "a.b" * 10_000, "np" * 20 + "x"):
+        assert what_tells("anything", [text] * 100) is None
+    assert time.process_time() - started < 1
+
+
 def test_names_of_our_own_fields_tell_nothing_wrong() -> None:
     """A family that reads a field is not hindered; harmless names of the published checkpoints are not caught."""
     harmless = (
         "initializer_range", "vocab_size", "normalize", "eclipse", "european", "topology", "activation_checkpointing",
         "activation_offload", "router_bias_update_rate", "position_ids", "aggregate_function", "unbiased_std",
     )  # fmt: skip
-    caught = [name for name in harmless if TELLING.search(name)]
+    caught = [(name, value) for name in harmless for value in (True, 3, "on") if what_tells(name, value) is not None]
     assert caught == []
