@@ -15,7 +15,10 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from atb_models.text.template_sizes import BoundedSandbox
+from atb_models.text.template_sandbox import BoundedSandbox
+from atb_models.text.template_sizes import check_length, text_size
+
+LONGEST_DATE = 256  # characters that Python lets the system write for each one of a date's form
 
 
 class Generation(Extension):
@@ -41,19 +44,23 @@ class Generation(Extension):
 def make_environment() -> BoundedSandbox:
     """An environment for chat templates, which are code of strangers."""
     environment = BoundedSandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        filters={"tojson": _to_json},
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, "jinja2.ext.loopcontrols"],
     )
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    environment.filters["tojson"] = _to_json
     return environment
 
 
 def _raise_exception(message: str) -> NoReturn:
+    check_length(text_size(message), "raise_exception")
     raise TemplateError(message)
 
 
 def _strftime_now(form: str) -> str:
+    check_length(text_size(form) * LONGEST_DATE, "strftime_now")
     return datetime.now().strftime(form)
 
 
