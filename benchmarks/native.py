@@ -139,8 +139,8 @@ def activations(dtype: torch.dtype) -> torch.dtype:
 
 
 def computed(dtype: torch.dtype) -> torch.dtype:
-    """What products are computed in: pairs of bfloat16 only where both are."""
-    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    """What products are computed in: pairs of bfloat16 where the activations are bfloat16."""
+    return torch.bfloat16 if activations(dtype) == torch.bfloat16 else torch.float32
 
 
 def linear_cases(library: Library, dtype: torch.dtype, rows: list[int], scale: int) -> Iterator[Case]:

@@ -64,6 +64,20 @@ def test_experts(library: Library, shape: tuple[int, int, int, int], dtype: torc
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_weights_are_computed_as_floats_of_the_activations_type(library: Library, dtype: torch.dtype) -> None:
+    """The same instructions in the same order: scales of a power of two change no bit."""
+    layer = Layer(library, (5, 2, 512, 88), dtype, torch.int8)
+    integers, scale = torch.randint(-128, 128, (5, 2 * 88, 512)), 2.0**-10
+    down = torch.randint(-128, 128, (5, 512, 88))
+    eight = [pack_gate_up(library, integers.to(torch.int8)), pack(library, down.to(torch.int8))]
+    floats = [pack_gate_up(library, (integers * scale).to(dtype)), pack(library, (down * scale).to(dtype))]
+    scales = torch.full((5, 2 * 88), scale), torch.full((5, 512), scale)
+    for rows in (1, 8, 200):
+        given = layer.x[:rows], layer.chosen[:rows], layer.weights[:rows]
+        assert torch.equal(experts(library, *given, *eight, 88, *scales), experts(library, *given, *floats, 88))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_all_rows_on_one_expert_and_none_on_others(library: Library, dtype: torch.dtype) -> None:
     layer = Layer(library, (8, 2, 64, 48), dtype, dtype)
     layer.chosen[:, 0], layer.chosen[:, 1] = 5, 2

@@ -45,6 +45,18 @@ def test_linear(library: Library, shape: tuple[int, int], dtype: torch.dtype, st
         assert torch.equal(linear(library, x[:rows], packed, shape[0], bias, scale), whole[:rows])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_weights_are_computed_as_floats_of_the_activations_type(library: Library, dtype: torch.dtype) -> None:
+    """The same instructions in the same order: the bits are those of the same integers, which every type holds."""
+    integers = torch.cat((torch.arange(-128, 128).repeat(2), torch.randint(-128, 128, (99 * 512,)))).reshape(100, 512)
+    eight, floats = pack(library, integers.to(torch.int8)), pack(library, integers.to(dtype))
+    scale = 2.0 ** torch.randint(-9, 2, (100,))
+    for rows in (1, 5, 12, 13, 100):
+        x = torch.randn(rows, 512).to(dtype)
+        exact = linear(library, x, floats, 100, out_dtype=torch.float32)
+        assert torch.equal(linear(library, x, eight, 100, None, scale, torch.float32), exact * scale)
+
+
 def test_router_scores_are_float32(library: Library) -> None:
     weight = torch.randn(64, 256)
     x = torch.randn(5, 256).half()

@@ -213,16 +213,16 @@ template <class W, class X> class Experts {
   int64_t lists, inputs, inner, sums, desk;
 };
 
-// Weights have the activations' format, or are int8.
-template <class X, class W, class Call> static int64_t with_storage(const ExpertsCall& c, const Call& call) {
-  return c.weight_format == FORMAT_I8 ? call(Experts<Plain<I8>, X>(c)) : call(Experts<W, X>(c));
+// Weights have the activations' format, or are int8: their forms are W and W8.
+template <class X, class W, class W8, class Call> static int64_t with_storage(const ExpertsCall& c, const Call& call) {
+  return c.weight_format == FORMAT_I8 ? call(Experts<W8, X>(c)) : call(Experts<W, X>(c));
 }
 
 template <class Call> static int64_t with_experts(const ExpertsCall& c, const Call& call) {
   switch (c.format) {
-    case FORMAT_F16: return with_storage<F16, Plain<F16>>(c, call);
-    case FORMAT_BF16: return with_storage<BF16, PairsOfBF16>(c, call);
-    default: return with_storage<F32, Plain<F32>>(c, call);
+    case FORMAT_F16: return with_storage<F16, Plain<F16>, Plain<I8>>(c, call);
+    case FORMAT_BF16: return with_storage<BF16, PairsOfBF16, I8BesideBF16>(c, call);
+    default: return with_storage<F32, Plain<F32>, Plain<I8>>(c, call);
   }
 }
 

@@ -100,11 +100,11 @@ template <class W> class Linear {
 
 // Floats of `scratch` that the call needs.
 API int64_t atb_linear_scratch(const LinearCall* c) {
-  return with_weight(c->weight_format, [&](auto w) { return Linear<decltype(w)>(*c).scratch(); });
+  return with_weight(c->weight_format, c->x_format, [&](auto w) { return Linear<decltype(w)>(*c).scratch(); });
 }
 
 API int atb_linear(const LinearCall* c) {
-  with_weight(c->weight_format, [&](auto w) {
+  with_weight(c->weight_format, c->x_format, [&](auto w) {
     Linear<decltype(w)>(*c).run();
     return (int64_t)0;
   });

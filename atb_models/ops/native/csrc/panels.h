@@ -28,10 +28,11 @@ constexpr int PANELS = panels_beside(MAX_ROWS);
 static_assert(PANELS == 1 || panels_beside(MAX_ROWS / 2) == PANELS, "rows of several tiles all take PANELS panels");
 
 // Forms of a weight. Beside it activations lie as [K][rows] floats, or as [K / 2][rows] pairs of bfloat16: A_STEP
-// elements of type A for each row and KI inputs. WIDEN: beside more than DIRECT rows it pays to make it floats first.
-// WAITING: rows up to which the product waits for the memory.
+// elements of type A for each row and KI inputs. WIDEN: beside more than DIRECT rows it pays to give it the form Wide
+// first. WAITING: rows up to which the product waits for the memory.
 template <class S> struct Plain {
   typedef float A;
+  typedef Plain<F32> Wide;
   static constexpr int KI = 1, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 2;
   static constexpr bool WIDEN = BYTES < 4;
   template <int MR, int NP>
@@ -62,6 +63,7 @@ INLINE vf second_of_pair(vi pairs) { return (vf)(pairs & splat_bits((int32_t)0xf
 
 struct Pairs {
   typedef float A;
+  typedef Plain<F32> Wide;
   static constexpr int KI = 2, BYTES = 2, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS, WAITING = 2;
   static constexpr bool WIDEN = true;
   template <int MR, int NP>
@@ -92,15 +94,23 @@ struct Pairs {
 };
 
 #ifdef HAS_BF16_DOT
-struct DotPairs {
+// Vector v of the pairs of a panel at `b`: 2 inputs of VL outputs. Every int8 is exact in bfloat16.
+INLINE vi load_pairs(BF16, const char* b, int v) { return load_bits(b + v * VL * 4); }
+INLINE vi load_pairs(I8, const char* b, int v) {
+  const int8_t* first = (const int8_t*)b + v * VL;
+  return join_upper_halves(I8::load(first), I8::load(first + PANEL));
+}
+
+template <class S> struct DotPairs {
   typedef int32_t A;  // a pair of bfloat16
-  static constexpr int KI = 2, BYTES = 2, A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 4;
-  static constexpr bool WIDEN = false;
+  typedef DotPairs<BF16> Wide;
+  static constexpr int KI = 2, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 4;
+  static constexpr bool WIDEN = BYTES < 2;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const int32_t* a, const char* b, int64_t panel_bytes) {
     vi w[NP][NV];
     UNROLL for (int p = 0; p < NP; p++)
-      UNROLL for (int v = 0; v < NV; v++) w[p][v] = load_bits(b + p * panel_bytes + v * VL * 4);
+      UNROLL for (int v = 0; v < NV; v++) w[p][v] = load_pairs(S(), b + p * panel_bytes, v);
     UNROLL for (int m = 0; m < MR; m++) {
       vi x = splat_bits(a[m]);
       UNROLL for (int p = 0; p < NP; p++)
@@ -110,11 +120,13 @@ struct DotPairs {
 };
 #endif
 
-// What bfloat16 activations use.
+// What bfloat16 activations use beside weights of their own format, and beside int8.
 #ifdef HAS_BF16_DOT
-typedef DotPairs PairsOfBF16;
+typedef DotPairs<BF16> PairsOfBF16;
+typedef DotPairs<I8> I8BesideBF16;
 #else
 typedef Pairs PairsOfBF16;
+typedef Plain<I8> I8BesideBF16;
 #endif
 
 // Bytes before a panel that is read once: for few rows, which wait for the memory, into the second-level cache, because

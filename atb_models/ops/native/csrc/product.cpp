@@ -15,6 +15,13 @@ INLINE void widen_panel(Pairs, const char* from, int inputs, float* to) {
     store(to + (k + 1) * PANEL + v * VL, second_of_pair(pairs));
   }
 }
+#ifdef HAS_BF16_DOT
+template <class S> INLINE void widen_panel(DotPairs<S>, const char* from, int inputs, float* to) {
+  for (int k = 0; k < inputs; k += 2)
+    UNROLL for (int v = 0; v < NV; v++)
+      store_bits(to + k / 2 * PANEL + v * VL, load_pairs(S(), from + k * PANEL * sizeof(typename S::T), v));
+}
+#endif
 
 // All inputs of some panels, then the next panels: for the rows of one tile, beside which the weight is read once.
 template <class W> static void multiply_once(const void* a, int rows, const Panels& w, float* c, int64_t c_row) {
@@ -28,10 +35,12 @@ template <class W> static void multiply_once(const void* a, int rows, const Pane
   }
 }
 
-// A block of inputs of some panels for all rows, then the next panels, then the next block. V is the form that the
-// tiles see: floats where the block is widened once for all rows.
-template <class W, class V>
+// A block of inputs of some panels for all rows, then the next panels, then the next block. Where W is widened, a block
+// is so once for all rows.
+template <class W>
 static void multiply_blocks(const void* a, int rows, const Panels& w, float* c, int64_t c_row, float* wide) {
+  typedef typename W::Wide V;
+  constexpr int64_t WIDE_PANEL = (int64_t)K_BLOCK * PANEL * V::BYTES;
   const Tiles tiles(rows);
   for (int k = 0; k < w.inputs; k += K_BLOCK) {
     const int inputs = least(K_BLOCK, w.inputs - k), bytes = inputs * PANEL * W::BYTES;
@@ -41,9 +50,10 @@ static void multiply_blocks(const void* a, int rows, const Panels& w, float* c, 
       const char* b = block + p * w.bytes;
       int64_t stride = w.bytes;
       if constexpr (W::WIDEN) {
-        for (int q = 0; q < n; q++) widen_panel(W(), b + q * w.bytes, inputs, wide + q * K_BLOCK * PANEL);
+        for (int q = 0; q < n; q++)
+          widen_panel(W(), b + q * w.bytes, inputs, wide + q * WIDE_PANEL / (int)sizeof(float));
         b = (const char*)wide;
-        stride = K_BLOCK * PANEL * sizeof(float);
+        stride = WIDE_PANEL;
       }
       // While these are multiplied, the next ones come into the cache: each tile fetches a share.
       const char* next = p + n < w.count ? block + (p + n) * w.bytes : block + bytes;
@@ -61,10 +71,8 @@ static void multiply_blocks(const void* a, int rows, const Panels& w, float* c, 
 template <class W> void multiply(const void* a, int rows, const Panels& w, float* c, int64_t c_row, float* wide) {
   if (rows <= W::DIRECT)
     multiply_once<W>(a, rows, w, c, c_row);
-  else if constexpr (W::WIDEN)
-    multiply_blocks<W, Plain<F32>>(a, rows, w, c, c_row, wide);
   else
-    multiply_blocks<W, W>(a, rows, w, c, c_row, wide);
+    multiply_blocks<W>(a, rows, w, c, c_row, wide);
 }
 
 template void multiply<Plain<F32>>(const void*, int, const Panels&, float*, int64_t, float*);
@@ -72,5 +80,6 @@ template void multiply<Plain<F16>>(const void*, int, const Panels&, float*, int6
 template void multiply<Plain<I8>>(const void*, int, const Panels&, float*, int64_t, float*);
 template void multiply<Pairs>(const void*, int, const Panels&, float*, int64_t, float*);
 #ifdef HAS_BF16_DOT
-template void multiply<DotPairs>(const void*, int, const Panels&, float*, int64_t, float*);
+template void multiply<DotPairs<BF16>>(const void*, int, const Panels&, float*, int64_t, float*);
+template void multiply<DotPairs<I8>>(const void*, int, const Panels&, float*, int64_t, float*);
 #endif

@@ -47,4 +47,9 @@ INLINE void relax() { _mm_pause(); }
 #define HAS_BF16_DOT 1
 // acc + a1 b1 + a0 b0 in each lane, a and b being pairs of bfloat16; tiny numbers count as zero.
 INLINE vf dot_pairs(vf acc, vi a, vi b) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b); }
+// Pairs of the upper halves of two floats, `first` in the lower half: bfloat16 where the floats are exact in it.
+INLINE vi join_upper_halves(vf first, vf second) {
+  const __m512i moved = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);  // bytes 2 and 3 of a lane to 0 and 1
+  return (vi)_mm512_mask_shuffle_epi8((__m512i)second, 0x3333333333333333, (__m512i)first, moved);
+}
 #endif

@@ -39,4 +39,6 @@ INLINE void relax() { asm volatile("yield"); }
 INLINE vf dot_pairs(vf acc, vi a, vi b) {
   return (vf)vbfdotq_f32((float32x4_t)acc, (bfloat16x8_t)a, (bfloat16x8_t)b);
 }
+// Pairs of the upper halves of two floats, `first` in the lower half: bfloat16 where the floats are exact in it.
+INLINE vi join_upper_halves(vf first, vf second) { return (vi)vtrn2q_u16((uint16x8_t)first, (uint16x8_t)second); }
 #endif
