@@ -17,7 +17,8 @@ def check(chip: Chip) -> None:
     assert chip.shared and chip.name == "this CPU" and set(chip.sources) == set(FIGURES)
     assert 0.1 < chip.bandwidth_gb_s < 10_000 and chip.latency_us == 0
     assert min(chip.peak(torch.float16), chip.peak(torch.bfloat16)) >= chip.peak(torch.float32) > 1e8
-    assert chip.peak(torch.float16, torch.int8) == chip.peak(torch.float32)  # int8 weights are widened
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert chip.peak(dtype, torch.int8) == chip.peak(dtype)  # int8 weights are multiplied as the activations' type
     assert chip.layouts == "cpu"
 
 
