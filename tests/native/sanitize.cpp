@@ -290,6 +290,7 @@ int main() {
     for (int stored : {format, (int)FORMAT_I8}) {
       for (int rows : {1, 2, 3, 5, 7, 13, 30}) linear(format, stored, rows, 37, 301, 1 + rows % 3);
       linear(format, stored, 530, 19, 9, 2);
+      linear(format, stored, 1, 200, 9, 1);  // 13 panels beside one row: in tiles of every width
       report("linear");
       for (int tokens : {1, 3, 40}) experts(format, stored, tokens, 70, 21, 1 + tokens % 3);
       report("experts");

@@ -7,7 +7,7 @@
 constexpr int SLICE = 512;      // rows whose activations are placed at a time: bounds the scratch
 constexpr int OWN_ROWS = 4;     // up to here each thread places all rows for itself and none waits
 constexpr int GROUP = 8;        // panels of a work item at most; of few panels each thread gets several items
-constexpr int LEAST_GROUP = 4;  // panels that one row meets together
+constexpr int LEAST_GROUP = 4;  // and at least: as many as one row meets together
 constexpr int64_t FORK_PRODUCTS = 1 << 17;  // below, a second thread costs more than it brings
 
 template <class W> class Linear {

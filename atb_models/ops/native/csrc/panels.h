@@ -29,11 +29,13 @@ static_assert(PANELS == 1 || panels_beside(MAX_ROWS / 2) == PANELS, "rows of sev
 
 // Forms of a weight. Beside it activations lie as [K][rows] floats, or as [K / 2][rows] pairs of bfloat16: A_STEP
 // elements of type A for each row and KI inputs. WIDEN: beside more than DIRECT rows it pays to give it the form Wide
-// first. WAITING: rows up to which the product waits for the memory.
+// first. WAITING: rows up to which the product waits for the memory. ALONE: panels beside a single row; of int8, whose
+// panels have half the bytes, more are on their way together.
 template <class S> struct Plain {
   typedef float A;
   typedef Plain<F32> Wide;
-  static constexpr int KI = 1, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 2;
+  static constexpr int KI = 1, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 2,
+                       ALONE = panels_beside(1);
   static constexpr bool WIDEN = BYTES < 4;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
@@ -64,7 +66,8 @@ INLINE vf second_of_pair(vi pairs) { return (vf)(pairs & splat_bits((int32_t)0xf
 struct Pairs {
   typedef float A;
   typedef Plain<F32> Wide;
-  static constexpr int KI = 2, BYTES = 2, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS, WAITING = 2;
+  static constexpr int KI = 2, BYTES = 2, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS, WAITING = 2,
+                       ALONE = panels_beside(1);
   static constexpr bool WIDEN = true;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
@@ -104,7 +107,8 @@ INLINE vi load_pairs(I8, const char* b, int v) {
 template <class S> struct DotPairs {
   typedef int32_t A;  // a pair of bfloat16
   typedef DotPairs<BF16> Wide;
-  static constexpr int KI = 2, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 4;
+  static constexpr int KI = 2, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 4,
+                       ALONE = BYTES == 1 ? 8 : panels_beside(1);
   static constexpr bool WIDEN = BYTES < 2;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const int32_t* a, const char* b, int64_t panel_bytes) {
@@ -168,12 +172,16 @@ static void tile(const void* rows, const char* b, int64_t panel_bytes, int input
 
 typedef void (*Tile)(const void*, const char*, int64_t, int, float*, int64_t, bool, const char*);
 
-// The tile of `rows` rows, for one panel or for panels_beside(rows). Panels in the cache meet at least half of MAX_ROWS.
-template <class W, bool STREAM> static Tile find_tile(int rows, bool one) {
-#define ROWS_CASE(n) \
+// The tile of `rows` rows beside `panels`: 1, panels_beside(rows), or W::ALONE beside one row. Panels in the cache meet
+// at least half of MAX_ROWS.
+template <class W, bool STREAM> static Tile find_tile(int rows, int panels) {
+#define ROWS_CASE(n)                                                                                \
   case n:                                                                                           \
-    if constexpr (STREAM || n >= MAX_ROWS / 2)                                                      \
-      return one ? (Tile)tile<W, STREAM, n, 1> : (Tile)tile<W, STREAM, n, panels_beside(n)>;        \
+    if constexpr (STREAM || n >= MAX_ROWS / 2) {                                                    \
+      if (panels == 1) return tile<W, STREAM, n, 1>;                                                \
+      if (panels == panels_beside(n)) return tile<W, STREAM, n, panels_beside(n)>;                  \
+      return tile<W, STREAM, n, n == 1 ? W::ALONE : panels_beside(n)>;                              \
+    }                                                                                               \
     break;
   switch (rows) {
     ROWS_CASE(1)

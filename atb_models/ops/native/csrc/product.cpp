@@ -25,10 +25,11 @@ template <class S> INLINE void widen_panel(DotPairs<S>, const char* from, int in
 
 // All inputs of some panels, then the next panels: for the rows of one tile, beside which the weight is read once.
 template <class W> static void multiply_once(const void* a, int rows, const Panels& w, float* c, int64_t c_row) {
-  const int together = panels_beside(rows);
+  const int beside = panels_beside(rows), most_beside = rows == 1 ? W::ALONE : beside;
   for (int p = 0, n; p < w.count; p += n) {
-    n = p + together <= w.count ? together : 1;
-    const Tile tile = find_tile<W, true>(rows, n == 1);
+    const int left = w.count - p;
+    n = left >= most_beside ? most_beside : left >= beside ? beside : 1;
+    const Tile tile = find_tile<W, true>(rows, n);
     for (int k = 0; k < w.inputs; k += K_BLOCK)
       tile(activations<W>(a, rows, k), w.data + p * w.bytes + (int64_t)k * PANEL * W::BYTES, w.bytes,
            least(K_BLOCK, w.inputs - k), c + p * PANEL, c_row, k == 0, nullptr);
@@ -61,7 +62,7 @@ static void multiply_blocks(const void* a, int rows, const Panels& w, float* c, 
         const int count = tiles.rows(t), share = inputs * 32 * (t / PANELS);
         const char* ahead = share < bytes ? next + (t % PANELS) * w.bytes + share : (const char*)wide;
         const void* at = (const typename W::A*)a + (int64_t)tiles.first(t) * w.inputs * W::A_STEP / W::KI;
-        find_tile<V, false>(count, n == 1)(activations<W>(at, count, k), b, stride, inputs,
+        find_tile<V, false>(count, n)(activations<W>(at, count, k), b, stride, inputs,
                                            c + tiles.first(t) * c_row + p * PANEL, c_row, k == 0, ahead);
       }
     }
