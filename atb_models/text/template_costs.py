@@ -90,6 +90,10 @@ def _round(value: Any, precision: int = 0, method: str = "common") -> float:
     return abs(precision) * 4 * (MOST_LENGTH // MOST_BITS) if computes_power else 0
 
 
+def _sorted(value: Any, *args: Any, **options: Any) -> float:
+    return len(value) * LIST_SIZE if isinstance(value, str) else 0  # each character with a key
+
+
 def _slice(value: Any, slices: int, fill_with: Any = None) -> float:
     return slices * LIST_SIZE
 
@@ -145,6 +149,7 @@ FILTERS: Final[dict[str, Estimate]] = {
     "replace": _replace,
     "round": _round,
     "slice": _slice,
+    **dict.fromkeys(("sort", "groupby"), _sorted),
     "sum": _sum,
     "tojson": _to_json,
     "urlize": _urlize,

@@ -85,6 +85,7 @@ def rendered(source: str) -> str:
         LARGE + "{{ {s: range(10000) | list} | pprint }}",
         LARGE + "{{ s | wordwrap(1, wrapstring='b' * 1000) | length }}",
         "{{ 1 | round(10**9, 'floor') }}",
+        "{{ ('a' * 8000000) | sort | length }}",
         "{{ (5).to_bytes(10**10, 'big') | length }}",
         # collections as text
         LARGE + "{{ [s] * 1000 }}",
