@@ -16,7 +16,7 @@ WORK = Path(__file__).with_name("work.py")
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(WORK), LEVELS[-1], *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(WORK.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(WORK.parents[2])}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

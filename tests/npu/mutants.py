@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant("device", "torch_npu not imported", DEVICE, "        npu.load()\n", "        pass\n"),
     Mutant("device", "coarse float32 products", DEVICE, ".allow_hf32 = False", ".allow_hf32 = True"),
     Mutant("device", "user's values overwritten", SETUP,
-        "os.environ.setdefault(name, value)", "os.environ[name] = value"),
+        "env.set_default(name, value)", "os.environ[name] = value"),
     Mutant("device", "saturation half set", SETUP, 'env.get("INF_NAN_MODE_ENABLE") == "0"', "False"),
     Mutant("device", "list of devices unchecked", SETUP, "if listed and len(listed) != count", "if False"),
     Mutant("device", "no devices unnoticed", SETUP, "if count == 0", "if False"),

@@ -99,7 +99,7 @@ FORM = r'\{"value": number, "source": text\}'
             "'Mine': the value of bandwidth_gb_s .*, not 1e-300",
         ),
         ([entry(memory_gb={"value": 10**399, "source": "x"})], "memory_gb must be .*, not a number of 400 digits"),
-        (f'[{{"memory_gb": 1{"0" * 5000}}}]', "is not valid JSON: Exceeds the limit"),
+        (f'[{{"memory_gb": 1{"0" * 5000}}}]', "is not valid JSON: it holds a number of"),
         ([entry(name="a\x1b[2J")], r"name must be a text of printable characters, not 'a\\x1b\[2J'"),
         ([entry(name="two\nlines")], "name must be a text of printable characters"),
         ([entry(name="ALL")], "the name 'ALL' is taken"),

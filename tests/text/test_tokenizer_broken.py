@@ -159,7 +159,7 @@ def test_settings(tmp_path: Path, file: str, settings: dict[str, Any], said: str
     [
         (b'{"a": {"b": 1, "b": 2}}', "is not valid JSON: the key 'b' stands twice"),
         (b"[" * 100_000, "is not valid JSON: .*nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON: Exceeds the limit"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON: it holds a number of"),
         (b'{"a": "\xff"}', "is not UTF-8 text: invalid start byte at byte 7"),
         (b"5", "holds a JSON int where an object is expected"),
         (b"", "is not valid JSON"),
