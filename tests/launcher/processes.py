@@ -14,16 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from atb_models.launcher.port import PORTS, is_free
 from atb_models.ranks.lifetime import is_dead
 
 SCRIPT = "examples/models/deepseek/run_pa_deepseek_moe.sh"
 _MARK = "TEST_PROCESS_MARK"
-
-
-def free_port() -> int:
-    """From the end of the range that the launcher chooses from."""
-    return next(number for number in reversed(PORTS) if is_free(number))
 
 
 def any_port() -> int:

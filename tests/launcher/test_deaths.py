@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from atb_models.launcher.port import is_free
-from tests.launcher.processes import Program, free_port, start_script, unlogged
+from tests.launcher.processes import Program, any_port, start_script, unlogged
 
 LIMIT_S = 5.0
 # Long enough that nothing ends by itself: many tensors to load, one step with much to compute, many steps.
@@ -108,7 +108,7 @@ SCRIPT_COMMON: list[tuple[str, Death]] = [
 
 @pytest.mark.parametrize(("moment", "death", "ranks"), cases(SCRIPT_COMMON, 2, FLAGS, DEATHS))
 def test_script(root: Path, tmp_path: Path, weights: str, moment: str, death: Death, ranks: int) -> None:
-    port, flags = free_port(), ["--load_format", "dummy", *FLAGS[moment]]
+    port, flags = any_port(), ["--load_format", "dummy", *FLAGS[moment]]
     with start_script(root, tmp_path, weights, *flags, ranks=ranks, MASTER_PORT=str(port)) as program:
         wait_for(moment, program, set(range(ranks)))
         pids = program.ranks()

@@ -14,7 +14,7 @@ import torch
 
 from atb_models.demo import questions
 from atb_models.launcher import main as run_pa
-from tests.launcher.processes import free_port, run_script
+from tests.launcher.processes import any_port, run_script
 
 QUESTION = "Who is the CEO of Google?"
 IDS = ["--input_ids", "1,5,9,20", "3,4,5"]
@@ -145,7 +145,7 @@ def test_ranks_that_cannot_share_the_heads(root, tmp_path, weights):
 
 
 def test_torchrun_starts_run_pa(root, weights):
-    flags = ["--nproc_per_node=2", f"--master_port={free_port()}"]
+    flags = ["--nproc_per_node=2", f"--master_port={any_port()}"]
     command = [sys.executable, "-m", "torch.distributed.run", *flags]
     argv = [str(root / "run_pa.py"), "--model_path", weights, "--input_ids", "1,5", "--max_output_length", "3"]
     ended = subprocess.run([*command, *argv], capture_output=True, text=True, timeout=120)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.processes import any_port, free_port, unlogged
+from tests.launcher.processes import any_port, unlogged
 from tests.ranks.toys import children, wait_until_dead
 from tests.server.raw import wait_for
 
@@ -167,7 +167,7 @@ def test_port_taken_between_look_and_start(root, tmp_path):
     """torchrun's own failure to listen is told apart, so that the launcher can try another port."""
     import socket
 
-    port = free_port()
+    port = any_port()
     program = (
         "from atb_models.launcher import torchrun\n"
         f"try:\n    torchrun.run_ranks(1, '127.0.0.1', {port}, [])\n"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from atb_models import LLM, SamplingParams
 from atb_models.engine.scheduler import Row
-from tests.launcher.processes import free_port
+from tests.launcher.processes import any_port
 from tests.parity import checks
 from tests.parity.golden import Golden
 
@@ -82,7 +82,7 @@ class Ranks:
 
     def run(self, name: str, *words: Any) -> Any:
         """What RUNS[name] gives on rank 0."""
-        port = str(free_port())
+        port = str(any_port())
         for process in self._others:
             assert process.stdin is not None and process.poll() is None, "a rank has died in an earlier run"
             process.stdin.write(json.dumps([port, name, *words]) + "\n")

@@ -23,7 +23,7 @@ from atb_models.ranks.lifetime import is_dead
 from atb_models.server import engine_process
 from atb_models.server.channel import Channel
 from atb_models.server.engine_process import _Teller
-from tests.launcher.processes import Program, free_port
+from tests.launcher.processes import Program, any_port
 from tests.server.raw import PATH, Stream, children, completion, values, wait_for
 from tests.server.running import Running, running
 
@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_loaded_is_said_once(tmp_path: Path, demo: Path) 
 
 def test_under_torchrun_it_serves_drains_and_ends(tmp_path: Path, root: Path) -> None:
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(any_port()),
         "-m", "atb_models", "serve", "--port", "0",
     ]  # fmt: skip
     with Program(command, tmp_path, PYTHONPATH=str(root)) as program:
@@ -202,7 +202,7 @@ def test_silence_costs_nothing_and_breaks_nothing(server4: Running, short_timeou
     The hosts are two processes that are told to be alone on theirs, so that they talk through gloo.
     """
     world = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    world["MASTER_PORT"] = str(free_port())
+    world["MASTER_PORT"] = str(any_port())
     with (
         running(env={**short_timeout, **world, "RANK": "0"}, wait=False) as first,
         running(env={**short_timeout, **world, "RANK": "1"}, wait=False) as second,

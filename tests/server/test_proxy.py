@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.processes import free_port
+from tests.launcher.processes import any_port
 from tests.server.raw import PATH, Stream, at_rest, completion, head, values, wait_for
 from tests.server.running import Running
 
@@ -78,7 +78,7 @@ def _post(address: tuple[str, int], body: bytes) -> int:
 
 @pytest.fixture(params=["nginx", "caddy"])
 def proxy(request: pytest.FixtureRequest, server: Running, root: Path, tmp_path: Path) -> Iterator[tuple[str, int]]:
-    program, port = request.param, free_port()
+    program, port = request.param, any_port()
     where = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
     if where is None:
         pytest.skip(f"needs {program}")
