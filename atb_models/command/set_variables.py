@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 
 from atb_models import env
 
@@ -45,6 +46,7 @@ def passed_on(environ: Mapping[str, str]) -> dict[str, str | None]:
     return {name: _meant(name) for name in sorted(set(others) - misspelt(environ).keys())}
 
 
+@cache
 def _meant(name: str) -> str | None:
     """The name of the table that `name` is most like, None where it is like none."""
     if name in NOT_MISSPELT or name.startswith(OTHER_COLLECTIVES):
