@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from atb_models.machine.memory import last_level_cache
 from atb_models.ops.native.library import active, load
 from atb_models.plan import this_cpu
 from atb_models.plan.chips import FIGURES, Chip
@@ -62,3 +64,19 @@ def test_a_smaller_block_is_read_where_there_is_less_room(monkeypatch: pytest.Mo
         with pytest.raises(MemoryError, match=f"{room} bytes are too few to measure this CPU"):
             measure_cpu(cores, room)
     assert BLOCK_BYTES == 192 << 20
+
+
+def test_the_largest_cache_is_the_last_level(tmp_path: Path) -> None:
+    for name, size in ("index0", "32K\n"), ("index2", "1M\n"), ("index3", "32768K\n"), ("index4", "unknown\n"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(size)
+    assert last_level_cache(tmp_path) == 32 << 20
+    assert last_level_cache(tmp_path / "none") == 0
+
+
+def test_the_block_is_twice_the_last_level_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATB_CPU_ISA")
+    if active().level is None:
+        pytest.skip(f"no level of the CPU library serves: {active().why}")
+    monkeypatch.setattr(this_cpu, "last_level_cache", lambda: 128 << 20)
+    assert "over 256 MiB" in measure_cpu(1).sources["bandwidth_gb_s"]
