@@ -1,0 +1,1 @@
+"""The formats in which quantised checkpoints come, each read to one internal form."""

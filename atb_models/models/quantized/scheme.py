@@ -1,0 +1,40 @@
+"""What a quantised checkpoint says about its tensors, whatever its format."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from atb_models.layers.storage import Storage
+from atb_models.models.weights.checkpoint import Checkpoint
+from atb_models.models.weights.source import WeightSource
+
+
+class Scheme(Protocol):
+    """How the tensors of a checkpoint are stored.
+
+    A linear map's weight goes by the name that it would have as floats, `<linear>.weight`, and by torch's shape [O, I].
+    """
+
+    @property
+    def name(self) -> str:
+        """For messages: the format, and how many bits."""
+
+    @property
+    def method(self) -> str:
+        """MindIE's word for it, which names folders of results: w8a8, w8a8_dynamic, w8a16, w4a16 ..."""
+
+    def storage(self, weight: str) -> Storage | None:
+        """Of the weight of a linear map within a layer; None: floats."""
+
+    def has_bias(self, weight: str) -> bool:
+        """Whether the linear map or the norm of that weight has a bias which config.json does not tell of."""
+
+    def open(self, checkpoint: Checkpoint) -> WeightSource:
+        """The checkpoint in the internal form.
+
+        For a weight with a storage: `<linear>.weight` int8 [O, I] (4 bits: one value of -8 .. 7 in each);
+        `<linear>.weight_scale` float32 [O], or [O, ceil(I / group)]; `<linear>.weight_offset`, alike, where the storage
+        has offsets. With static activations the scale is that of the sums, and there are `<linear>.input_scale` and
+        `<linear>.input_offset`, float32 [1], and `<linear>.quant_bias`, int32 [O], which holds the float bias too.
+        All other tensors are floats under the names of a checkpoint of floats.
+        """
