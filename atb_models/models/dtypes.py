@@ -18,6 +18,8 @@ class Names(NamedTuple):
     safetensors: str
 
 
+# What the files of a quantised checkpoint hold beside floats: safetensors' name -> torch's.
+QUANTIZED = {"I8": "int8", "U8": "uint8", "I32": "int32", "I64": "int64", "F8_E4M3": "float8_e4m3fn"}
 AUTO = "auto"  # what config.json says, which may be nothing
 DEFAULT = "fp16"
 DTYPES = {"fp16": Names("float16", "F16"), "bf16": Names("bfloat16", "BF16"), "fp32": Names("float32", "F32")}
@@ -28,6 +30,14 @@ ALIASES = {names.torch: short for short, names in DTYPES.items()} | {"half": "fp
 def dtype_name(text: str) -> str:
     """The key of DTYPES for one of ALIASES, with or without torch's name before it; any other text as it is."""
     return ALIASES.get(text.removeprefix("torch."), text)
+
+
+def readable(*, quantized: bool) -> dict[str, torch.dtype]:
+    """torch's types by the names in safetensors files: floats, and with `quantized` those of QUANTIZED."""
+    import torch
+
+    stored = {names.safetensors: names.torch for names in DTYPES.values()} | (QUANTIZED if quantized else {})
+    return {name: getattr(torch, theirs) for name, theirs in stored.items()}
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -39,6 +39,24 @@ def test_whole_tensors(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
             assert torch.equal(checkpoint.read(name), tensor)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.float8_e4m3fn])
+def test_numbers_of_a_quantised_checkpoint(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
+    """Read where they are expected, to the last bit, and refused in a checkpoint of floats."""
+    every = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    matrix = every.view(torch.int8).to(dtype) if dtype.itemsize > 1 else every.view(dtype)
+    others = {"scale": torch.randn(3), "zero": torch.zeros(2, dtype=dtype)}
+    tiny.write_weights(tmp_path, {"matrix": matrix} | others, layout)
+    with open_checkpoint(tmp_path, quantized=True) as checkpoint:
+        assert checkpoint.dtype("matrix") == dtype and checkpoint.dtype("scale") == torch.float32
+        for dim, part in (None, matrix), (0, matrix[3:9]), (1, matrix[:, 3:9]):
+            read = checkpoint.read("matrix", dim, 3, 9)
+            assert read.dtype == dtype and read.shape == part.shape
+            assert torch.equal(read.view(torch.uint8), part.contiguous().view(torch.uint8))
+    with pytest.raises(CheckpointError, match="tensor (matrix|zero) is .*, but only"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["single", "bin"])
 @pytest.mark.parametrize("band_bytes", [1, 50, 1 << 20])  # one row, a few rows, all rows at a time
 @pytest.mark.parametrize("target_dtype", [torch.bfloat16, torch.float32])

@@ -16,20 +16,20 @@ from torch import Tensor
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
-from atb_models.models.dtypes import DTYPES, torch_dtype
-from atb_models.models.weights.finite import PIECE_BYTES, has_large, words_of
+from atb_models.models.dtypes import readable
+from atb_models.models.weights.finite import PIECE_BYTES, has_large, is_looked_at, words_of
 from atb_models.models.weights.slices import BAND_BYTES, ReadRun
 from atb_models.wording import named, shortened
 
 logger = logging.getLogger(__name__)
 
-READABLE = tuple(map(torch_dtype, DTYPES))
-
-
 class BinFile:
-    """What torch.save wrote. A file of the format before torch 1.6 cannot be mapped and is read whole."""
+    """What torch.save wrote. A file of the format before torch 1.6 cannot be mapped and is read whole.
 
-    def __init__(self, path: Path) -> None:
+    quantized: it may hold the integers of a quantised checkpoint.
+    """
+
+    def __init__(self, path: Path, *, quantized: bool = False) -> None:
         check_present(path)
         with path.open("rb") as stream:
             mapped = stream.read(4) == b"PK\x03\x04"
@@ -40,8 +40,9 @@ class BinFile:
         loaded = _loaded(path, mapped)
         if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
             raise CheckpointError(f"{path} holds no dictionary of tensors")
+        dtypes = tuple(readable(quantized=quantized).values())
         for name, value in loaded.items():
-            _check_tensor(name, value, path)
+            _check_tensor(name, value, path, dtypes)
         needed = sum(value.untyped_storage().nbytes() for value in _one_of_each_storage(loaded.values()))
         if needed > path.stat().st_size:
             raise CheckpointError(f"{path} is damaged: its tensors need {needed} bytes, it has {path.stat().st_size}")
@@ -56,6 +57,7 @@ class BinFile:
         in_place = self._mapped and value.is_contiguous()  # otherwise flat is a copy, not the mapped file
         flat = value.reshape(-1)
         pieces = PIECE_BYTES // flat.element_size()
+        looked_at = is_looked_at(flat.dtype)
 
         def read_run(first: int, out: Tensor) -> bool:
             large = False
@@ -65,7 +67,7 @@ class BinFile:
                 run = flat[first + begin : first + begin + band.numel()]
                 for piece, values in zip(band.split(pieces), run.split(pieces), strict=True):
                     piece.copy_(values)
-                    large = large or has_large(words_of(piece))
+                    large = large or (looked_at and has_large(words_of(piece)))
                 if in_place:
                     _let_go(run)
             return large
@@ -108,11 +110,11 @@ def _has_zip_end(path: Path) -> bool:
         return False
 
 
-def _check_tensor(name: str, value: Any, path: Path) -> None:
+def _check_tensor(name: str, value: Any, path: Path, dtypes: tuple[torch.dtype, ...]) -> None:
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{path} holds no dictionary of tensors: {named([name])} is a {type(value).__name__}")
-    if value.dtype not in READABLE:
-        known = ", ".join(map(str, READABLE))
+    if value.dtype not in dtypes:
+        known = ", ".join(map(str, dtypes))
         raise CheckpointError(f"{path}: tensor {named([name])} is {value.dtype}, but only {known} can be read")
     if value.layout is not torch.strided or value.device.type != "cpu":
         raise CheckpointError(f"{path}: tensor {named([name])} is {value.layout} on {value.device}, not plain numbers")

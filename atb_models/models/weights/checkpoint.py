@@ -60,6 +60,10 @@ class Checkpoint:
         """The tensor's whole shape."""
         return self._files[name].tensors[name][0]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of its numbers in the file."""
+        return self._files[name].tensors[name][1]
+
     def where(self, name: str) -> str:
         """The file that holds the tensor, or else the one that lists all: for error messages."""
         return str(self._files[name].path if name in self._files else self.listing)
@@ -92,8 +96,10 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(folder: Path | str) -> Checkpoint:
+def open_checkpoint(folder: Path | str, *, quantized: bool = False) -> Checkpoint:
     """Open model.safetensors, a sharded set with its index, or pytorch_model*.bin, in this order of preference.
+
+    quantized: its files may hold integers and 8-bit floats, which the scheme of a quantised checkpoint unpacks.
 
     Every file is opened and its table of tensors checked before a weight is read. Raises CheckpointError naming the
     file (and tensor) that is missing, damaged, or of a kind this project does not read.
@@ -103,9 +109,9 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         single, index = folder / layout, folder / f"{layout}.index.json"
         if is_there(single):
             check_present(single)
-            return _open({single: None}, single)
+            return _open({single: None}, single, quantized)
         if is_there(index):
-            return _open(_indexed_files(folder, index), index)
+            return _open(_indexed_files(folder, index), index, quantized)
     loose = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
     found = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
     wanted = ", ".join(f"{layout} or {layout}.index.json" for layout in LAYOUTS)
@@ -147,7 +153,7 @@ def _check_total_size(metadata: Any, index: Path) -> None:
         raise CheckpointError(f"{index}: metadata.total_size is {shown(total)}, but must be a number of bytes")
 
 
-def _open(wanted: dict[Path, set[str] | None], listing: Path) -> Checkpoint:
+def _open(wanted: dict[Path, set[str] | None], listing: Path, quantized: bool) -> Checkpoint:
     """Open the files; a tensor that the listing promises must be in its file."""
     _warn_of_permissions(list(wanted))
     files: dict[str, WeightFile] = {}
@@ -156,7 +162,8 @@ def _open(wanted: dict[Path, set[str] | None], listing: Path) -> Checkpoint:
     listed = {name for promised in wanted.values() for name in promised or ()}
     try:
         for path, promised in sorted(wanted.items()):
-            file: WeightFile = BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+            kind = BinFile if path.suffix == ".bin" else SafetensorsFile
+            file: WeightFile = kind(path, quantized=quantized)
             opened.append(file)
             missing = sorted((promised or set()) - file.tensors.keys())
             if missing:

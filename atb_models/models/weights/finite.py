@@ -35,6 +35,11 @@ class NotFinite(NamedTuple):
     numbers: int
 
 
+def is_looked_at(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type are looked at: floats are, of 16 and 32 bits. A scheme judges what it unpacks."""
+    return dtype in _EXPONENTS
+
+
 def words_of(run: Tensor) -> Words:
     """The bits of a contiguous 1-D CPU tensor, as unsigned integers of its elements' size; no copy."""
     return run.view(_signed(run)).numpy().view(_WORDS[run.element_size()])

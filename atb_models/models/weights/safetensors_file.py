@@ -12,19 +12,20 @@ from torch import Tensor
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import check_present
-from atb_models.models.dtypes import DTYPES, torch_dtype
-from atb_models.models.weights.finite import PIECE_BYTES, has_large, words_of
+from atb_models.models.dtypes import readable
+from atb_models.models.weights.finite import PIECE_BYTES, has_large, is_looked_at, words_of
 from atb_models.models.weights.safetensors_header import FORMAT_MOST_BYTES, LENGTH_BYTES, MOST_BYTES, parse_header
 from atb_models.models.weights.slices import ReadRun
 from atb_models.wording import named
 
-READABLE = {names.safetensors: torch_dtype(name) for name, names in DTYPES.items()}
-
 
 class SafetensorsFile:
-    """A header (see safetensors_header.py), then the tensors' bytes in row-major order."""
+    """A header (see safetensors_header.py), then the tensors' bytes in row-major order.
 
-    def __init__(self, path: Path) -> None:
+    quantized: it may hold the integers of a quantised checkpoint.
+    """
+
+    def __init__(self, path: Path, *, quantized: bool = False) -> None:
         check_present(path)
         if sys.byteorder != "little":
             raise CheckpointError(f"{path}: safetensors files are little endian, this machine is not")
@@ -37,19 +38,23 @@ class SafetensorsFile:
             self._size = os.fstat(self._fd).st_size
             self.tensors: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
             self._offsets: dict[str, int] = {}
-            self._read_header()
+            self._read_header(readable(quantized=quantized))
         except BaseException:
             self.close()
             raise
 
     def reader(self, name: str) -> ReadRun:
         """What reads flat runs of elements of the tensor."""
-        offset, itemsize = self._offsets[name], self.tensors[name][1].itemsize
+        offset, dtype = self._offsets[name], self.tensors[name][1]
+        itemsize = dtype.itemsize
 
         def read_run(first: int, out: Tensor) -> bool:
             """In pieces, each of which is looked at while it is in the processor's cache."""
-            words, large = words_of(out), False
             begin, step = offset + first * itemsize, PIECE_BYTES // itemsize
+            if not is_looked_at(dtype):
+                self._read(out.view(torch.uint8).numpy().data, begin, name)
+                return False
+            words, large = words_of(out), False
             for at in range(0, len(words), step):
                 piece = words[at : at + step]
                 self._read(piece.view(np.uint8).data, begin + at * itemsize, name)
@@ -64,7 +69,7 @@ class SafetensorsFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _read_header(self) -> None:
+    def _read_header(self, dtypes: dict[str, torch.dtype]) -> None:
         """Note the tensors and the place of each one's bytes."""
         if self._size < LENGTH_BYTES:
             raise CheckpointError(f"{self.path} is truncated: {self._size} bytes hold no safetensors header")
@@ -81,12 +86,12 @@ class SafetensorsFile:
         raw = bytearray(length)
         self._read(memoryview(raw), LENGTH_BYTES, "header")
         for name, entry in parse_header(raw, self._size - data, self.path).items():
-            if entry.dtype not in READABLE:
-                known = ", ".join(READABLE)
+            if entry.dtype not in dtypes:
+                known = ", ".join(dtypes)
                 raise CheckpointError(
                     f"{self.path}: tensor {named([name])} is {entry.dtype}, but only {known} can be read"
                 )
-            self.tensors[name] = entry.shape, READABLE[entry.dtype]
+            self.tensors[name] = entry.shape, dtypes[entry.dtype]
             self._offsets[name] = data + entry.begin
 
     def _read(self, buffer: memoryview, offset: int, name: str) -> None:
