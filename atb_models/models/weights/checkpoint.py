@@ -5,26 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from atb_models import env
 from atb_models.errors import CheckpointError
-from atb_models.json_file import check_present, check_size, is_there, read_json
+from atb_models.json_file import check_present, is_there
 from atb_models.models.weights.bin_file import BinFile
 from atb_models.models.weights.finite import count_not_finite
+from atb_models.models.weights.index import indexed_files
 from atb_models.models.weights.safetensors_file import SafetensorsFile
 from atb_models.models.weights.slices import ReadRun, copy_slice, slice_shape
-from atb_models.wording import named, shown
+from atb_models.wording import named
 
 logger = logging.getLogger(__name__)
 
 PERMISSION_SWITCH = "MINDIE_CHECK_INPUTFILES_PERMISSION"
-# Of an index: two hundred thousand tensors, and a parsed index may take some forty times its size.
-MOST_INDEX_BYTES = 24 << 20
-MOST_NAME_BYTES = 255
 LAYOUTS = ("model.safetensors", "pytorch_model.bin")  # each also in pieces, listed by <name>.index.json
 
 
@@ -111,46 +109,11 @@ def open_checkpoint(folder: Path | str, *, quantized: bool = False) -> Checkpoin
             check_present(single)
             return _open({single: None}, single, quantized)
         if is_there(index):
-            return _open(_indexed_files(folder, index), index, quantized)
+            return _open(indexed_files(folder, index), index, quantized)
     loose = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
     found = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
     wanted = ", ".join(f"{layout} or {layout}.index.json" for layout in LAYOUTS)
     raise CheckpointError(f"{folder} holds no weights: none of {wanted} exists{found}")
-
-
-def _indexed_files(folder: Path, index: Path) -> dict[Path, set[str] | None]:
-    """File -> the tensors that the index puts there; CheckpointError when a file is missing."""
-    check_size(index, MOST_INDEX_BYTES)
-    content = read_json(index)
-    weight_map = content.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map of tensor names to file names: {shown(weight_map)}")
-    _check_total_size(content.get("metadata"), index)
-    files: dict[Path, set[str] | None] = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_file_name(file):
-            where = f"{index}: weight_map puts {named([name])} into {shown(file)}"
-            raise CheckpointError(f"{where}, which is no file name of its own folder")
-        tensors = files.setdefault(folder / file, set())
-        assert tensors is not None
-        tensors.add(name)
-    for path, tensors in sorted(files.items()):
-        first = named(sorted(tensors or ())[:1])
-        check_present(path, f"{index.name} puts {len(tensors or ())} tensors into it, the first {first}")
-    return files
-
-
-def _is_file_name(text: str) -> bool:
-    """Whether it names a file of its own folder: no path, nothing unprintable, not longer than Linux allows."""
-    return Path(text).name == text and text.isprintable() and len(text.encode()) <= MOST_NAME_BYTES
-
-
-def _check_total_size(metadata: Any, index: Path) -> None:
-    """metadata.total_size is for those who download; it need not be there, nor right, but it is a number of bytes."""
-    total = metadata.get("total_size", 0) if isinstance(metadata, dict) else 0 if metadata is None else metadata
-    fits = isinstance(total, (int, float)) and not isinstance(total, bool) and 0 <= total < 1 << 63
-    if not fits or int(total) != total:
-        raise CheckpointError(f"{index}: metadata.total_size is {shown(total)}, but must be a number of bytes")
 
 
 def _open(wanted: dict[Path, set[str] | None], listing: Path, quantized: bool) -> Checkpoint:
