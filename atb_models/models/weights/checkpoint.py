@@ -16,6 +16,7 @@ from atb_models.json_file import check_present, is_there
 from atb_models.models.weights.bin_file import BinFile
 from atb_models.models.weights.finite import count_not_finite
 from atb_models.models.weights.index import indexed_files
+from atb_models.models.weights.modelslim_files import STEM, modelslim_files
 from atb_models.models.weights.safetensors_file import SafetensorsFile
 from atb_models.models.weights.slices import ReadRun, copy_slice, slice_shape
 from atb_models.wording import named
@@ -97,12 +98,15 @@ class Checkpoint:
 def open_checkpoint(folder: Path | str, *, quantized: bool = False) -> Checkpoint:
     """Open model.safetensors, a sharded set with its index, or pytorch_model*.bin, in this order of preference.
 
-    quantized: its files may hold integers and 8-bit floats, which the scheme of a quantised checkpoint unpacks.
+    quantized: its files may hold integers and 8-bit floats, which the scheme of a quantised checkpoint unpacks, and
+    those of ModelSlim's own names come first.
 
     Every file is opened and its table of tensors checked before a weight is read. Raises CheckpointError naming the
     file (and tensor) that is missing, damaged, or of a kind this project does not read.
     """
     folder = Path(folder)
+    if quantized and (found := modelslim_files(folder)) is not None:
+        return _open(*found, quantized)
     for layout in LAYOUTS:
         single, index = folder / layout, folder / f"{layout}.index.json"
         if is_there(single):
@@ -111,9 +115,10 @@ def open_checkpoint(folder: Path | str, *, quantized: bool = False) -> Checkpoin
         if is_there(index):
             return _open(indexed_files(folder, index), index, quantized)
     loose = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
-    found = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
+    others = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
     wanted = ", ".join(f"{layout} or {layout}.index.json" for layout in LAYOUTS)
-    raise CheckpointError(f"{folder} holds no weights: none of {wanted} exists{found}")
+    wanted += f" or {STEM}*.safetensors" if quantized else ""
+    raise CheckpointError(f"{folder} holds no weights: none of {wanted} exists{others}")
 
 
 def _open(wanted: dict[Path, set[str] | None], listing: Path, quantized: bool) -> Checkpoint:
@@ -135,8 +140,8 @@ def _open(wanted: dict[Path, set[str] | None], listing: Path, quantized: bool) -
                     f" ({len(missing)} missing)"
                 )
             for name in file.tensors:
-                if promised is None or name in promised:
-                    files[name] = file
+                if (promised is None or name in promised) and files.setdefault(name, file) is not file:
+                    raise CheckpointError(f"{files[name].path} and {path} both hold tensor {named([name])}")
             unlisted += [(name, file) for name in file.tensors if promised is not None and name not in promised]
         for name, file in unlisted:
             if files.setdefault(name, file) is not file and name not in listed:

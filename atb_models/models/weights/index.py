@@ -16,17 +16,8 @@ MOST_NAME_BYTES = 255
 
 def indexed_files(folder: Path, index: Path) -> dict[Path, set[str] | None]:
     """File -> the tensors that the index puts there; CheckpointError when a file is missing."""
-    check_size(index, MOST_INDEX_BYTES)
-    content = read_json(index)
-    weight_map = content.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map of tensor names to file names: {shown(weight_map)}")
-    _check_total_size(content.get("metadata"), index)
     files: dict[Path, set[str] | None] = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_file_name(file):
-            where = f"{index}: weight_map puts {named([name])} into {shown(file)}"
-            raise CheckpointError(f"{where}, which is no file name of its own folder")
+    for name, file in _weight_map(index).items():
         tensors = files.setdefault(folder / file, set())
         assert tensors is not None
         tensors.add(name)
@@ -34,6 +25,26 @@ def indexed_files(folder: Path, index: Path) -> dict[Path, set[str] | None]:
         first = named(sorted(tensors or ())[:1])
         check_present(path, f"{index.name} puts {len(tensors or ())} tensors into it, the first {first}")
     return files
+
+
+def listed_files(index: Path) -> set[str]:
+    """The names of the files that the index puts tensors into."""
+    return set(_weight_map(index).values())
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> name of its file."""
+    check_size(index, MOST_INDEX_BYTES)
+    content = read_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map of tensor names to file names: {shown(weight_map)}")
+    _check_total_size(content.get("metadata"), index)
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _is_file_name(file):
+            where = f"{index}: weight_map puts {named([name])} into {shown(file)}"
+            raise CheckpointError(f"{where}, which is no file name of its own folder")
+    return weight_map
 
 
 def _is_file_name(text: str) -> bool:
