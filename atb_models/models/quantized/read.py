@@ -8,14 +8,15 @@ from typing import Any, Final
 
 from atb_models.errors import ConfigError
 from atb_models.json_file import check_size, is_there, read_json
-from atb_models.models.quantized import modelslim
 from atb_models.models.quantized.declaration import Declaration
+from atb_models.models.quantized.modelslim.description import SETTINGS, is_declared
+from atb_models.models.quantized.modelslim.scheme import read as read_modelslim
 from atb_models.models.quantized.refusals import advice
 from atb_models.models.quantized.scheme import Scheme
 from atb_models.wording import named, shown
 
 # quant_method, in lower case and with hyphens -> the scheme of what such a checkpoint declares. ModelSlim's weights
-# have files of their own that say so, see modelslim.py.
+# have files of their own that say so, see modelslim/.
 FORMATS: Final[Mapping[str, Callable[[Declaration], Scheme]]] = {}
 # Names that other engines have for ModelSlim's format where they want a quant_method.
 MODELSLIM: Final = ("ascend", "modelslim")
@@ -35,9 +36,11 @@ def read_scheme(folder: Path | str, config: Mapping[str, Any]) -> Scheme | None:
     """
     folder = Path(folder)
     declared = _declaration(folder, config)
-    method = "" if declared is None else str(declared.fields["quant_method"])
-    if declared is None or method in MODELSLIM:
-        return modelslim.read(folder, config)
+    if declared is None:
+        return read_modelslim(folder, config) if is_declared(folder, config) else None
+    method = str(declared.fields["quant_method"])
+    if method in MODELSLIM:
+        return read_modelslim(folder, config)
     if config.get("quantize"):
         raise ConfigError(
             f"{folder / 'config.json'}: quantize is {shown(config['quantize'])}, which is for ModelSlim's weights, but"
@@ -56,12 +59,12 @@ def _declaration(folder: Path, config: Mapping[str, Any]) -> Declaration | None:
             continue
         if not isinstance(fields, dict):
             raise ConfigError(f"{place} is {shown(fields)}, but must be null or an object")
-        if not fields.keys() <= modelslim.SETTINGS:
+        if not fields.keys() <= SETTINGS:
             return _named(Declaration(folder, config, fields, place), default or _method_by_fields(fields))
-    if modelslim.is_declared(folder, config):
-        return None
     if isinstance(quantization := config.get("quantization"), dict) and _method_by_fields(quantization):
         return _named(Declaration(folder, config, quantization, f"{folder / 'config.json'}: quantization"), "mlx")
+    if is_declared(folder, config):
+        return None
     for name, default in FILES.items():
         if is_there(path := folder / name):
             check_size(path, MOST_BYTES)

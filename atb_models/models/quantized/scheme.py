@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from atb_models.layers.storage import Storage
-from atb_models.models.weights.checkpoint import Checkpoint
-from atb_models.models.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from atb_models.models.weights.checkpoint import Checkpoint
+    from atb_models.models.weights.source import WeightSource
 
 
 class Scheme(Protocol):
