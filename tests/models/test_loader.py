@@ -184,6 +184,8 @@ def test_harmless_leftovers(tmp_path: Path) -> None:
         tmp_path,
         lm_head__weight=tensors["model.embed_tokens.weight"],
         model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4),
+        model__layers__1__self_attn__k_proj__kv_cache_scale=torch.ones(64),
+        model__layers__1__self_attn__v_proj__kv_cache_offset=torch.ones(64),
     )
     found = loaded(tmp_path).state_dict()
     assert found.keys() == wanted.keys() and all(found[name].equal(wanted[name]) for name in wanted)

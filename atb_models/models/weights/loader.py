@@ -15,7 +15,7 @@ from atb_models.models.config import ModelConfig
 from atb_models.models.weights.checkpoint import open_checkpoint
 from atb_models.models.weights.dummy import DummyWeights
 from atb_models.models.weights.finite import NotFinite
-from atb_models.models.weights.names import CheckpointTensor, scale_name
+from atb_models.models.weights.names import KV_SCALES, CheckpointTensor, scale_name
 from atb_models.models.weights.packer import Matched, Packer
 from atb_models.models.weights.quantizing import QuantizingWeights
 from atb_models.models.weights.source import WeightSource
@@ -147,8 +147,9 @@ def _check(matched: list[Matched], config: ModelConfig, source: WeightSource) ->
 
 
 def _harmless(name: str, config: ModelConfig) -> bool:
-    """Known leftovers: rotary tables, the copy of a tied head, and layers that config_overrides cut off."""
-    if name.endswith(".rotary_emb.inv_freq"):
+    """Known leftovers: rotary tables, scales of a KV cache, the copy of a tied head, and layers that config_overrides
+    cut off."""
+    if name.endswith((".rotary_emb.inv_freq", *KV_SCALES)):
         return True
     if name == "lm_head.weight":
         return config.tie_word_embeddings

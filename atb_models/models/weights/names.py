@@ -22,6 +22,10 @@ def scale_name(weight: str) -> str:
     return f"{weight}_scale"
 
 
+# Beside a weight of keys or values: static scales of a KV cache of integers, in quantised checkpoints.
+KV_SCALES = (".kv_cache_scale", ".kv_cache_offset")
+
+
 @dataclass(frozen=True)
 class TensorNames:
     """How a family calls what all families have. Paths are within a layer, or within an expert or a dense layer."""
