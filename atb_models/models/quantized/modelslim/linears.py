@@ -20,7 +20,7 @@ Packing = Literal["none", "outputs", "inputs"]
 
 
 @dataclass(frozen=True)
-class Linear:
+class StoredLinear:
     """One linear map whose weight is integers. stem: of the names of its tensors. shape: [O, I] of the integers."""
 
     stem: str
@@ -41,7 +41,7 @@ def assumed_storage(kind: str, description: Description) -> Storage:
     return replace(storage, group=description.group) if storage.activations == "float" else storage
 
 
-def find_linears(checkpoint: Checkpoint, description: Description, method: str) -> dict[str, Linear]:
+def find_linears(checkpoint: Checkpoint, description: Description, method: str) -> dict[str, StoredLinear]:
     """By the names of their weights. A weight of floats is left as it is, whatever its type.
 
     Raises CheckpointError naming the file and the tensor that is missing, or whose shape or data type does not fit,
@@ -85,7 +85,7 @@ def _kind(weight: str, description: Description, tensors: Tensors, method: str) 
     return kind
 
 
-def _linear(tensors: Tensors, weight: str, kind: str) -> Linear:
+def _linear(tensors: Tensors, weight: str, kind: str) -> StoredLinear:
     stem, storage = weight.removesuffix(".weight"), STORAGES[kind]
     rows, columns = tensors.matrix(weight)
     if storage.activations == "static":
@@ -93,7 +93,7 @@ def _linear(tensors: Tensors, weight: str, kind: str) -> Linear:
         tensors.check(f"{stem}.quant_bias", [(rows,), (rows, 1)], "int32")
         tensors.check(f"{stem}.input_scale", [(1,), ()], "float")
         tensors.check(f"{stem}.input_offset", [(1,), ()], "float", "int8")
-        return Linear(stem, storage, (rows, columns))
+        return StoredLinear(stem, storage, (rows, columns))
     declared = tensors.description.group
     outputs, groups = tensors.scales(f"{stem}.weight_scale")
     packing: Packing = "none"
@@ -113,7 +113,7 @@ def _linear(tensors: Tensors, weight: str, kind: str) -> Linear:
         )
     if (offset := f"{stem}.weight_offset") in tensors.names:
         tensors.check(offset, [(outputs, groups), *([(outputs,)] if groups == 1 else [])], "float", "int8")
-    return Linear(stem, replace(storage, group=group), shape, packing)
+    return StoredLinear(stem, replace(storage, group=group), shape, packing)
 
 
 def _packing(rows: int, columns: int, outputs: int, groups: int, description: Description) -> Packing:
@@ -132,7 +132,7 @@ def _group(inputs: int, groups: int, declared: int | None) -> int | None:
     return next((size for size in sizes if groups > 1 and -(-inputs // size) == groups), None)
 
 
-def _with_offsets(checkpoint: Checkpoint, linears: dict[str, Linear]) -> dict[str, Linear]:
+def _with_offsets(checkpoint: Checkpoint, linears: dict[str, StoredLinear]) -> dict[str, StoredLinear]:
     """Offsets are kept for all weights of one storage as soon as one of them has an offset that is not zero.
 
     The savers write offsets of zeros for symmetric weights, and nothing else tells the two apart. The weights of a

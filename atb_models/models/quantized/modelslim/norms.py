@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from atb_models.errors import ConfigError
 from atb_models.wording import named
 
-ANTI = ".module.weight"
+ANTI, ANTI_BIAS = ".module.weight", ".module.bias"
 # Of a layer of the decoder: norm -> the linear maps that it feeds, by the beginning of their names.
 _FEEDS = {
     "input_layernorm": ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
@@ -28,7 +28,7 @@ def find_norms(names: Collection[str], quantized: Collection[str], place: str) -
         if f"{norm}.bias" in names:
             continue
         if f"{norm}.weight" not in names or _feeds_quantized(norm, names, quantized, place):
-            found |= {f"{norm}.weight": anti, f"{norm}.bias": f"{norm}.module.bias"}
+            found |= {f"{norm}.weight": anti, f"{norm}.bias": norm + ANTI_BIAS}
     return found
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atb_models.errors import CheckpointError, ConfigError
+from atb_models.errors import ConfigError
 from atb_models.layers.storage import Storage
 from atb_models.models.quantized.modelslim.description import (
     Description,
@@ -16,10 +16,12 @@ from atb_models.models.quantized.modelslim.description import (
     read_description,
     settings_of,
 )
-from atb_models.models.quantized.modelslim.linears import Linear, assumed_storage, find_linears
+from atb_models.models.quantized.modelslim.floats import find_floats
+from atb_models.models.quantized.modelslim.linears import StoredLinear, assumed_storage, find_linears
 from atb_models.models.quantized.modelslim.norms import find_norms
 from atb_models.models.quantized.modelslim.types import METHODS, STORAGES, refusal
-from atb_models.wording import named, shown
+from atb_models.models.weights.names import KV_SCALES
+from atb_models.wording import shown
 
 if TYPE_CHECKING:
     from atb_models.models.weights.checkpoint import Checkpoint
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tensors of a quantised linear map beside its weight. Those that its type does not use are left alone.
-_PARTS = ("weight_scale", "weight_offset", "deq_scale", "quant_bias", "input_scale", "input_offset")
-_KV_SCALES = (".kv_cache_scale", ".kv_cache_offset")
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> ModelSlim:
@@ -66,6 +65,7 @@ class ModelSlim:
     def __init__(self, folder: Path, description: Description, method: str) -> None:
         self._folder = folder
         self._description = description
+        self._linears: dict[str, StoredLinear] | None = None  # by the files' tables, once they were read
         self.method = method
 
     @property
@@ -75,64 +75,36 @@ class ModelSlim:
     @property
     def kv_scales(self) -> bool:
         """Whether there are scales of an int8 KV cache: `<layer>.self_attn.k_proj.kv_cache_scale` and its like."""
-        return any(name.endswith(_KV_SCALES) for name in self._description.types)
+        return any(name.endswith(KV_SCALES) for name in self._description.types)
 
     def storage(self, weight: str) -> Storage | None:
-        if self._tables is not None:
-            linear = self._tables.get(weight)
-            return None if linear is None else linear.storage
+        if self._linears is None and any(self._folder.glob("*.safetensors")):
+            from atb_models.models.weights.checkpoint import open_checkpoint
+
+            with open_checkpoint(self._folder, quantized=True) as checkpoint:
+                self._linears = find_linears(checkpoint, self._description, self.method)
+        if self._linears is not None:
+            return self._linears[weight].storage if weight in self._linears else None
         kind = self._description.types.get(weight)
         return assumed_storage(kind, self._description) if kind in STORAGES else None
 
     def has_bias(self, weight: str) -> bool:
-        stem, storage = weight.removesuffix(".weight"), self.storage(weight)
+        storage = self.storage(weight)
         if storage is not None and storage.activations == "static":
             return False
-        return f"{stem}.bias" in self._description.types or self._norms.get(weight) is not None
+        return f"{weight.removesuffix('.weight')}.bias" in self._description.types or weight in self._norms
 
     def open(self, checkpoint: Checkpoint) -> WeightSource:
         from atb_models.models.quantized.modelslim.source import ModelSlimWeights
 
-        linears = find_linears(checkpoint, self._description, self.method)
-        floats = self._floats(checkpoint, linears)
-        if any(name.endswith(_KV_SCALES) for name in floats):
+        if self._linears is None:
+            self._linears = find_linears(checkpoint, self._description, self.method)
+        floats = find_floats(checkpoint, self._description, self._linears)
+        if any(name.endswith(KV_SCALES) for name in floats):
             logger.warning("%s has scales of an int8 KV cache, which are not used", checkpoint.listing)
-        return ModelSlimWeights(checkpoint, linears, floats)
-
-    @cached_property
-    def _tables(self) -> dict[str, Linear] | None:
-        """The linear maps by the files' tables; None where no weights are there yet."""
-        if not any(self._folder.glob("*.safetensors")):
-            return None
-        from atb_models.models.weights.checkpoint import open_checkpoint
-
-        with open_checkpoint(self._folder, quantized=True) as checkpoint:
-            return find_linears(checkpoint, self._description, self.method)
+        return ModelSlimWeights(checkpoint, self._linears, floats)
 
     @cached_property
     def _norms(self) -> dict[str, str]:
         quantized = {name for name in self._description.types if self.storage(name) is not None}
         return find_norms(self._description.types, quantized, str(self._description.path))
-
-    def _floats(self, checkpoint: Checkpoint, linears: Mapping[str, Linear]) -> dict[str, str]:
-        """Name -> stored name of the tensors that stay floats. Raises CheckpointError for one that is not."""
-        names = checkpoint.names()
-        norms = find_norms(names, linears, str(self._description.path))
-        floats = {name: name for name in names - linears.keys() if not self._is_left(name, names, linears)} | norms
-        for stored in floats.values():
-            dtype = checkpoint.dtype(stored)
-            if not dtype.is_floating_point or dtype.itemsize == 1:
-                raise CheckpointError(
-                    f"{checkpoint.where(stored)}: tensor {named([stored])} is {dtype}, but {self._description.path}"
-                    f" says {shown(self._description.types.get(stored))} of it"
-                )
-        return floats
-
-    def _is_left(self, name: str, names: set[str], linears: Mapping[str, Linear]) -> bool:
-        """Whether a tensor is not read as itself: it is part of a linear map, or the second form of a norm."""
-        stem, _, part = name.rpartition(".")
-        linear = linears.get(f"{stem}.weight")
-        if part == "bias" and linear is not None:
-            return linear.storage.activations == "static"  # its quant_bias holds it
-        typed = self._description.types.get(f"{stem}.weight") in STORAGES
-        return (typed and part in _PARTS) or (stem.endswith(".module") and part in ("weight", "bias"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from atb_models.models.quantized.modelslim.linears import Linear
+from atb_models.models.quantized.modelslim.linears import StoredLinear
 from atb_models.models.quantized.modelslim.views import FloatBits, FourBits, Pairs, Positive, View, Zeros
 from atb_models.models.weights.checkpoint import Checkpoint
 
@@ -14,7 +14,7 @@ from atb_models.models.weights.checkpoint import Checkpoint
 class ModelSlimWeights:
     """A source of weights: the linear maps as integers, and the float tensors `floats`, name -> stored name."""
 
-    def __init__(self, checkpoint: Checkpoint, linears: Mapping[str, Linear], floats: Mapping[str, str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, linears: Mapping[str, StoredLinear], floats: Mapping[str, str]) -> None:
         self._checkpoint = checkpoint
         self._views = {name: View(checkpoint, stored, checkpoint.shape(stored)) for name, stored in floats.items()}
         for linear in linears.values():
@@ -36,7 +36,7 @@ class ModelSlimWeights:
         self._checkpoint.close()
 
 
-def _views(checkpoint: Checkpoint, linear: Linear) -> dict[str, View]:
+def _views(checkpoint: Checkpoint, linear: StoredLinear) -> dict[str, View]:
     """The tensors of one quantised linear map."""
     stem, storage, names = linear.stem, linear.storage, checkpoint.names()
     weight, scale, offset = f"{stem}.weight", f"{stem}.weight_scale", f"{stem}.weight_offset"
