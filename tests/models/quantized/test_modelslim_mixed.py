@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from atb_models.errors import ConfigError
 from atb_models.layers.storage import Storage
+from atb_models.models.weights.checkpoint import Checkpoint
 from tests.models.quantized.modelslim_writer import Form, Written, every, quantized, save
 from tests.models.quantized.reading import floats_of, opened, read, scheme_of
 
@@ -100,6 +101,19 @@ def test_the_description_of_w8a8_weights_serves_for_a_dynamic_model(shared: Path
         name = f"{LAYER}.self_attn.q_proj.weight"
         assert scheme.storage(name) == Storage(8, activations="token")
         assert torch.equal(floats_of(scheme, source, name), written.floats[name])
+
+
+def test_the_time_to_open_grows_as_the_number_of_tensors(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set of all names is not made for each weight."""
+    asked: list[int] = []
+    names = Checkpoint.names
+    monkeypatch.setattr(Checkpoint, "names", lambda checkpoint: asked.append(1) or names(checkpoint))
+    write(tmp_path, shared, Form("w8a8_dynamic", usual_recipe))
+    with opened(tmp_path) as (scheme, source):
+        assert scheme.storage(f"{LAYER}.self_attn.q_proj.weight") and len(source.names()) > 300
+    assert len(asked) < 10
 
 
 # ------------------------------------------------------------------------------------------------------------- biases

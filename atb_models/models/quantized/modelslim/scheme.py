@@ -78,7 +78,7 @@ class ModelSlim:
         return any(name.endswith(KV_SCALES) for name in self._description.types)
 
     def storage(self, weight: str) -> Storage | None:
-        if self._linears is None and any(self._folder.glob("*.safetensors")):
+        if self._linears is None and self._has_weights:
             from atb_models.models.weights.checkpoint import open_checkpoint
 
             with open_checkpoint(self._folder, quantized=True) as checkpoint:
@@ -103,6 +103,10 @@ class ModelSlim:
         if any(name.endswith(KV_SCALES) for name in floats):
             logger.warning("%s has scales of an int8 KV cache, which are not used", checkpoint.listing)
         return ModelSlimWeights(checkpoint, self._linears, floats)
+
+    @cached_property
+    def _has_weights(self) -> bool:
+        return any(self._folder.glob("*.safetensors"))
 
     @cached_property
     def _norms(self) -> dict[str, str]:

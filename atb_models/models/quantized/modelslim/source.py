@@ -17,8 +17,9 @@ class ModelSlimWeights:
     def __init__(self, checkpoint: Checkpoint, linears: Mapping[str, StoredLinear], floats: Mapping[str, str]) -> None:
         self._checkpoint = checkpoint
         self._views = {name: View(checkpoint, stored, checkpoint.shape(stored)) for name, stored in floats.items()}
+        names = checkpoint.names()
         for linear in linears.values():
-            self._views |= _views(checkpoint, linear)
+            self._views.update(_views(checkpoint, linear, names))
 
     def names(self) -> set[str]:
         return set(self._views)
@@ -36,9 +37,9 @@ class ModelSlimWeights:
         self._checkpoint.close()
 
 
-def _views(checkpoint: Checkpoint, linear: StoredLinear) -> dict[str, View]:
-    """The tensors of one quantised linear map."""
-    stem, storage, names = linear.stem, linear.storage, checkpoint.names()
+def _views(checkpoint: Checkpoint, linear: StoredLinear, names: set[str]) -> dict[str, View]:
+    """The tensors of one quantised linear map. names: of all tensors."""
+    stem, storage = linear.stem, linear.storage
     weight, scale, offset = f"{stem}.weight", f"{stem}.weight_scale", f"{stem}.weight_offset"
     if storage.activations == "static":
         stored = f"{stem}.deq_scale"
