@@ -115,6 +115,16 @@ def test_a_static_weight_without_its_bias_of_integers(tmp_path: Path) -> None:
     fails(tmp_path, CheckpointError, f"has no tensor {K}.quant_bias, which must be there for type W8A8 of {K}.weight")
 
 
+def test_a_tied_head_need_not_be_there(tmp_path: Path) -> None:
+    """The saver describes it, and safetensors has no second name for the memory of the embedding."""
+    write(tmp_path)
+    describe(tmp_path, **{"lm_head/weight": "FLOAT"})
+    with opened(tmp_path) as (_, source):
+        assert "lm_head.weight" not in source.names()
+    describe(tmp_path, **{"lm_head/weight": "W8A16"})
+    fails(tmp_path, CheckpointError, "has no tensor lm_head.weight, which")
+
+
 def test_integers_that_no_description_tells_of(tmp_path: Path) -> None:
     written = write(tmp_path, version="0.0.0")
     written.tensors["model.extra.weight"] = torch.zeros(2, dtype=torch.int8)

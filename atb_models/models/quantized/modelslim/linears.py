@@ -9,7 +9,7 @@ from atb_models.errors import CheckpointError, ConfigError
 from atb_models.layers.storage import Storage
 from atb_models.models.quantized.modelslim.description import GROUPS, Description
 from atb_models.models.quantized.modelslim.tensors import Tensors
-from atb_models.models.quantized.modelslim.types import DYNAMIC, MIX, STATIC, STORAGES
+from atb_models.models.quantized.modelslim.types import DYNAMIC, FLOAT, MIX, STATIC, STORAGES
 from atb_models.wording import named, shown
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ def find_linears(checkpoint: Checkpoint, description: Description, method: str) 
 
 
 def _check_presence(tensors: Tensors, description: Description) -> None:
-    """Every tensor of the description is there, except those beside a weight that is floats, and of a tied head."""
-    missing = [name for name in description.types if name not in tensors.names and name != "lm_head.weight"]
+    """Every tensor of the description is there, except those beside a weight that is floats, and a tied head."""
+    is_tied = description.types.get("lm_head.weight") == FLOAT
+    present = tensors.names | ({"lm_head.weight"} if is_tied else set())
+    missing = [name for name in description.types if name not in present]
     for name in missing:
         weight = f"{name.rpartition('.')[0]}.weight"
         needless = weight in tensors.names and tensors.is_float(weight) and not name.endswith((".weight", ".bias"))
