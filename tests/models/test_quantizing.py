@@ -20,10 +20,10 @@ from atb_models.layers.parameter import Filling, fillings
 from atb_models.layers.quantization import W8A16
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
-from atb_models.models.weights import quantizing
 from atb_models.models.weights.checkpoint import open_checkpoint
 from atb_models.models.weights.loader import load_weights, open_weights
-from atb_models.models.weights.quantizing import QuantizingWeights
+from atb_models.models.weights.seen import quantizing
+from atb_models.models.weights.seen.quantizing import QuantizingWeights
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ops.native.library import active
 from atb_models.ops.weight import Weight

@@ -17,7 +17,7 @@ from atb_models.models.weights.dummy import DummyWeights
 from atb_models.models.weights.finite import NotFinite
 from atb_models.models.weights.names import KV_SCALES, CheckpointTensor, scale_name
 from atb_models.models.weights.packer import Matched, Packer
-from atb_models.models.weights.quantizing import QuantizingWeights
+from atb_models.models.weights.seen.quantizing import QuantizingWeights
 from atb_models.models.weights.source import WeightSource
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.wording import named, shown

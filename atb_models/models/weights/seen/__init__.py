@@ -1,0 +1,1 @@
+"""Sources of weights that show those of another source in another way."""
