@@ -26,7 +26,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         return function(value)
     if isinstance(value, LayerCache):
         return LayerCache((name, function(plane)) for name, plane in value.items())
-    if isinstance(value, Weight):
+    if isinstance(value, Weight) and not value.layout.quantized:
         return Weight.plain(function(value.rows))
     if is_dataclass(value) and not isinstance(value, type):
         named = {field.name: getattr(value, field.name) for field in fields(value)}

@@ -21,6 +21,8 @@ from atb_models.ops.moe import (
     router,
     shared_expert_gate,
 )
+from atb_models.ops.quantized.experts import moe_route_scales, quant_grouped_matmul, quant_moe_experts
+from atb_models.ops.quantized.linear import quant_linear, quant_matmul, quantize, quantize_static
 from atb_models.ops.table import bind, kv_plane_shape, laid_out_for, operations
 
 __all__ = [
@@ -39,8 +41,15 @@ __all__ = [
     "moe_finalize_routing",
     "moe_gating",
     "moe_init_routing",
+    "moe_route_scales",
     "operations",
     "paged_attention",
+    "quant_grouped_matmul",
+    "quant_linear",
+    "quant_matmul",
+    "quant_moe_experts",
+    "quantize",
+    "quantize_static",
     "reshape_and_cache",
     "rms_norm",
     "rope",

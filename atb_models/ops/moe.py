@@ -50,14 +50,17 @@ def touched_experts(num_experts: int, rows: int, top_k: int) -> float:
     return num_experts * (1 - (1 - top_k / num_experts) ** (rows / top_k))
 
 
-def _grouped_matmul_cost(out_RO: Tensor, x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Cost:
-    """Only the weights of experts that have rows are read: as counted, on meta tensors the expected number."""
-    experts, outputs, _ = weight_EOI.shape
+def touched_of(counts_E: Tensor, rows: int, top_k: int) -> float:
+    """Experts that have rows: as counted, on meta tensors the expected number."""
     if counts_E.is_meta:
-        touched = touched_experts(experts, x_RI.shape[0], top_k)
-    else:
-        touched = int(counts_E.count_nonzero())
-    weights = touched * (weight_EOI.nbytes / experts)
+        return touched_experts(len(counts_E), rows, top_k)
+    return int(counts_E.count_nonzero())
+
+
+def _grouped_matmul_cost(out_RO: Tensor, x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Cost:
+    """Only the weights of experts that have rows are read."""
+    experts, outputs, _ = weight_EOI.shape
+    weights = touched_of(counts_E, x_RI.shape[0], top_k) * (weight_EOI.nbytes / experts)
     return Cost(2 * x_RI.numel() * outputs, nbytes(x_RI, counts_E) + weights, nbytes(out_RO))
 
 
@@ -71,7 +74,7 @@ def _grouped_matmul_shape(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, to
         )
     if x_RI.dtype != weight_EOI.layout.loaded and not weight_EOI.layout.quantized:
         raise ValueError(f"rows of {x_RI.dtype} do not go with experts of {weight_EOI.layout.loaded}")
-    if weight_EOI.layout.packing is None:
+    if weight_EOI.layout.is_plain:
         _workspace = weight_EOI.dequantized(x_RI.dtype, 0)
     return x_RI.new_empty(x_RI.shape[0], outputs)
 
@@ -130,7 +133,7 @@ def shared_expert_gate(shared_TH: Tensor, x_TH: Tensor, weight_1H: Tensor) -> Te
     return (shared_TH * gate_T1).to(shared_TH.dtype)
 
 
-def _experts_cost(
+def experts_cost(
     out_TH: Tensor,
     x_TH: Tensor,
     gate_up_EGH: Weight,
@@ -151,7 +154,7 @@ def _experts_cost(
     return Cost(flops, nbytes(x_TH, weights_TK, experts_TK, counter_E) + weights, nbytes(out_TH, counter_E))
 
 
-@op("MoeExperts", cost=_experts_cost, in_parts=True, products=("x_TH", "gate_up_EGH", "down_EHF"))
+@op("MoeExperts", cost=experts_cost, in_parts=True, products=("x_TH", "gate_up_EGH", "down_EHF"))
 def moe_experts(
     x_TH: Tensor,
     gate_up_EGH: Weight,

@@ -159,6 +159,9 @@ class Transposed:
     name = "transposed"
     rows = 1
 
+    def takes(self, plain: Layout) -> bool:
+        return not plain.quantized
+
     def layout(self, plain: Layout) -> Layout:
         experts, outputs, inputs = plain.shape
         return replace(plain, stored=(experts, inputs, outputs), packing=self)

@@ -13,7 +13,7 @@ from typing import Any
 from atb_models.errors import ConfigError
 from atb_models.ops.cost import Cost
 from atb_models.ops.plane import Plane
-from atb_models.ops.weight import Packing
+from atb_models.ops.weight import NIBBLES, Layout, Packing
 
 Body = Callable[..., Any]
 Wrap = Callable[["Op", Body, tuple[Any, ...]], Any]
@@ -64,6 +64,17 @@ class Op:
     @cached_property
     def _parameters(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.reference).parameters)
+
+    def packed(self, plain: Mapping[str, Layout]) -> dict[str, Layout]:
+        """How the bound backend stores its weights that would lie so, by argument.
+
+        Packed if the backend has a packing that takes each of them, and they are stored alike; else 4 bits as nibbles.
+        """
+        packings = self.packings
+        takes = all(name in packings and packings[name].takes(layout) for name, layout in plain.items())
+        if takes and len({layout.kind for layout in plain.values()}) == 1:
+            return {name: packings[name].layout(layout) for name, layout in plain.items()}
+        return {name: NIBBLES.layout(one) if NIBBLES.takes(one) else one for name, one in plain.items()}
 
     def _arguments(self, *args: Any) -> dict[str, Any]:
         return dict(zip(self._parameters, args, strict=False))

@@ -69,6 +69,9 @@ class Int8Blocks:
         self.packed: list[tuple[tuple[int, ...], int | None, int, int]] = []
         self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
 
+    def takes(self, plain: Layout) -> bool:
+        return not plain.quantized
+
     def layout(self, plain: Layout) -> Layout:
         *stack, outputs, inputs = plain.shape
         blocks = -(-outputs // 4)

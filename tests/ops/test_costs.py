@@ -17,7 +17,7 @@ from atb_models.graph.meta import MetaGroup
 from atb_models.ops.cost import Cost
 from atb_models.ops.gating import Gating
 from atb_models.ops.table import TABLE
-from atb_models.ops.weight import Weight
+from atb_models.ops.weight import Layout, Weight
 from tests.records import attention_step, kv_cache, shape_rule, slots_step
 
 HALF, SINGLE, INT, LONG = torch.float16, torch.float32, torch.int32, torch.int64
@@ -33,7 +33,15 @@ def priced(name: str, *args: Any) -> Cost:
     return op.cost(shape_rule(op)(*args), *args)
 
 
+def integers(*shape: int) -> Weight:
+    """A weight for int8 activations whose scales are made at run time."""
+    layout = Layout.integers(shape, activations="token")
+    assert layout.scales is not None
+    return Weight(layout, meta(*shape, dtype=torch.int8), meta(*layout.scales, dtype=SINGLE))
+
+
 X, KV = meta(3, 4), meta(3, 1, 4)  # 24 bytes each
+X8, W8 = meta(3, 4, dtype=torch.int8), integers(5, 4)
 X6 = torch.zeros(6, 4).half()  # with values: the experts that have rows are counted
 CACHE = kv_cache(meta(9, 4, 1, 4), meta(9, 4, 1, 4))
 
@@ -83,6 +91,23 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
         torch.zeros(4, dtype=LONG)), 6 * (72 + 15 + 8) + 4, 24 + 24 + 48 + 32 + 144, 24 + 32),
     ("MoeFinalizeRouting", (meta(6, 4), meta(3, 2, dtype=LONG), meta(3, 2, dtype=SINGLE)), 48, 48 + 48 + 24, 24),
     ("SharedExpertGate", (X, X, meta(1, 4)), 24 + 12, 24 + 24 + 8, 24),
+    # an int8 and a scale of 4 bytes for each row; 4 bytes for the offset too where it is static
+    ("Quantize", (X,), 12, 24, 12 + 12),
+    ("QuantizeStatic", (X, meta(1, dtype=SINGLE), meta(1, dtype=SINGLE)), 24, 24 + 8, 12),
+    ("QuantizeStatic", (meta(6, 4), meta(5, 1, dtype=SINGLE), meta(5, 1, dtype=SINGLE), meta(5, dtype=LONG)),
+        48, 48 + 20 + 20 + 40, 24),
+    # a byte for each weight, 4 for the scale of each output
+    ("QuantMatmul", (X8, meta(3, dtype=SINGLE), W8, meta(5), torch.float16), 120 + 15, 12 + 12 + 20 + 20 + 10, 30),
+    ("QuantMatmul", (X8, None, W8, None, torch.float16), 120, 12 + 20 + 20, 30),
+    ("QuantLinear", (X, W8, meta(5)), 12 + 120 + 15, 24 + 20 + 20 + 10, 30),
+    ("QuantLinear", (X, W8, None), 12 + 120, 24 + 20 + 20, 30),
+    # 3.5 of the 4 experts, of 20 bytes and 5 scales each
+    ("QuantGroupedMatmul", (meta(6, 4, dtype=torch.int8), meta(6, dtype=SINGLE), integers(4, 5, 4), meta(4, dtype=LONG),
+        2, torch.float16), 240, 24 + 24 + 32 + 140, 60),
+    ("MoeRouteScales", (meta(3, dtype=SINGLE), meta(3, 2, dtype=LONG)), 0, 12 + 48, 24),
+    # 24 + 24 and 12 + 16 bytes of each expert
+    ("QuantMoeExperts", (X, integers(4, 6, 4), integers(4, 4, 3), meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=LONG)),
+        6 * (72 + 15 + 8), 24 + 24 + 48 + 3.5 * 76, 24),
     ("CountExpertTokens", (meta(5, dtype=LONG), meta(5, dtype=LONG)), 5, 80, 40),
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from atb_models.ops import cpu, cpu_torch
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.table import TABLE, Op
-from atb_models.ops.weight import Weight
+from atb_models.ops.weight import Layout, Weight
 from tests.records import attention_step, kv_cache, map_tensors, shape_rule, slots_step
 
 DRAWS = 10
@@ -73,6 +73,18 @@ class Draw:
     def weight(self, *shape: int) -> Weight:
         return Weight.plain(self.floats(*shape))
 
+    def int8(self, *shape: int) -> Tensor:
+        return torch.randint(-128, 128, shape, generator=self.torch).to(torch.int8)
+
+    def quantized(self, *shape: int) -> Weight:
+        """With int8 activations, whose scales are static or made at run time."""
+        layout = Layout.integers(shape, activations=self.random.choice(("token", "static")))
+        beside = {
+            name: self.integers(90, *of) if dtype == torch.int32 else self.single(*of).abs() + 0.1
+            for name, (of, dtype) in layout.beside.items()
+        }
+        return Weight(layout, self.int8(*shape), **beside)
+
     def cache(self, blocks: int) -> LayerCache:
         return kv_cache(*(self.floats(blocks, self.S, self.M, self.D) for _ in range(2)))
 
@@ -98,6 +110,19 @@ def attention(d: Draw) -> tuple[Any, ...]:
 def grouped(d: Draw) -> tuple[Any, ...]:
     counts = torch.bincount(d.choices().flatten(), minlength=d.E)
     return d.floats(d.T * d.K, d.H), d.weight(d.E, d.V, d.H), counts, d.K
+
+
+def quant_grouped(d: Draw) -> tuple[Any, ...]:
+    counts, rows = torch.bincount(d.choices().flatten(), minlength=d.E), d.T * d.K
+    scale = d.random.choice((None, d.single(rows)))
+    return d.int8(rows, d.H), scale, d.quantized(d.E, d.V, d.H), counts, d.K, d.dtype
+
+
+def static(d: Draw) -> tuple[Any, ...]:
+    """One scale for all rows, or one for those of each expert."""
+    counts = d.random.choice((None, torch.bincount(d.choices().flatten(), minlength=d.E)))
+    of = (1,) if counts is None else (d.E, 1)
+    return d.floats(d.T * d.K, d.H), d.single(*of).abs() + 0.1, d.single(*of), counts
 
 
 def finalize(d: Draw) -> tuple[Any, ...]:
@@ -135,6 +160,21 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     ),
     "MoeFinalizeRouting": finalize,
     "SharedExpertGate": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H), d.floats(1, d.H)),
+    "Quantize": lambda d: (d.floats(d.T, d.H),),
+    "QuantizeStatic": static,
+    "QuantMatmul": lambda d: (
+        d.int8(d.T, d.H), d.random.choice((None, d.single(d.T))), d.quantized(d.V, d.H),
+        d.random.choice((None, d.floats(d.V))), d.dtype,
+    ),
+    "QuantLinear": lambda d: (
+        d.floats(d.T, d.H), d.quantized(d.V, d.H), d.random.choice((None, d.floats(d.V))),
+    ),
+    "QuantGroupedMatmul": quant_grouped,
+    "MoeRouteScales": lambda d: (d.single(d.T), torch.randperm(d.T * d.K, generator=d.torch).view(d.T, d.K)),
+    "QuantMoeExperts": lambda d: (
+        d.floats(d.T, d.H), d.quantized(d.E, 2 * d.V, d.H), d.quantized(d.E, d.H, d.V), d.single(d.T, d.K), d.choices(),
+        d.random.choice((None, d.integers(90, d.E).long())),
+    ),
     "CountExpertTokens": lambda d: (d.integers(90, d.E).long(), d.integers(9, d.E).long()),
     "AllReduce": lambda d: (d.floats(d.T, d.H), d.group()),
     "AllGather": lambda d: (d.floats(d.T, d.H), d.group()),
@@ -157,15 +197,21 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "MoeExperts": (2, lambda d: d.weight(d.E, d.H, d.V + 1)),
     "MoeFinalizeRouting": (2, lambda d: d.single(d.T, d.K + 1)),
     "SharedExpertGate": (2, lambda d: d.floats(1, d.H + 1)),
+    "QuantizeStatic": (1, lambda d: d.single(d.T * d.K + d.H + 1)),
+    "QuantMatmul": (2, lambda d: d.quantized(d.V, d.H + 1)),
+    "QuantLinear": (1, lambda d: d.quantized(d.V, d.H + 1)),
+    "QuantGroupedMatmul": (2, lambda d: d.quantized(d.E, d.V, d.H + 1)),
+    "MoeRouteScales": (0, lambda d: d.single(d.T + 1)),
+    "QuantMoeExperts": (2, lambda d: d.quantized(d.E, d.H, d.V + 1)),
     "CountExpertTokens": (1, lambda d: d.integers(9, d.E + 1).long()),
 }
 WITHOUT_INNER_DIMENSION = {
-    "Embedding", "SelectRows", "ToFloat", "RopeTables", "MoeInitRouting", "AllReduce", "AllGather"
+    "Quantize", "Embedding", "SelectRows", "ToFloat", "RopeTables", "MoeInitRouting", "AllReduce", "AllGather"
 }  # fmt: skip
 
 
 # Whose rule has the expected experts, and whose result those that were counted.
-COUNTED = {"GroupedMatmul", "MoeExperts"}
+COUNTED = {"GroupedMatmul", "MoeExperts", "QuantGroupedMatmul", "QuantMoeExperts"}
 
 
 def on_meta(arg: Any) -> Any:

@@ -12,6 +12,13 @@ from atb_models.ops.native.linear import PANEL, pack_into, packed_shape
 from atb_models.ops.weight import Layout, Weight
 
 
+def takes(plain: Layout) -> bool:
+    """The storages that the library has products for, with activations of floats; torch has those of all others."""
+    if not plain.quantized:
+        return True
+    return plain.bits == 8 and plain.unit is None and not plain.offsets and plain.activations == "float"
+
+
 class Panels:
     """Of Linear, and of the experts' down product: see `native.linear`."""
 
@@ -20,6 +27,9 @@ class Panels:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+
+    def takes(self, plain: Layout) -> bool:
+        return takes(plain)
 
     def layout(self, plain: Layout) -> Layout:
         *stack, outputs, inputs = plain.shape
@@ -38,6 +48,9 @@ class GateUpPanels:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+
+    def takes(self, plain: Layout) -> bool:
+        return takes(plain)
 
     def layout(self, plain: Layout) -> Layout:
         experts, both, hidden = plain.shape

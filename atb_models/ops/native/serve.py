@@ -1,7 +1,7 @@
 """The table's operations by the library: what serves a CPU that has a level of it.
 
-Tensors that the library does not take (a plain weight, which a tied head is; a cache of other planes than K and V) go
-to torch. On meta tensors each body gives its result and the workspace that the library would use.
+Tensors that the library does not take go to torch: a weight that it does not pack (see `packing.takes`), such as a tied
+head; a cache of other planes than K and V. On meta tensors each body gives its result and the library's workspace.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def native_backend(library: Library) -> Backend:
 
 
 def _linear(library: Library, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
-    if weight_OI.layout.packing is None:
+    if weight_OI.layout.is_plain:
         return cpu_torch.linear(x_TI, weight_OI, bias_O)
     return linear.linear(library, x_TI, weight_OI.data, weight_OI.shape[0], bias_O, weight_OI.scale)
 
 
 def _linear_shape(library: Library, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
-    if weight_OI.layout.packing is None:
+    if weight_OI.layout.is_plain:
         return cpu_torch.linear(x_TI, weight_OI, bias_O)
     _need(x_TI.shape[1] == weight_OI.shape[1], x_TI, weight_OI)
     floats = linear.scratch_floats(library, x_TI, weight_OI.data, weight_OI.shape[0])
@@ -78,7 +78,7 @@ def _linear_shape(library: Library, x_TI: Tensor, weight_OI: Weight, bias_O: Ten
 
 
 def _router(library: Library, x_TH: Tensor, weight_EH: Weight) -> Tensor:
-    if weight_EH.layout.packing is None:
+    if weight_EH.layout.is_plain:
         return moe.router.reference(x_TH, weight_EH)
     return linear.linear(library, x_TH, weight_EH.data, weight_EH.shape[0], out_dtype=torch.float32)
 
@@ -97,7 +97,7 @@ def _experts(
     experts_TK: Tensor,
     counter_E: Tensor | None = None,
 ) -> Tensor:
-    if gate_up_EGH.layout.packing is None:
+    if gate_up_EGH.layout.is_plain:
         return moe.moe_experts.reference(x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK, counter_E)
     return experts.experts(
         library, x_TH, experts_TK, weights_TK, gate_up_EGH.data, down_EHF.data, down_EHF.shape[2],
@@ -114,6 +114,8 @@ def _experts_shape(
     experts_TK: Tensor,
     counter_E: Tensor | None = None,
 ) -> Tensor:
+    if gate_up_EGH.layout.is_plain:
+        return moe.moe_experts.reference(x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK, counter_E)
     num_experts, hidden, width = down_EHF.shape
     fits = x_TH.shape[1] == hidden and gate_up_EGH.shape == (num_experts, 2 * width, hidden)
     _need(fits and weights_TK.shape == experts_TK.shape, x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK)
