@@ -15,7 +15,6 @@ import torch
 from atb_models import ops
 from atb_models.engine.kv_pool import engine_limits
 from atb_models.errors import ConfigError
-from atb_models.layers.quantization import quantization
 from atb_models.machine.cores import used_cores
 from atb_models.machine.device import device_module
 from atb_models.machine.memory import free_memory
@@ -63,10 +62,10 @@ def roofline(llm: LLM, batches: Iterable[Batch], *, chip: str | None = None, chi
     if found is None:
         return Roofline(None, [], reason)
     model, ranks = llm._runner.model_config, llm._group.size
-    dtype, method = torch_dtype(model.run_dtype(llm.config.dtype)), quantization(llm.config.quantize)
+    dtype = torch_dtype(model.run_dtype(llm.config.dtype))
     budget = engine_limits(llm.config, model).max_prefill_tokens
     with ops.laid_out_for(found.layouts):
-        costs = StepCosts(model, dtype, ranks, method)
+        costs = StepCosts(model, dtype, ranks, llm.config.quantize)
         return Roofline(found.name, [_bound(costs, batch, budget, found, ranks) for batch in batches])
 
 

@@ -17,7 +17,6 @@ from ranks import few_layers, message, run_ranks
 from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
-from atb_models.layers.quantization import quantization
 from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.cores import available_cores
 from atb_models.models.dtypes import torch_dtype
@@ -40,8 +39,8 @@ def main() -> int:
     measured = [max(seconds) for seconds in zip(*run_ranks(config, __file__), strict=True)]
     chips = before, measure_cpu(available_cores())
     ops.bind("cpu")
-    read, method = config.load_model_config(), quantization(config.quantize)
-    costs = StepCosts(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, method)
+    read = config.load_model_config()
+    costs = StepCosts(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, config.quantize)
     below = False
     for (name, step), seconds in zip(STEPS.items(), measured, strict=True):
         bound = min(price(costs.works(step), chip, config.tp).total for chip in chips)

@@ -19,7 +19,6 @@ from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
-from atb_models.layers.quantization import quantization
 from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.memory import RUNTIME_BYTES
 from atb_models.models.dtypes import torch_dtype
@@ -46,8 +45,8 @@ def main() -> int:
 def plan(config: EngineConfig) -> dict[str, int]:
     """Bytes of a rank at the peak of each step, from config.json alone."""
     ops.bind("cpu")
-    read, method = config.load_model_config(), quantization(config.quantize)
-    model = meta_model(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, quantization=method)
+    read = config.load_model_config()
+    model = meta_model(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, quantize=config.quantize)
     held, written = weight_bytes(model) + RUNTIME_BYTES, 0
     planned = {}
     for name, (query_lens, kv_lens) in STEPS.items():

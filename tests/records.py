@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atb_models.layers.build import Build, ParallelGroup
 from atb_models.layers.parameter import fillings
-from atb_models.layers.quantization import Quantization
+from atb_models.layers.storage import Quantization
 from atb_models.ops.collectives import Collective
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from atb_models.demo import demo_path
 from atb_models.errors import ConfigError
 from atb_models.fetch import model_folder
-from atb_models.layers.quantization import METHODS
+from atb_models.layers.storage import METHODS
 from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config

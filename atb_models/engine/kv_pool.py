@@ -10,7 +10,6 @@ from atb_models import ops
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.loading import check_tables
 from atb_models.errors import CapacityError, ConfigError
-from atb_models.layers.quantization import quantization
 from atb_models.limits import PREFILL_TOKENS, Limits
 from atb_models.machine.memory import Free, free_memory
 from atb_models.models.config import ModelConfig
@@ -30,7 +29,7 @@ def agree_on_kv_blocks(config: EngineConfig, model: ModelConfig, group: RankGrou
     """
     ops.bind(group.device.type)
     dtype = torch_dtype(model.run_dtype(config.dtype))
-    deployment = Deployment(model, dtype, group.size, engine_limits(config, model), quantization(config.quantize))
+    deployment = Deployment(model, dtype, group.size, engine_limits(config, model), config.quantize)
     if group.rank == 0:
         with group.doing("planning memory"):
             deployment.memory()  # what tracing takes for itself is taken before anybody looks, as what the others take

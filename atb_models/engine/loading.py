@@ -13,7 +13,8 @@ from atb_models.graph import meta_model
 from atb_models.models.config import ModelConfig
 from atb_models.models.dtypes import torch_dtype
 from atb_models.models.weights.finite import NotFinite, summary
-from atb_models.models.weights.loader import check_weights, load_weights, open_weights
+from atb_models.models.weights.loader import check_weights, load_weights
+from atb_models.models.weights.opening import open_weights
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ranks.group import RankGroup
 
@@ -25,9 +26,10 @@ def load_shard(model: nn.Module, config: EngineConfig, model_config: ModelConfig
 
     Raises CheckpointError naming the file and the tensor, RankError when another rank has died.
     """
-    source = open_weights(config.folder, config.load_format, model, model_config)
+    log = group.rank == 0
+    source = open_weights(config.folder, config.load_format, model, model_config, config.quantize, log=log)
     try:
-        found = load_weights(model, model_config, source, progress=group.rank == 0, check=group.check)
+        found = load_weights(model, model_config, source, progress=log, check=group.check)
     finally:
         source.close()
     found = _of_all_ranks(found, model_config, group)
@@ -44,9 +46,9 @@ def check_tables(config: EngineConfig, model_config: ModelConfig) -> None:
     """
     if config.load_format == "dummy":
         return
-    model = meta_model(model_config, torch_dtype(model_config.run_dtype(config.dtype)))
+    model = meta_model(model_config, torch_dtype(model_config.run_dtype(config.dtype)), quantize=config.quantize)
     try:
-        source = open_weights(config.folder, config.load_format, model, model_config)
+        source = open_weights(config.folder, config.load_format, model, model_config, config.quantize)
     except CheckpointError:  # there may be no weights yet
         return
     try:

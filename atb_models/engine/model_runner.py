@@ -17,11 +17,11 @@ from atb_models.engine.loading import load_shard
 from atb_models.engine.message import Int32, decode_step, encode_step, is_decode
 from atb_models.engine.scheduler import Row
 from atb_models.layers.build import Build, ParallelGroup
-from atb_models.layers.quantization import quantization
 from atb_models.machine import determinism
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
+from atb_models.models.quantization import model_quantization
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ranks.group import RankGroup
 
@@ -40,7 +40,7 @@ class ModelRunner:
         if config.deterministic:
             determinism.switch_on(group.device.type)
         ranks = ParallelGroup(group.rank, group.size, group)
-        build = Build(dtype, group.device, tensor=ranks, quantization=quantization(config.quantize))
+        build = Build(dtype, group.device, tensor=ranks, quantization=model_quantization(model_config, config.quantize))
         self.model: Decoder = build_model(model_config, build)
         with group.doing("loading weights"):
             load_shard(self.model, config, model_config, group)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from atb_models.graph.compiler import import_compiler
 from atb_models.layers.build import Build, ParallelGroup
-from atb_models.layers.quantization import Quantization
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, build_model
+from atb_models.models.quantization import model_quantization
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ops.step import StepInput
 
@@ -34,14 +34,15 @@ class MetaGroup:
 
 
 def meta_model(
-    config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0, quantization: Quantization | None = None
+    config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0, quantize: str | None = None
 ) -> Decoder:
-    """One rank's shard of a model without its memory.
+    """One rank's shard of a model without its memory. quantize: see `model_quantization`.
 
     Raises ConfigError when `size` ranks cannot share it, and where the bound backend takes no quantised weights.
     """
     import_compiler()
     ranks = ParallelGroup(rank, size, MetaGroup(rank, size))
+    quantization = model_quantization(config, quantize)
     return build_model(config, Build(dtype, META, tensor=ranks, quantization=quantization))
 
 

@@ -38,7 +38,7 @@ def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = Non
         recorder = _Recorder(model, step, caches)
         with recorder.paths, recorder.memory, recorded(recorder.call):
             model(step, caches)
-    build = model.layers[0].build
+    build, method = model.layers[0].build, model.layers[0].build.quantization
     return OpGraph(
         nodes=tuple(recorder.nodes),
         stray=tuple(recorder.stray),
@@ -47,7 +47,7 @@ def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = Non
         dtype=build.dtype,
         rank=build.tensor.rank,
         size=build.tensor.size,
-        quantize=None if build.quantization is None else build.quantization.name,
+        quantize=method.name if method is not None and method.has_integers else None,
     )
 
 

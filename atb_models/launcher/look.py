@@ -12,7 +12,6 @@ from atb_models.command.parser import typed
 from atb_models.engine.config import EngineConfig
 from atb_models.launcher.prepare import asked_engine
 from atb_models.launcher.subject import Subject
-from atb_models.layers.quantization import quantization
 from atb_models.machine.imports import import_torch_for_good
 from atb_models.models.config import ModelConfig
 
@@ -51,5 +50,5 @@ def _subject(config: EngineConfig, model: ModelConfig, length: int, tp: int) -> 
         limits=replace(engine_limits(config, model), graph_capture=decide_capture(config.graph_capture, device)),
         input_length=length,
         kv_blocks=config.kv_blocks,
-        quantization=quantization(config.quantize),
+        quantize=config.quantize,
     )

@@ -58,7 +58,7 @@ def trace_steps(subject: Subject, output_length: int) -> dict[str, OpGraph]:
     """Rank 0's graphs "prefill" and "decode"."""
     from atb_models.graph import meta_caches, meta_model, meta_step, trace
 
-    model = meta_model(subject.model, torch_dtype(subject.dtype), subject.tp, quantization=subject.quantization)
+    model = meta_model(subject.model, torch_dtype(subject.dtype), subject.tp, quantize=subject.quantize)
     block_size = subject.limits.block_size
     graphs = {}
     for name, (query_lens, kv_lens) in step_lengths(subject, output_length).items():

@@ -40,7 +40,7 @@ def print_plan(subject: Subject, options: PlanOptions) -> None:
     in_full = _shown_in_full(options.chip, subject.device, chips)
     kv_heads_per_rank(subject.model.num_attention_heads, subject.model.num_key_value_heads, subject.tp)
     dtype = torch_dtype(subject.dtype)
-    deployment = Deployment(subject.model, dtype, subject.tp, subject.limits, subject.quantization)
+    deployment = Deployment(subject.model, dtype, subject.tp, subject.limits, subject.quantize)
     with suppress(MemoryError):
         chips[THIS_CPU] = measure_cpu(used_cores(subject.tp), free_memory(torch.device("cpu")).of_rank(1))
     here, cards = _free_here(subject), PLAIN if subject.device == "cpu" else subject.device

@@ -103,6 +103,7 @@ class Profiling:
 
         from atb_models.machine.device import device_module
         from atb_models.models.label import model_label
+        from atb_models.models.quantization import quantization_name
         from atb_models.profiler.report import ProfiledRun
 
         build = llm._runner.model.layers[0].build
@@ -117,7 +118,7 @@ class Profiling:
             waits=not on_cpu,
             chip=self._chip,
             no_chip=self._no_chip,
-            quantize=llm.config.quantize,
+            quantize=quantization_name(llm._runner.model_config, llm.config.quantize),
         )
 
 

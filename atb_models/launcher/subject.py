@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atb_models.layers.quantization import Quantization
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
 
@@ -21,4 +20,4 @@ class Subject:
     limits: Limits
     input_length: int  # tokens of a prompt
     kv_blocks: int | None = None  # asked for
-    quantization: Quantization | None = None
+    quantize: str | None = None

@@ -27,8 +27,8 @@ class Attention(nn.Module):
         kv = (kv_heads, rank * kv_heads // size, self.kv_heads)
         roles = {"q": (heads, rank * self.heads, self.heads), "k": kv, "v": kv}
         self.planes: tuple[Plane, ...] = key_and_value(self.kv_heads, head_dim, build.dtype)
-        self.qkv = qkv_linear(build, hidden, roles, head_dim, bias=qkv_bias)
-        self.o = row_linear(build, heads * head_dim, hidden, bias=o_bias)
+        self.qkv = qkv_linear(build.within("qkv"), hidden, roles, head_dim, bias=qkv_bias)
+        self.o = row_linear(build.within("o"), heads * head_dim, hidden, bias=o_bias)
 
     def forward(self, x_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         qkv = self.qkv(x_TH).view(x_TH.shape[0], -1, self.head_dim)

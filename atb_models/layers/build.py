@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from atb_models.layers.quantization import Quantization
+from atb_models.layers.storage import Quantization, Storage
 from atb_models.ops.collectives import Collective
 from atb_models.ops.table import Op, check_quantized
 from atb_models.ops.weight import Layout, Weight
+
+# Inputs of weights with groups are cut at multiples of this, so that no group is cut into single numbers.
+GROUP_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,15 @@ class ParallelGroup:
     rank: int = 0
     size: int = 1
     group: Collective | None = None  # needed only to run with size > 1
+    step: int = 1  # of which shares are multiples
 
     def width(self, n: int) -> int:
         """A rank's share of n, rounded up: every rank has the same shape, the last ones are padded with zeros."""
-        return -(-n // self.size)
+        return -(-n // (self.size * self.step)) * self.step
+
+    def pads(self, n: int) -> bool:
+        """Whether the shares of n together are more than n."""
+        return self.width(n) * self.size != n
 
     def span(self, n: int) -> tuple[int, int]:
         """This rank's [start, stop) of n."""
@@ -36,13 +47,23 @@ class ParallelGroup:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A weight [O, I], or a stack [E, O, I], to be made. storage: None for floats of `dtype`, the model's if None."""
+
+    shape: tuple[int, ...]
+    storage: Storage | None = None
+    dtype: torch.dtype | None = None
+    padded: bool = False  # starts as zeros because its parts do not cover it
+
+
+@dataclass(frozen=True)
 class Build:
     """What every layer is built with.
 
     tensor: the ranks that cut heads, widths and the vocabulary among them. expert: those that hold different experts,
     data: those that hold the same weights for different requests; one rank each today. quantization: how the weights of
-    linear maps are stored in fewer bits; None: as floats of `dtype`. Raises ConfigError where the bound backend does
-    not take it.
+    linear maps are stored in fewer bits; None: as floats of `dtype`. path: of the module that is built, in the decoder.
+    Raises ConfigError where the bound backend does not take it.
     """
 
     dtype: torch.dtype
@@ -51,35 +72,83 @@ class Build:
     expert: ParallelGroup = field(default_factory=ParallelGroup)
     data: ParallelGroup = field(default_factory=ParallelGroup)
     quantization: Quantization | None = None
+    path: str = ""
 
     def __post_init__(self) -> None:
         assert self.expert.size == self.data.size == 1, "experts and requests are not spread over ranks yet"
-        if self.quantization is not None:
+        if self.quantization is not None and self.quantization.has_integers:
             check_quantized(self.quantization.name)
+
+    def within(self, name: str) -> Build:
+        """For a module of that name within the one that is built."""
+        return replace(self, path=self._named(name))
+
+    def storage(self, parameter: str) -> Storage | None:
+        """Of the weight of a linear map, by its name within the module; None: floats."""
+        return None if self.quantization is None else self.quantization.storage(self._named(parameter))
+
+    def biased(self, parameter: str, roles: Iterable[str], own: bool = False) -> tuple[str, ...]:
+        """The roles of a weight's parts that have a bias. own: the model's configuration gives all of them one.
+
+        With static activations none has: the bias is in the weight's own, of integers.
+        """
+        storage = self.storage(parameter)
+        if storage is not None and storage.activations == "static":
+            return ()
+        known = {} if self.quantization is None else self.quantization.biases
+        found = known.get(self._named(parameter), frozenset())
+        return tuple(role for role in roles if own or role in found)
+
+    def sharing(self, *parameters: str) -> Build:
+        """For a module that cuts a width which is the inputs of these weights, where their groups ask for a step."""
+        storages = [self.storage(parameter) for parameter in parameters]
+        if not any(storage is not None and (storage.group or storage.bits == 4) for storage in storages):
+            return self
+        return replace(self, tensor=replace(self.tensor, step=GROUP_STEP))
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None, padded: bool = False) -> nn.Parameter:
         """An unfilled parameter; `padded` ones start as zeros because their parts do not cover them."""
         make = torch.zeros if padded else torch.empty
         return nn.Parameter(make(shape, dtype=dtype or self.dtype, device=self.device), requires_grad=False)
 
-    def weight(
-        self,
-        operation: Op,
-        argument: str,
-        *shape: int,
-        dtype: torch.dtype | None = None,
-        padded: bool = False,
-        quantized: bool = False,
-    ) -> Weight:
-        """An unfilled weight [O, I], or a stack [E, O, I], stored as the bound backend takes it for that argument.
+    def weight(self, operation: Op, argument: str, wanted: Wanted) -> Weight:
+        """An unfilled weight, stored as the bound backend takes it for that argument."""
+        return self.weights(operation, {argument: wanted})[argument]
 
-        quantized: it is one of those that the model's quantisation, if there is one, stores in fewer bits.
+    def weights(self, operation: Op, wanted: dict[str, Wanted]) -> dict[str, Weight]:
+        """The unfilled weights of an operation, by argument: packed as the bound backend takes them, if it does.
+
+        A backend takes all of them, and only weights that are stored alike.
         """
-        plain = Layout.plain(shape, dtype or self.dtype)
-        if quantized and self.quantization is not None:
-            plain = self.quantization.layout(plain)
-        packing = operation.packings.get(argument)
-        layout = plain if packing is None else packing.layout(plain)
+        plain = {argument: _layout(one, self.dtype) for argument, one in wanted.items()}
+        packed = operation.packed(plain)
+        return {argument: self._unfilled(packed[argument], one.padded) for argument, one in wanted.items()}
+
+    def _unfilled(self, layout: Layout, padded: bool) -> Weight:
         data = self.parameter(*layout.stored, dtype=layout.dtype, padded=padded)
-        scale = None if layout.scales is None else self.parameter(*layout.scales, dtype=torch.float32, padded=padded)
-        return Weight(layout, data, scale)
+        beside: dict[str, Any] = {
+            # only the rank with the first inputs adds the bias of integers, the others add zeros
+            name: self.parameter(*shape, dtype=dtype, padded=padded or name == "quant_bias")
+            for name, (shape, dtype) in layout.beside.items()
+        }
+        return Weight(layout, data, **beside)
+
+    def _named(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+
+def _layout(wanted: Wanted, dtype: torch.dtype) -> Layout:
+    """How a weight lies in torch's own order, integers one in each int8.
+
+    A scale is for so many inputs that no group is cut: the greatest common divisor of a group and this rank's inputs.
+    """
+    storage = wanted.storage
+    if storage is None:
+        return Layout.plain(wanted.shape, wanted.dtype or dtype)
+    return Layout.integers(
+        wanted.shape,
+        bits=storage.bits,
+        unit=None if storage.group is None else math.gcd(storage.group, wanted.shape[-1]),
+        offsets=storage.offset,
+        activations=storage.activations,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.layers.build import Build
+from atb_models.layers.build import Build, Wanted
 from atb_models.layers.parameter import cut, hold
 from atb_models.ops.weight import Weight
 
@@ -33,7 +33,8 @@ class Head(nn.Module):
         self.ranks, self.vocab = build.tensor, vocab
         width = self.ranks.width(vocab)
         if tied is None:
-            self.stored = build.weight(ops.linear, "weight_OI", width, hidden, padded=vocab % self.ranks.size != 0)
+            wanted = Wanted((width, hidden), padded=self.ranks.pads(vocab))
+            self.stored = build.weight(ops.linear, "weight_OI", wanted)
             hold(self, "weight", self.stored, {"": cut((vocab, hidden), 0, self.ranks.span(vocab))})
         else:
             self.stored = Weight.plain(tied.weight.data[self.ranks.rank * width :][:width])

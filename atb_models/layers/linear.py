@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.layers.build import Build
+from atb_models.layers.build import Build, Wanted
 from atb_models.layers.parameter import Part, cut, hold
-from atb_models.ops.weight import Weight
+from atb_models.ops.table import Op
+from atb_models.ops.weight import Activations, Weight
 
 
 class Linear(nn.Module):
@@ -29,31 +30,44 @@ class Linear(nn.Module):
         if bias_O is not None:
             hold(self, "bias", bias_O, bias_parts or {"": Part(tuple(bias_O.shape))})
         self.adds_bias = adds_bias
+        self.product = _product(weight_OI.layout.activations)
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        return ops.linear(x_TI, self.stored, self.bias if self.adds_bias else None)
+        return self.product(x_TI, self.stored, self.bias if self.adds_bias else None)
+
+
+def _product(activations: Activations) -> Op:
+    """The operation that multiplies floats with a weight that takes such activations."""
+    return ops.linear if activations == "float" else ops.quant_linear
+
+
+def _weight(build: Build, outputs: int, inputs: int, *, padded: bool = False) -> Weight:
+    storage = build.storage("weight")
+    product = _product("float" if storage is None else storage.activations)
+    return build.weight(product, "weight_OI", Wanted((outputs, inputs), storage, padded=padded))
 
 
 def column_linear(build: Build, inputs: int, outputs: dict[str, int]) -> Linear:
     """Each role's output features cut across the ranks and laid one after the other (gate-up)."""
     ranks = build.tensor
-    width = sum(ranks.width(n) for n in outputs.values())
-    padded = any(n % ranks.size for n in outputs.values())
-    weight = build.weight(ops.linear, "weight_OI", width, inputs, padded=padded, quantized=True)
-    parts, offset = {}, 0
+    parts, bias_parts, first = dict[str, Part](), dict[str, Part](), 0
+    biased = build.biased("weight", outputs)
     for role, n in outputs.items():
-        parts[role] = cut((n, inputs), 0, ranks.span(n), offset)
-        offset += ranks.width(n)
-    return Linear(weight, parts)
+        parts[role] = cut((n, inputs), 0, ranks.span(n), first)
+        if role in biased:
+            bias_parts[role] = cut((n,), 0, ranks.span(n), first)
+        first += ranks.width(n)
+    weight = _weight(build, first, inputs, padded=any(map(ranks.pads, outputs.values())))
+    return Linear(weight, parts, build.parameter(first, padded=True) if biased else None, bias_parts)
 
 
 def row_linear(build: Build, inputs: int, outputs: int, *, bias: bool = False) -> Linear:
     """Input features cut across the ranks; the caller sums the ranks' results."""
     ranks = build.tensor
-    width, padded = ranks.width(inputs), inputs % ranks.size != 0
-    weight = build.weight(ops.linear, "weight_OI", outputs, width, padded=padded, quantized=True)
+    weight = _weight(build, outputs, ranks.width(inputs), padded=ranks.pads(inputs))
     parts = {"": cut((outputs, inputs), 1, ranks.span(inputs))}
-    return Linear(weight, parts, build.parameter(outputs) if bias else None, adds_bias=ranks.rank == 0)
+    biased = build.biased("weight", parts, own=bias)
+    return Linear(weight, parts, build.parameter(outputs) if biased else None, adds_bias=ranks.rank == 0)
 
 
 def qkv_linear(
@@ -63,11 +77,14 @@ def qkv_linear(
     rows = sum(here for _, _, here in heads.values()) * head_dim
     weight_parts: dict[str, Part] = {}
     bias_parts: dict[str, Part] = {}
+    biased = build.biased("weight", heads, own=bias)
     offset = 0
     for role, (total, first, here) in heads.items():
         span = first * head_dim, (first + here) * head_dim
         weight_parts[role] = cut((total * head_dim, hidden), 0, span, offset)
-        bias_parts[role] = cut((total * head_dim,), 0, span, offset)
+        if role in biased:
+            bias_parts[role] = cut((total * head_dim,), 0, span, offset)
         offset += here * head_dim
-    weight = build.weight(ops.linear, "weight_OI", rows, hidden, quantized=True)
-    return Linear(weight, weight_parts, build.parameter(rows) if bias else None, bias_parts)
+    padded = len(biased) < len(heads)
+    bias_O = build.parameter(rows, padded=padded) if biased else None
+    return Linear(_weight(build, rows, hidden), weight_parts, bias_O, bias_parts)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.layers.build import Build
+from atb_models.layers.build import Build, Wanted
 from atb_models.layers.linear import column_linear, row_linear
 from atb_models.layers.parameter import Part, cut, hold, whole
 from atb_models.ops.gating import Gating
@@ -17,8 +17,9 @@ class Mlp(nn.Module):
 
     def __init__(self, build: Build, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_up = column_linear(build, hidden, {"gate": width, "up": width})
-        self.down = row_linear(build, width, hidden)
+        build = build.sharing("down.weight")
+        self.gate_up = column_linear(build.within("gate_up"), hidden, {"gate": width, "up": width})
+        self.down = row_linear(build.within("down"), width, hidden)
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return self.down(ops.swiglu(self.gate_up(x_TH)))
@@ -35,7 +36,7 @@ class Router(nn.Module):
 
     def __init__(self, build: Build, hidden: int, num_experts: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.stored = build.weight(ops.router, "weight_EH", num_experts, hidden, dtype=torch.float32)
+        self.stored = build.weight(ops.router, "weight_EH", Wanted((num_experts, hidden), dtype=torch.float32))
         hold(self, "weight", self.stored, {"": Part((num_experts, hidden))})
         self.register_parameter("bias", None)
         if bias:
@@ -50,8 +51,8 @@ class Experts(nn.Module):
 
     def __init__(self, build: Build, hidden: int, width: int, num_experts: int) -> None:
         super().__init__()
-        ranks = build.tensor
-        local, span, padded = ranks.width(width), ranks.span(width), width % ranks.size != 0
+        ranks = build.sharing("down").tensor
+        local, span, padded = ranks.width(width), ranks.span(width), ranks.pads(width)
         self.num_experts = num_experts
         gate_up: dict[str, Part] = {}
         down: dict[str, Part] = {}
@@ -59,17 +60,18 @@ class Experts(nn.Module):
             gate_up[f"gate.{expert}"] = cut((width, hidden), 0, span, 0, expert)
             gate_up[f"up.{expert}"] = cut((width, hidden), 0, span, local, expert)
             down[f"{expert}"] = cut((hidden, width), 1, span, 0, expert)
-        self.stored_gate_up = build.weight(
-            ops.moe_experts, "gate_up_EGH", num_experts, 2 * local, hidden, padded=padded, quantized=True
-        )
-        self.stored_down = build.weight(
-            ops.moe_experts, "down_EHF", num_experts, hidden, local, padded=padded, quantized=True
-        )
+        wanted = {
+            "gate_up_EGH": Wanted((num_experts, 2 * local, hidden), build.storage("gate_up"), padded=padded),
+            "down_EHF": Wanted((num_experts, hidden, local), build.storage("down"), padded=padded),
+        }
+        by_floats = all(one.storage is None or one.storage.activations == "float" for one in wanted.values())
+        self.operation = ops.moe_experts if by_floats else ops.quant_moe_experts
+        self.stored_gate_up, self.stored_down = build.weights(self.operation, wanted).values()
         hold(self, "gate_up", self.stored_gate_up, gate_up)
         hold(self, "down", self.stored_down, down)
 
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, counter_E: Tensor | None) -> Tensor:
-        return ops.moe_experts(x_TH, self.stored_gate_up, self.stored_down, weights_TK, experts_TK, counter_E)
+        return self.operation(x_TH, self.stored_gate_up, self.stored_down, weights_TK, experts_TK, counter_E)
 
 
 class SharedGate(nn.Module):
@@ -103,8 +105,8 @@ class MoE(nn.Module):
         super().__init__()
         self.gating = gating
         self.router = Router(build, hidden, num_experts, bias=router_bias)
-        self.experts = Experts(build, hidden, width, num_experts)
-        self.shared = Mlp(build, hidden, shared_width) if shared_width else None
+        self.experts = Experts(build.within("experts"), hidden, width, num_experts)
+        self.shared = Mlp(build.within("shared"), hidden, shared_width) if shared_width else None
         self.shared_gate = SharedGate(build, hidden) if shared_gate else None
         self.counter_E: Tensor | None = None
 

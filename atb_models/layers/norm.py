@@ -10,18 +10,29 @@ from atb_models.layers.parameter import whole
 
 
 class RmsNorm(nn.Module):
-    """RmsNorm alone, or after adding x to the residual stream."""
+    """RmsNorm alone, or after adding x to the residual stream.
+
+    `bias`: where a quantised checkpoint shifts what its linear maps get, so that it has fewer outliers.
+    """
 
     weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(self, build: Build, hidden: int, eps: float) -> None:
         super().__init__()
         whole(self, "weight", build.parameter(hidden))
+        self.register_parameter("bias", None)
+        if build.biased("weight", ("",)):
+            whole(self, "bias", build.parameter(hidden))
         self.eps = eps
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        return ops.rms_norm(x_TH, self.weight, self.eps)
+        return self._shifted(ops.rms_norm(x_TH, self.weight, self.eps))
 
     def add(self, x_TH: Tensor, residual_TH: Tensor) -> tuple[Tensor, Tensor]:
         """(norm of the sum, the sum)."""
-        return ops.add_rms_norm(x_TH, residual_TH, self.weight, self.eps)
+        normed_TH, sum_TH = ops.add_rms_norm(x_TH, residual_TH, self.weight, self.eps)
+        return self._shifted(normed_TH), sum_TH
+
+    def _shifted(self, normed_TH: Tensor) -> Tensor:
+        return normed_TH if self.bias is None else ops.add(normed_TH, self.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,9 +27,25 @@ class Part:
         """The view of its matrix that it fills."""
         return matrix if self.dim is None else matrix.narrow(self.dim, self.first, self.stop - self.start)
 
-    def of_scales(self) -> Part:
-        """The part that the rows' scales fill: a scale belongs to a whole row, also where the row is cut."""
-        return replace(self, shape=self.shape[:-1], dim=0 if self.dim == 0 else None)
+    def of_scales(self, unit: int | None) -> Part:
+        """The part that scales fill, one for each `unit` of inputs, none of which is cut; None: for whole rows."""
+        if unit is None:
+            return replace(self, shape=self.shape[:-1], dim=0 if self.dim == 0 else None)
+        shape = (*self.shape[:-1], -(-self.shape[-1] // unit))
+        if self.dim == 0:
+            return replace(self, shape=shape)
+        start, stop, first = (-(-place // unit) for place in (self.start, self.stop, self.first))
+        return replace(self, shape=shape, start=start, stop=stop, first=first)
+
+    def of_sums(self) -> Part:
+        """The part that what is added to the sums fills: of ranks that share inputs the first adds it."""
+        if self.dim == 0:
+            return replace(self, shape=self.shape[:-1])
+        return replace(self, shape=self.shape[:-1], dim=0, start=0, stop=0 if self.start else self.shape[0])
+
+    def of_inputs(self) -> Part:
+        """The part that what holds for all inputs fills: one number, which all parts of a matrix have in common."""
+        return Part((1,), unit=self.unit)
 
     @property
     def numel(self) -> int:
@@ -49,11 +66,22 @@ class Filling:
     weight: Weight
 
     @cached_property
-    def scales(self) -> Filling:
-        """How the scales of a quantised weight are filled."""
-        assert self.weight.scale is not None and self.weight.layout.quantized
-        parts = {role: part.of_scales() for role, part in self.parts.items()}
-        return Filling(parts, Weight.plain(self.weight.scale))
+    def beside(self) -> dict[str, Filling]:
+        """How the tensors beside a quantised weight are filled, by name; a checkpoint has none beside others."""
+        if not self.weight.layout.quantized:
+            return {}
+        unit = self.weight.layout.unit
+        part_of: dict[str, Callable[[Part], Part]] = {
+            "scale": lambda part: part.of_scales(unit),
+            "offset": lambda part: part.of_scales(unit),
+            "input_scale": Part.of_inputs,
+            "input_offset": Part.of_inputs,
+            "quant_bias": Part.of_sums,
+        }
+        return {
+            name: Filling({role: part_of[name](part) for role, part in self.parts.items()}, Weight.plain(tensor))
+            for name, tensor in self.weight.beside.items()
+        }
 
     def matrix(self, unit: int | None) -> Tensor:
         """The matrix of a part, whose values are read straight to their place; only of a plain weight."""
@@ -61,11 +89,11 @@ class Filling:
 
 
 def hold(module: nn.Module, name: str, weight: Weight | nn.Parameter, parts: dict[str, Part]) -> None:
-    """Register a parameter of `module`, with the parts that fill it; the scales of a weight are `name`_scale."""
+    """Register a parameter of `module`, with the parts that fill it; what is beside a weight is `name`_scale ..."""
     stored = Weight.plain(weight.data) if isinstance(weight, nn.Parameter) else weight
     module.register_parameter(name, weight if isinstance(weight, nn.Parameter) else _parameter(weight.data))
-    if stored.scale is not None:
-        module.register_parameter(f"{name}_scale", _parameter(stored.scale))
+    for beside, tensor in stored.beside.items():
+        module.register_parameter(f"{name}_{beside}", _parameter(tensor))
     module.__dict__.setdefault("fillings", {})[name] = Filling(parts, stored)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from atb_models.models.dtypes import AUTO, DEFAULT
+
+if TYPE_CHECKING:
+    from atb_models.models.quantized.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class ModelConfig:
     eos_by_file: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # the first alone counts elsewhere
     generation: Mapping[str, object] = field(default_factory=dict)  # sampling defaults, see models/generation.py
     overridden: tuple[str, ...] = ()  # the fields that config_overrides replaced
+    scheme: Scheme | None = None  # how a quantised checkpoint stores its tensors; None: as floats
 
     def run_dtype(self, requested: str) -> str:
         """fp16, bf16 or fp32; "auto" is what the checkpoint declares, fp16 where it declares nothing."""

@@ -26,10 +26,11 @@ class DecoderLayer(nn.Module):
     def __init__(self, build: Build, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.build = build
-        self.input_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
-        self.attn = (FAMILIES[config.model_type].attention or plain_attention)(build, config, config.moe_layers[index])
-        self.post_norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
-        self.mlp = feed_forward(build, config, is_moe=config.moe_layers[index])
+        attention = FAMILIES[config.model_type].attention or plain_attention
+        self.input_norm = RmsNorm(build.within("input_norm"), config.hidden_size, config.rms_norm_eps)
+        self.attn = attention(build.within("attn"), config, config.moe_layers[index])
+        self.post_norm = RmsNorm(build.within("post_norm"), config.hidden_size, config.rms_norm_eps)
+        self.mlp = feed_forward(build.within("mlp"), config, is_moe=config.moe_layers[index])
 
     def forward(
         self, x_TH: Tensor, residual_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache
@@ -93,9 +94,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(build, config.vocab_size, config.hidden_size)
-        layers = [DecoderLayer(build, config, index) for index in range(config.num_hidden_layers)]
+        indices = range(config.num_hidden_layers)
+        layers = [DecoderLayer(build.within(f"layers.{index}"), config, index) for index in indices]
         self.layers: Sequence[DecoderLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
-        self.norm = RmsNorm(build, config.hidden_size, config.rms_norm_eps)
+        self.norm = RmsNorm(build.within("norm"), config.hidden_size, config.rms_norm_eps)
         tied = self.embed if config.tie_word_embeddings else None
         self.lm_head = Head(build, config.vocab_size, config.hidden_size, tied)
         self.register_buffer("inv_freq_D", rope_inverse_frequencies(config).to(build.device), persistent=False)

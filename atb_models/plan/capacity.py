@@ -14,9 +14,9 @@ import torch
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.layers.heads import kv_heads_per_rank
-from atb_models.layers.quantization import W8A16, Quantization
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
+from atb_models.models.quantization import quantization_name, with_layers
 from atb_models.ops.table import takes_quantized
 from atb_models.plan.memory import RankMemory, rank_memory
 from atb_models.wording import counted, gib
@@ -24,31 +24,37 @@ from atb_models.wording import counted, gib
 NUM_REMEDIES = 3
 LEAST_PREFILL_TOKENS = 64
 MOST_RANKS = 64
+INT8 = "w8a16"  # the method that is suggested
 
 
 @dataclass(frozen=True)
 class Deployment:
     """A model on `size` ranks in a data type, within the limits of an engine.
 
-    quantization: of the weights. layouts: the device type as whose weights and cache its own lie; None: that which is
-    bound.
+    quantize: how weights are stored, see `model_quantization`. layouts: the device type as whose weights and cache its
+    own lie; None: that which is bound.
     """
 
     model: ModelConfig
     dtype: torch.dtype
     size: int
     limits: Limits
-    quantization: Quantization | None = None
+    quantize: str | None = None
     layouts: str | None = None
 
     def memory(self) -> RankMemory:
         """The memory of a rank; computed once."""
         return self._memory
 
+    @property
+    def storage(self) -> str | None:
+        """The method by which the weights are stored, be it the checkpoint's own; None: floats."""
+        return quantization_name(self.model, self.quantize)
+
     @cached_property
     def _memory(self) -> RankMemory:
         with ops.laid_out_for(self.layouts):
-            return rank_memory(self.model, self.dtype, self.size, self.limits, self.quantization)
+            return rank_memory(self.model, self.dtype, self.size, self.limits, self.quantize)
 
     def memory_within(self, usable: int, blocks: int | None = None) -> RankMemory:
         """The memory with `usable` bytes a rank (and `blocks` KV blocks), which limit the length of a sequence."""
@@ -152,9 +158,9 @@ class Shortage:
         return self._try("--dtype fp16", replace(self.deployment, dtype=torch.float16))
 
     def _int8_weights(self) -> list[str]:
-        if self.deployment.quantization is not None or not takes_quantized():
+        if self.deployment.storage is not None or not takes_quantized():
             return []
-        return self._try(f"--quantize {W8A16.name}", replace(self.deployment, quantization=W8A16))
+        return self._try(f"--quantize {INT8}", replace(self.deployment, quantize=INT8))
 
     def _other_ranks(self) -> list[str]:
         """The fewest ranks that fit."""
@@ -189,7 +195,7 @@ class Shortage:
         low, high = 0, model.num_hidden_layers - 1
         while low < high:
             middle = (low + high + 1) // 2
-            shorter = replace(model, num_hidden_layers=middle, moe_layers=model.moe_layers[:middle])
+            shorter = with_layers(model, range(middle))
             overrides = json.dumps({**self.overrides, "num_hidden_layers": middle})
             found = self._try(
                 f"as a trial {middle} of its {model.num_hidden_layers} layers, --config_overrides '{overrides}'",

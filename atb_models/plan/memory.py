@@ -11,10 +11,10 @@ from torch import nn
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.meta import META
 from atb_models.layers.parameter import fillings
-from atb_models.layers.quantization import Quantization
 from atb_models.limits import BLOCK_SIZE, Limits, graph_sizes
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer
+from atb_models.models.quantization import layer_kinds, with_layers
 from atb_models.models.weights.packer import packing_bytes
 from atb_models.ops.kv_cache import block_bytes
 
@@ -54,17 +54,15 @@ class RankMemory:
 
 
 def rank_memory(
-    config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits, quantization: Quantization | None = None
+    config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits, quantize: str | None = None
 ) -> RankMemory:
     """What one of `size` ranks needs. Raises ConfigError if they cannot share the model.
 
     The operations' workspaces are those of the backend that is bound.
     """
     kinds = one_of_each_layer(config)
-    model = meta_model(kinds, dtype, size, quantization=quantization)
-    equal = [
-        (config.moe_layers.count(kind) - 1, layer) for kind, layer in zip(kinds.moe_layers, model.layers, strict=True)
-    ]
+    model = meta_model(kinds, dtype, size, quantize=quantize)
+    equal = [(len(alike) - 1, layer) for alike, layer in zip(layer_kinds(config), model.layers, strict=True)]
     kv_per_token = kv_bytes_per_token(model.layers) + sum(more * kv_bytes_per_token([layer]) for more, layer in equal)
     graphs = graph_bytes(model, limits) + limits.block_size * kv_per_token if limits.graph_capture else 0
     return RankMemory(
@@ -125,9 +123,9 @@ def _peak_of_step(model: Decoder, limits: Limits, query_lens: list[int], kv_lens
 
 
 def one_of_each_layer(config: ModelConfig) -> ModelConfig:
-    """The same model with one layer of each kind: dense and mixture of experts, if it has both."""
-    kinds = tuple(sorted(set(config.moe_layers)))
-    return replace(config, num_hidden_layers=len(kinds), moe_layers=kinds)
+    """The same model with one layer of each kind, in the order of `layer_kinds`: dense and mixture of experts, if it
+    has both, and those that a checkpoint stores in other ways."""
+    return with_layers(config, (alike[0] for alike in layer_kinds(config)))
 
 
 def largest_step(limits: Limits) -> tuple[list[int], list[int]]:

@@ -10,6 +10,7 @@ import torch
 from atb_models.graph import meta_model
 from atb_models.layers.parameter import fillings
 from atb_models.models.config import ModelConfig
+from atb_models.models.quantization import layer_kinds
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.plan.memory import one_of_each_layer
 
@@ -26,7 +27,7 @@ class Parameters(NamedTuple):
 def count_parameters(config: ModelConfig) -> Parameters:
     """The parameters of the whole model, without the padding of shards."""
     kinds = one_of_each_layer(config)
-    layers = {f"layers.{i}.": config.moe_layers.count(kind) for i, kind in enumerate(kinds.moe_layers)}
+    layers = {f"layers.{i}.": len(alike) for i, alike in enumerate(layer_kinds(config))}
     filled = fillings(meta_model(kinds, torch.float16))
     whole = routed = 0
     for weight in checkpoint_tensors(kinds):

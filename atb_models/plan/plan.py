@@ -97,7 +97,7 @@ def make_plan(
         fits=fits(cards, cards.memory(), parameters.total),
         chips=chips,
         cells=roofline_cells(
-            deployment.model, deployment.dtype, deployment.size, budget, list(chips.values()), deployment.quantization
+            deployment.model, deployment.dtype, deployment.size, budget, list(chips.values()), deployment.quantize
         ),
         kv_blocks=kv_blocks,
     )
@@ -105,7 +105,7 @@ def make_plan(
 
 def served(deployment: Deployment, chip: Chip) -> bool:
     """Whether the engine takes the weights' storage on a device of the chip's type today."""
-    return deployment.quantization is None or takes_quantized(chip.layouts)
+    return deployment.storage is None or takes_quantized(chip.layouts)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "family": model.model_type,
             "layers": model.num_hidden_layers,
             "dtype": plan.dtype,
-            "quantize": None if deployment.quantization is None else deployment.quantization.name,
+            "quantize": deployment.storage,
             "parameters": plan.parameters._asdict(),
         },
         "ranks": deployment.size,

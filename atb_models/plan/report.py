@@ -37,8 +37,7 @@ def _model(plan: Plan) -> Iterator[str]:
         f", {experts} with {model.num_experts} routed experts, {model.num_experts_per_tok} a token" if experts else ""
     )
     total, active = plan.parameters
-    method = plan.deployment.quantization
-    storage = precision(plan.dtype, None if method is None else method.name)
+    storage = precision(plan.dtype, plan.deployment.storage)
     yield f"  parameters  {total:,} in all, {active:,} active; embedding and head included"
     yield (
         f"  run         {storage}, {counted(plan.deployment.size, 'rank')};"

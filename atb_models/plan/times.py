@@ -14,9 +14,9 @@ from atb_models import ops
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.graph import Node
 from atb_models.graph.meta import META
-from atb_models.layers.quantization import Quantization
 from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
+from atb_models.models.quantization import layer_kinds
 from atb_models.ops.cost import Cost
 from atb_models.ops.step import StepInput
 from atb_models.plan.chips import Chip
@@ -70,7 +70,7 @@ def roofline_cells(
     ranks: int,
     max_prefill_tokens: int,
     chips: Sequence[Chip],
-    quantization: Quantization | None = None,
+    quantize: str | None = None,
 ) -> dict[str, list[Cell]]:
     """Chip -> the cells of all pairs that fit into the model's positions. Raises ConfigError as StepCosts does.
 
@@ -79,7 +79,7 @@ def roofline_cells(
     cells = {chip.name: list[Cell]() for chip in chips}
     for device_type in dict.fromkeys(chip.layouts for chip in chips):
         with ops.laid_out_for(device_type):
-            costs = StepCosts(config, dtype, ranks, quantization)
+            costs = StepCosts(config, dtype, ranks, quantize)
             for chip in chips:
                 if chip.layouts == device_type:
                     cells[chip.name] += _cells(_Prices(costs, chip, ranks), config, max_prefill_tokens)
@@ -154,14 +154,12 @@ class _Prices:
 class StepCosts:
     """The costs of steps on one of `ranks` ranks. Steps with equal numbers of tokens and sequences share a trace."""
 
-    def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, ranks: int, quantization: Quantization | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: int, quantize: str | None = None) -> None:
         """Raises ConfigError if the ranks cannot share the model."""
         kinds = one_of_each_layer(config)
-        self._model = meta_model(kinds, dtype, ranks, quantization=quantization)
+        self._model = meta_model(kinds, dtype, ranks, quantize=quantize)
         self._caches = meta_caches(self._model, 1, BLOCK_SIZE)
-        self._layers = [config.moe_layers.count(kind) for kind in kinds.moe_layers]
+        self._layers = [len(alike) for alike in layer_kinds(config)]
         self._traces: dict[tuple[int, int, int], tuple[Node, ...]] = {}
         self._attention: dict[Step, list[Work]] = {}
 

@@ -16,7 +16,8 @@ from atb_models.graph.tracing import named_tensors
 from atb_models.layers.build import Build
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
-from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights
+from atb_models.models.weights.opening import open_weights
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atb_models.errors import ConfigError
-from atb_models.layers.quantization import METHODS
+from atb_models.layers.storage import METHODS
 from modeltest.command import cases, checks, options
 from modeltest.command.cases import Run
 from tests.harness.typed import BOOLQ, SPEED, refusal
@@ -126,7 +126,7 @@ class TestOptions:
             (["--limit"], "argument --limit: expected one argument"),
             (["--output_dir", "~no-such-user/x"], "argument --output_dir: '~no-such-user/x' is in the home"),
             (["--device", "gpu"], "argument --device: must be one of npu, cuda, cpu, not 'gpu'"),
-            (["--quantize", "w4"], "argument --quantize: must be one of w8a16, not 'w4'"),
+            (["--quantize", "w4"], "argument --quantize: must be one of w8a16, w4a16, w8a8_dynamic, not 'w4'"),
             (["--config_overrides", "{"], "argument --config_overrides: it is not valid JSON: "),
             (["--config_overrides", "[]"], "argument --config_overrides: must be a JSON object"),
             (["--allow_code_execution"], "--allow_code_execution is an option of full_HumanEval, not of full_BoolQ"),

@@ -45,7 +45,7 @@ def test_another_method_is_refused_in_one_line(
 
 
 def test_another_method_is_refused_in_python() -> None:
-    with pytest.raises(ConfigError, match="quantize must be one of w8a16, not 'w4'"):
+    with pytest.raises(ConfigError, match="quantize must be one of w8a16, w4a16, w8a8_dynamic, not 'w4'"):
         LLM(quantize="w4")
 
 

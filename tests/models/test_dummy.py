@@ -14,7 +14,8 @@ from atb_models.layers.parameter import fillings
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.weights.dummy import PERIOD, DummyWeights
-from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights
+from atb_models.models.weights.opening import open_weights
 from tests.records import build_of, part_of
 
 

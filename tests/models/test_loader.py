@@ -16,7 +16,8 @@ from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import fillings, whole
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
-from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights
+from atb_models.models.weights.opening import open_weights
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from tests.records import build_of, part_of
 

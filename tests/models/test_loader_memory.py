@@ -21,7 +21,8 @@ from pathlib import Path
 from atb_models.layers.build import Build, ParallelGroup
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import build_model
-from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights
+from atb_models.models.weights.opening import open_weights
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

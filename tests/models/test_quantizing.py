@@ -17,11 +17,13 @@ from torch import Tensor
 from atb_models import LLM, ops
 from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import Filling, fillings
-from atb_models.layers.quantization import W8A16
+from atb_models.layers.storage import METHODS
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
+from atb_models.models.quantization import model_quantization
 from atb_models.models.weights.checkpoint import open_checkpoint
-from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights
+from atb_models.models.weights.opening import open_weights
 from atb_models.models.weights.seen import quantizing
 from atb_models.models.weights.seen.quantizing import QuantizingWeights
 from atb_models.models.weights.weight_map import checkpoint_tensors
@@ -41,7 +43,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 def source_of(folder: Path, **rows: list[list[float]]) -> QuantizingWeights:
     tiny.write_weights(folder, {name: torch.tensor(values) for name, values in rows.items()})
-    return QuantizingWeights(open_checkpoint(folder), set(rows))
+    return QuantizingWeights(open_checkpoint(folder), dict.fromkeys(rows, METHODS["w8a16"]))
 
 
 def read(source: QuantizingWeights, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> Tensor:
@@ -82,7 +84,7 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
 def test_numbers_of_random_rows(tmp_path: Path, dtype: torch.dtype) -> None:
     weight = (torch.randn(50, 70) * torch.logspace(-6, 3, 50)[:, None]).to(dtype)
     tiny.write_weights(tmp_path, {"w": weight})
-    source = QuantizingWeights(open_checkpoint(tmp_path), {"w"})
+    source = QuantizingWeights(open_checkpoint(tmp_path), {"w": METHODS["w8a16"]})
     integers, scales = integers_and_scales(weight)
     assert np.array_equal(read(source, "w").numpy(), integers)
     assert np.array_equal(read(source, "w_scale").numpy(), scales)
@@ -96,7 +98,7 @@ def test_cuts_hold_the_same_integers_in_any_order_and_any_bands(
 ) -> None:
     weight = torch.randn(40, 24)
     tiny.write_weights(tmp_path, {"w": weight, "plain": weight.clone()})
-    source = QuantizingWeights(open_checkpoint(tmp_path), {"w"})
+    source = QuantizingWeights(open_checkpoint(tmp_path), {"w": METHODS["w8a16"]})
     whole, scales = read(source, "w"), read(source, "w_scale")
     for band in (1, 70, 1 << 20):
         monkeypatch.setattr(quantizing, "BAND", band)
@@ -143,8 +145,9 @@ def test_scales_of_the_checkpoint_are_not_taken_for_ours(tmp_path: Path) -> None
 
 def loaded(folder: Path, rank: int, tp: int) -> Decoder:
     config = load_model_config(folder)
-    model = build_model(config, build_of(torch.float32, rank, tp, quantization=W8A16))
-    source = open_weights(folder, "auto", model, config)
+    quantization = model_quantization(config, "w8a16")
+    model = build_model(config, build_of(torch.float32, rank, tp, quantization=quantization))
+    source = open_weights(folder, "auto", model, config, "w8a16")
     load_weights(model, config, source)
     source.close()
     return model

@@ -25,7 +25,8 @@ from atb_models.layers.parameter import fillings
 from atb_models.limits import Limits
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import build_model
-from atb_models.models.weights.loader import load_weights, open_weights
+from atb_models.models.weights.loader import load_weights
+from atb_models.models.weights.opening import open_weights
 from atb_models.models.weights.packer import packing_bytes
 from atb_models.ops import table
 from atb_models.ops.kv_cache import LayerCache

@@ -12,7 +12,6 @@ from torch import Tensor
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.graph import meta_model
-from atb_models.layers.quantization import W8A16
 from atb_models.models.config_reader import load_model_config
 from atb_models.ops import table
 from atb_models.ops.native.library import active
@@ -38,7 +37,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def plain(rows: Tensor, scale: Tensor) -> Weight:
-    layout = W8A16.layout(Layout.plain(tuple(rows.shape), torch.float32))
+    layout = Layout.integers(tuple(rows.shape))
     assert layout.scales == scale.shape and layout.nbytes == rows.numel() + 4 * scale.numel()
     return Weight(layout, rows, scale)
 
@@ -134,5 +133,5 @@ def test_a_backend_may_refuse_it_by_name(monkeypatch: pytest.MonkeyPatch, demo: 
     config = load_model_config(demo)
     said = "npu takes no quantised weights yet, and quantize is w8a16; leave it out there"
     with pytest.raises(ConfigError, match=said):
-        meta_model(config, torch.float16, quantization=W8A16)
+        meta_model(config, torch.float16, quantize="w8a16")
     assert meta_model(config, torch.float16).layers[0].attn.qkv.stored.scale is None

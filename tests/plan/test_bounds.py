@@ -10,7 +10,6 @@ import torch
 from atb_models import LLM
 from atb_models.bounds import Batch, check_chip, roofline
 from atb_models.errors import ConfigError
-from atb_models.layers.quantization import W8A16
 from atb_models.models.config_reader import load_model_config
 from atb_models.plan import times
 from atb_models.plan.chips import load_chips
@@ -38,7 +37,7 @@ def test_those_of_int8_weights_are_the_plans_too(llm: LLM, demo: Path, monkeypat
     monkeypatch.setattr(times, "PAIRS", ((700, 64),))
     monkeypatch.setattr(times, "BATCHES", (1,))
     chip, config = load_chips()["H200"], load_model_config(demo, log=False)
-    (cell,) = times.roofline_cells(config, torch.float16, 1, 300, [chip], W8A16)["H200"]
+    (cell,) = times.roofline_cells(config, torch.float16, 1, 300, [chip], "w8a16")["H200"]
     with LLM(demo, device="cpu", max_prefill_tokens=300, quantize="w8a16") as int8:
         (bound,) = roofline(int8, [Batch(700, 64, 1)], chip="H200").times
     assert bound.decode_s == pytest.approx(cell.per_token.total, rel=1e-9)

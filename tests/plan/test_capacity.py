@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from atb_models import ops
-from atb_models.layers.quantization import W8A16
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
@@ -138,11 +137,11 @@ def test_int8_weights_are_no_remedy_where_they_are_there_or_not_served(
     wide: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment = Deployment(wide, torch.float16, 1, LIMITS)
-    plain, int8 = deployment.memory(), replace(deployment, quantization=W8A16).memory()
+    plain, int8 = deployment.memory(), replace(deployment, quantize="w8a16").memory()
     assert int8.weights < 0.55 * plain.weights
     usable = int8.weights + int8.activations + int8.kv_block
     assert any(remedy.startswith("--quantize w8a16: ") for remedy in shortage(deployment, usable).remedies())
-    remedies = list(shortage(replace(deployment, quantization=W8A16), usable // 2).remedies())
+    remedies = list(shortage(replace(deployment, quantize="w8a16"), usable // 2).remedies())
     assert remedies and not any("quantize" in remedy for remedy in remedies)
     monkeypatch.setattr(table, "_bound", ("npu", table.Backend({}, quantized=False)))
     remedies = list(shortage(deployment, usable).remedies())

@@ -18,7 +18,6 @@ from atb_models.engine.sequence import Sequence
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.memory import StorageMode
 from atb_models.layers.parameter import fillings
-from atb_models.layers.quantization import W8A16
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.weights.packer import packing_bytes
@@ -63,7 +62,7 @@ def test_int8_weights_and_their_scales_by_hand(config: ModelConfig) -> None:
         integers = (4 * 4 * hidden * hidden + 3 * hidden * mlps) // ranks
         scales = 4 * (3 * hidden // ranks + hidden) + 2 * mlps // ranks + hidden * (1 + 3 * (experts + 1))
         floats = 2 * (vocab * hidden + vocab // ranks * hidden + 9 * hidden) + 4 * 3 * experts * hidden
-        memory = rank_memory(config, torch.float16, ranks, LIMITS, W8A16)
+        memory = rank_memory(config, torch.float16, ranks, LIMITS, "w8a16")
         assert memory.weights == integers + 4 * scales + floats
         assert memory.kv_per_token == rank_memory(config, torch.float16, ranks, LIMITS).kv_per_token
 
@@ -79,10 +78,10 @@ def test_int8_weights_are_held_as_planned(
     elif active().level is None:
         pytest.skip("this CPU has no level of the library")
     ops.bind("cpu")
-    planned = rank_memory(config, torch.float16, 1, LIMITS, W8A16)
+    planned = rank_memory(config, torch.float16, 1, LIMITS, "w8a16")
     with LLM(demo, device="cpu", quantize="w8a16", kv_blocks=2, max_seq_len=64) as llm:
         assert planned.weights == sum(parameter.nbytes for parameter in llm._runner.model.parameters())
-    model = meta_model(config, torch.float16, quantization=W8A16)
+    model = meta_model(config, torch.float16, quantize="w8a16")
     if level == "reference":
         assert planned.packing == 0
         decode = trace(model, meta_step([1], [1], 16))

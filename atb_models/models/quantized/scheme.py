@@ -1,7 +1,10 @@
-"""What a quantised checkpoint says about its tensors, whatever its format."""
+"""What a quantised checkpoint says about its tensors, whatever its format. Imports no torch."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from atb_models.layers.storage import Storage
@@ -9,6 +12,8 @@ from atb_models.layers.storage import Storage
 if TYPE_CHECKING:
     from atb_models.models.weights.checkpoint import Checkpoint
     from atb_models.models.weights.source import WeightSource
+
+_LAYER = re.compile(r"(?<=model\.layers\.)\d+")
 
 
 class Scheme(Protocol):
@@ -40,3 +45,31 @@ class Scheme(Protocol):
         `<linear>.input_offset`, float32 [1], and `<linear>.quant_bias`, int32 [O], which holds the float bias too.
         All other tensors are floats under the names of a checkpoint of floats.
         """
+
+
+@dataclass(frozen=True)
+class ChosenLayers:
+    """A scheme of a model that has some layers of `whole` alone: the n-th is that of number layers[n]."""
+
+    whole: Scheme
+    layers: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
+    def method(self) -> str:
+        return self.whole.method
+
+    def storage(self, weight: str) -> Storage | None:
+        return self.whole.storage(self._theirs(weight))
+
+    def has_bias(self, weight: str) -> bool:
+        return self.whole.has_bias(self._theirs(weight))
+
+    def open(self, checkpoint: Checkpoint) -> WeightSource:
+        raise NotImplementedError("a model with chosen layers is for plans; it reads no weights")
+
+    def _theirs(self, weight: str) -> str:
+        return _LAYER.sub(lambda number: str(self.layers[int(number[0])]), weight, count=1)

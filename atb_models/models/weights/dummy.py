@@ -25,6 +25,7 @@ class DummyWeights:
         self._shapes = {
             tensor.name: filled[tensor.parameter].parts[tensor.role].shape for tensor in checkpoint_tensors(config)
         }
+        self.deviation = config.initializer_range
         self._dtype = torch_dtype(config.torch_dtype or "bf16")
         normals = np.random.default_rng(20030).standard_normal(PERIOD, dtype=np.float32)
         self._base = torch.from_numpy(normals * np.float32(config.initializer_range)).to(self._dtype)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from torch import nn
 from tqdm import tqdm
@@ -12,12 +11,9 @@ from tqdm import tqdm
 from atb_models.errors import CheckpointError
 from atb_models.layers.parameter import Filling, Part, fillings
 from atb_models.models.config import ModelConfig
-from atb_models.models.weights.checkpoint import open_checkpoint
-from atb_models.models.weights.dummy import DummyWeights
 from atb_models.models.weights.finite import NotFinite
-from atb_models.models.weights.names import KV_SCALES, CheckpointTensor, scale_name
+from atb_models.models.weights.names import KV_SCALES, CheckpointTensor, beside_name
 from atb_models.models.weights.packer import Matched, Packer
-from atb_models.models.weights.seen.quantizing import QuantizingWeights
 from atb_models.models.weights.source import WeightSource
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.wording import named, shown
@@ -26,17 +22,6 @@ from atb_models.wording import named, shown
 listeners: list[Callable[[int, int], None]] = []
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-
-
-def open_weights(folder: Path | str, load_format: str, model: nn.Module, config: ModelConfig) -> WeightSource:
-    """The source that `load_format` names: "auto" is the checkpoint in `folder`, "dummy" needs none.
-
-    What the model stores in fewer bits is quantised while it is read.
-    """
-    source: WeightSource = DummyWeights(model, config) if load_format == "dummy" else open_checkpoint(folder)
-    every = fillings(model)
-    wanted = {one.name for one in checkpoint_tensors(config) if every[one.parameter].weight.layout.quantized}
-    return QuantizingWeights(source, wanted) if wanted else source
 
 
 class _Bar(tqdm):
@@ -95,10 +80,11 @@ def _bytes(filling: Filling, part: Part) -> int:
 
 
 def _match(model: nn.Module, config: ModelConfig) -> list[Matched]:
-    """Each tensor with the part that it fills, those of a matrix one after the other, a quantised weight before its
-    scales; our own invariant: every part of every parameter exactly once."""
+    """Each tensor with the part that it fills, those of a matrix one after the other, a quantised weight before what
+    is beside it; our own invariant: every part of every parameter exactly once."""
     every = fillings(model)
-    strays = {name.removesuffix("_scale") for name, _ in model.named_parameters()} - every.keys()
+    beside = {f"{name}_{kind}" for name, filling in every.items() for kind in filling.weight.beside}
+    strays = {name for name, _ in model.named_parameters()} - every.keys() - beside
     assert not strays, f"nothing fills {sorted(strays)}"
     unfilled = {(name, role) for name, filling in every.items() for role in filling.parts}
     matched = []
@@ -108,18 +94,18 @@ def _match(model: nn.Module, config: ModelConfig) -> list[Matched]:
         unfilled.remove(key)
         filling = every[tensor.parameter]
         matched.append(Matched(tensor, filling, filling.parts[tensor.role]))
-        if filling.weight.layout.quantized:
-            matched.append(_scales_of(matched[-1]))
+        matched += _beside(matched[-1])
     assert not unfilled, f"nothing fills {sorted(unfilled)}"
     first: dict[tuple[int, int | None], int] = {}
     return sorted(matched, key=lambda one: first.setdefault((id(one.filling), one.part.unit), len(first)))
 
 
-def _scales_of(weight: Matched) -> Matched:
-    """The tensor of scales beside a quantised weight."""
+def _beside(weight: Matched) -> Iterator[Matched]:
+    """The tensors beside a quantised weight: its scales and what else there is."""
     name, parameter, role = weight.tensor
-    scales = weight.filling.scales
-    return Matched(CheckpointTensor(scale_name(name), scale_name(parameter), role), scales, scales.parts[role])
+    for kind, filling in weight.filling.beside.items():
+        tensor = CheckpointTensor(beside_name(name, kind), f"{parameter}_{kind}", role)
+        yield Matched(tensor, filling, filling.parts[role])
 
 
 def _check(matched: list[Matched], config: ModelConfig, source: WeightSource) -> None:

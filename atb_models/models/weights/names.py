@@ -17,9 +17,12 @@ class CheckpointTensor(NamedTuple):
     role: str  # the part's key, see layers/parameter.py
 
 
-def scale_name(weight: str) -> str:
-    """The tensor with the scales of a quantised weight's rows."""
-    return f"{weight}_scale"
+def beside_name(weight: str, kind: str) -> str:
+    """The tensor of a checkpoint, in the internal form, that is beside a quantised weight <linear>.weight.
+
+    kind: its name in `ops.weight.Weight`. The scale and the offset are the weight's, all others the linear map's.
+    """
+    return f"{weight}_{kind}" if kind in ("scale", "offset") else f"{weight.removesuffix('.weight')}.{kind}"
 
 
 # Beside a weight of keys or values: static scales of a KV cache of integers, in quantised checkpoints.

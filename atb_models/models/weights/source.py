@@ -27,3 +27,25 @@ class WeightSource(Protocol):
 
     def close(self) -> None:
         """Let go of files."""
+
+
+class SeenSource:
+    """A source seen in another way: what a subclass does not change is as in `source`."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self.source = source
+
+    def names(self) -> set[str]:
+        return self.source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def where(self, name: str) -> str:
+        return self.source.where(name)
+
+    def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> int:
+        return self.source.read_into(name, dim, start, stop, target)
+
+    def close(self) -> None:
+        self.source.close()

@@ -10,7 +10,28 @@ from atb_models.models.weights.names import CheckpointTensor, attention_tensors,
 
 
 def checkpoint_tensors(config: ModelConfig) -> Iterator[CheckpointTensor]:
-    """Every tensor that a checkpoint of this configuration must hold, in the usual order of its files."""
+    """Every tensor that a checkpoint of this configuration must hold, in the usual order of its files.
+
+    Of a quantised checkpoint those that are beside its weights are left out (see `names.beside_name`). A linear map
+    with static activations has no bias of floats; linear maps and norms may have one that config.json does not tell of.
+    """
+    if (scheme := config.scheme) is None:
+        yield from _of_floats(config)
+        return
+    tensors = list(_of_floats(config))
+    own = {tensor.name for tensor in tensors}
+    for tensor in tensors:
+        name, parameter, role = tensor
+        weight = f"{name.removesuffix('.bias')}.weight"
+        storage = scheme.storage(weight) if name.endswith(".bias") else None
+        if storage is None or storage.activations != "static":
+            yield tensor
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if name.endswith(".weight") and bias not in own and scheme.has_bias(name):
+            yield CheckpointTensor(bias, f"{parameter.removesuffix('.weight')}.bias", role)
+
+
+def _of_floats(config: ModelConfig) -> Iterator[CheckpointTensor]:
     yield CheckpointTensor("model.embed_tokens.weight", "embed.weight", "")
     for i in range(config.num_hidden_layers):
         yield from _layer(config, f"model.layers.{i}", f"layers.{i}", is_moe=config.moe_layers[i])

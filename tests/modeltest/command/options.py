@@ -17,7 +17,7 @@ from modeltest.command.cases import Options, Run
 DEVICES = ("npu", "cuda", "cpu")
 MOST_DIGITS = 18  # of a number; Python refuses to read one of thousands
 LOAD_FORMATS = ("auto", "dummy")
-QUANTIZE = ("w8a16",)
+QUANTIZE = ("w8a16", "w4a16", "w8a8_dynamic")
 # Modes of which a flag is; the others refuse it.
 QUESTIONS, CODE, SPEED, ALL = "full_ modes", "full_HumanEval", "performance modes", "all modes"
 ROOFLINE = "performance and performance_single"
@@ -85,8 +85,8 @@ FLAGS = (
          "auto, or dummy: random weights; texts still need a tokenizer (default: auto)",
          "auto，或 dummy：随机权重；提问文本仍需分词器（默认：auto）"),
     Flag("quantize", "NAME", _one_of(QUANTIZE), ALL,
-         "w8a16: quantise the weights while they are loaded (default: none)",
-         "w8a16：加载时量化权重（默认：无）"),
+         "w8a16, w4a16 or w8a8_dynamic: quantise the weights while they are loaded (default: none)",
+         "w8a16、w4a16 或 w8a8_dynamic：加载时量化权重（默认：无）"),
     Flag("config_overrides", "JSON", json_object, ALL,
          'fields of config.json, as {"num_hidden_layers": 4} (default: none)',
          'config.json 的字段，如 {"num_hidden_layers": 4}（默认：无）'),

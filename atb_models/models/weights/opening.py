@@ -1,0 +1,104 @@
+"""The source that a model's weights are read from, seen as the model stores them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from atb_models.layers.parameter import Filling, fillings
+from atb_models.layers.storage import METHODS, Storage
+from atb_models.models.config import ModelConfig
+from atb_models.models.weights.checkpoint import open_checkpoint
+from atb_models.models.weights.dummy import DummyWeights
+from atb_models.models.weights.names import beside_name
+from atb_models.models.weights.seen.agreeing import Agreeing
+from atb_models.models.weights.seen.dequantized import Dequantized
+from atb_models.models.weights.seen.dummy_integers import DummyIntegers
+from atb_models.models.weights.seen.quantizing import QuantizingWeights
+from atb_models.models.weights.seen.regrouped import Groups, Regrouped
+from atb_models.models.weights.source import WeightSource
+from atb_models.models.weights.weight_map import checkpoint_tensors
+from atb_models.wording import counted, named
+
+logger = logging.getLogger(__name__)
+
+
+class _Tensor(NamedTuple):
+    """A tensor of the checkpoint: how the checkpoint stores it, None for floats, and what it fills."""
+
+    name: str
+    stored: Storage | None
+    filling: Filling
+    role: str
+
+
+def open_weights(
+    folder: Path | str,
+    load_format: str,
+    model: nn.Module,
+    config: ModelConfig,
+    quantize: str | None = None,
+    *,
+    log: bool = False,
+) -> WeightSource:
+    """The source that `load_format` names: "auto" is the checkpoint in `folder`, "dummy" needs none.
+
+    quantize: the method by which floats become what the model stores in fewer bits, while they are read. Weights that a
+    checkpoint stores in fewer bits and the model does not become floats; `log` tells of them.
+    """
+    every = fillings(model)
+    tensors = [
+        _Tensor(name, None if config.scheme is None else config.scheme.storage(name), every[parameter], role)
+        for name, parameter, role in checkpoint_tensors(config)
+    ]
+    source = _opened(folder, load_format, model, config, {one.name: one.stored for one in tensors if one.stored})
+    integers = [one for one in tensors if one.filling.weight.layout.quantized]
+    if made := {one.name: METHODS[quantize] for one in integers if one.stored is None and quantize}:
+        source = QuantizingWeights(source, made)
+    floats = {one.name: one.stored for one in tensors if one.stored and not one.filling.weight.layout.quantized}
+    if floats:
+        source = Dequantized(source, floats)
+        if log:
+            what = f"{counted(len(floats), 'quantised weight')} of the checkpoint, held as floats"
+            logger.info("%s: a matrix here has parts that are stored in different ways: %s", what, named(floats, 3))
+    if groups := dict(_groups(integers, made)):
+        source = Regrouped(source, groups)
+    together = {
+        beside_name(one.name, kind): (id(one.filling), one.filling.parts[one.role].unit, kind)
+        for one in integers
+        for kind in ("input_scale", "input_offset")
+        if kind in one.filling.beside
+    }
+    return Agreeing(source, together) if together else source
+
+
+def _opened(
+    folder: Path | str, load_format: str, model: nn.Module, config: ModelConfig, stored: dict[str, Storage]
+) -> WeightSource:
+    """As the checkpoint is, or would be."""
+    if load_format == "dummy":
+        dummy = DummyWeights(model, config)
+        return DummyIntegers(dummy, stored) if stored else dummy
+    checkpoint = open_checkpoint(folder)
+    if config.scheme is None:
+        return checkpoint
+    try:
+        return config.scheme.open(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _groups(integers: list[_Tensor], made: dict[str, Storage]) -> Iterator[tuple[str, Groups]]:
+    """The tensors of scales and offsets whose groups are not the units of the model's weights."""
+    for name, stored, filling, role in integers:
+        group, unit = (stored or made[name]).group, filling.weight.layout.unit
+        if unit is None or unit == group:
+            continue
+        for kind in ("scale", "offset"):
+            if kind in filling.beside:
+                yield beside_name(name, kind), Groups(filling.parts[role].shape[1], group, unit)
