@@ -22,9 +22,13 @@ from atb_models.models.family import Family
 from atb_models.models.generation import MOST_BYTES, SAMPLING, generation_fields
 from atb_models.models.generation import NEUTRAL as GENERATION_NEUTRAL
 from atb_models.models.generation import WITHOUT_EFFECT as GENERATION_WITHOUT_EFFECT
+from atb_models.models.quantized.read import read_scheme
 from atb_models.wording import named
 
 logger = logging.getLogger(__name__)
+
+# Fields of config.json that declare quantised weights; whoever reads those has checked them.
+DECLARING = frozenset({"quantize", "quantization", "quantization_config", "compression_config"})
 
 
 def load_model_config(
@@ -35,6 +39,8 @@ def load_model_config(
     generation_wanted: bool = False,
 ) -> ModelConfig:
     """Read config.json and generation_config.json of a checkpoint folder.
+
+    The way in which a quantised checkpoint stores its tensors is read from all files that declare it.
 
     `overrides` replaces fields of config.json by name. `log=False` keeps the notices quiet (ranks other than 0).
     `generation_wanted` reads generation_config.json whatever REMOVE_GENERATION_CONFIG_DICT says.
@@ -49,7 +55,10 @@ def load_model_config(
     family = _family(fields)
     values = {**decoder_fields(fields), **family.parse_config(fields)}
     values.update(generation_fields(path.parent, fields, fields.overrides, log=log, wanted=generation_wanted))
-    config = ModelConfig(**values, overridden=tuple(sorted(fields.overrides)))
+    scheme = read_scheme(path.parent, fields.raw)
+    if scheme is not None:
+        fields.known |= DECLARING
+    config = ModelConfig(**values, overridden=tuple(sorted(fields.overrides)), scheme=scheme)
     _check_consistent(config, fields, log=log)
     _check_rest(config, fields, log=log)
     fields.check_overrides()

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from atb_models.errors import CheckpointError, ConfigError
+from atb_models.layers.storage import Storage
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.dtypes import torch_dtype
@@ -99,7 +100,6 @@ def test_absent_fields_have_the_published_defaults(tmp_path: Path) -> None:
         ("rope_scaling", "linear"),
         ("model_type", "deepseek_v2"),
         ("model_type", None),
-        ("quantization_config", {"quant_method": "gptq"}),
         ("is_encoder_decoder", True),
         ("pruned_heads", {"0": [1]}),
         ("sliding_window", 128),
@@ -125,6 +125,20 @@ def test_refused_with_file_field_and_value(tmp_path: Path, field: str, value: An
     message = str(refusal.value)
     assert "config.json" in message and shown in message
     assert field in message or "experts per token" in message or "hidden_size" in message
+
+
+def test_quantised_weights_are_read_by_their_scheme_or_refused(tmp_path: Path) -> None:
+    assert load(tmp_path).scheme is None
+    with pytest.raises(ConfigError, match="config.json: quantization_config: quant_method is 'bitsandbytes'"):
+        load(tmp_path, quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(ConfigError, match="quant_model_description"):
+        load(tmp_path, quantize="w8a8_dynamic")
+    types = {"model_quant_type": "W8A8_DYNAMIC", "model.layers.0.self_attn.o_proj.weight": "W8A8_DYNAMIC"}
+    (tmp_path / "quant_model_description.json").write_text(json.dumps(types))
+    for declared in {"quantize": "w8a8_dynamic"}, {"quantization_config": {"group_size": 0}}:
+        scheme = load(tmp_path, **declared).scheme
+        assert scheme is not None and scheme.method == "w8a8_dynamic"
+        assert scheme.storage("model.layers.0.self_attn.o_proj.weight") == Storage(8, activations="token")
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "moe_intermediate_size"])

@@ -83,7 +83,7 @@ def _opened(
     if load_format == "dummy":
         dummy = DummyWeights(model, config)
         return DummyIntegers(dummy, stored) if stored else dummy
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, quantized=config.scheme is not None)
     if config.scheme is None:
         return checkpoint
     try:
