@@ -13,7 +13,7 @@ from atb_models.errors import ConfigError
 from atb_models.layers.storage import METHODS, Quantization, Storage
 from atb_models.models.config import ModelConfig
 from atb_models.models.quantized.scheme import ChosenLayers
-from atb_models.models.weights.weight_map import checkpoint_tensors
+from atb_models.models.weights.weight_map import checkpoint_tensors, has_bias
 
 EXPERTS = ".mlp.experts."
 
@@ -31,8 +31,8 @@ def model_quantization(config: ModelConfig, quantize: str | None) -> Quantizatio
     stored: dict[str, dict[str, Storage | None]] = {}
     biases: dict[str, frozenset[str]] = {}
     for name, parameter, role in checkpoint_tensors(config):
-        stored.setdefault(parameter, {})[name] = scheme.storage(name)
-        if scheme.has_bias(name):
+        stored.setdefault(parameter, {})[name] = _checked(name, scheme.storage(name))
+        if has_bias(scheme, name):
             biases[parameter] = biases.get(parameter, frozenset()) | {role}
             _check_bias(parameter, name)
     storages = {parameter: storage for parameter, by in stored.items() if (storage := _common(by))}
@@ -70,6 +70,14 @@ def _check_alike(storages: dict[str, Storage | None]) -> None:
             f"{static[0]} takes static int8 activations and {others[0]} does not, but they are parts of one matrix"
             " here; quantise them alike"
         )
+
+
+def _checked(name: str, storage: Storage | None) -> Storage | None:
+    if storage is not None and storage.activations != "float":
+        rows = storage.bits == 8 and storage.group is None
+        if not rows or (storage.offset and storage.activations == "static"):
+            raise ConfigError(f"{name} is stored as {storage}; int8 activations meet int8 rows with one scale alone")
+    return storage
 
 
 def _check_bias(parameter: str, name: str) -> None:

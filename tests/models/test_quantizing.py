@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from atb_models import LLM, ops
 from atb_models.errors import CheckpointError
-from atb_models.layers.parameter import Filling, fillings
-from atb_models.layers.storage import METHODS
+from atb_models.layers.parameter import Filling, Part, fillings
+from atb_models.layers.storage import METHODS, Storage
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
 from atb_models.models.quantization import model_quantization
@@ -28,9 +29,10 @@ from atb_models.models.weights.seen import quantizing
 from atb_models.models.weights.seen.quantizing import QuantizingWeights
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ops.native.library import active
-from atb_models.ops.weight import Weight
+from atb_models.ops.weight import NIBBLES, Weight
+from tests import quantized as quantized_once_more
 from tests.models.test_finite import PLACES, SAID, damaged
-from tests.quantized import Array, integers_and_scales, is_quantized
+from tests.quantized import Array, by_input, integers_and_scales, is_quantized
 from tests.records import build_of
 
 # Widths that divide by no number of ranks; XVERSE's heads are copied, too.
@@ -78,6 +80,18 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
         [127, 63, -127, 0, 0, 0, 0],  # the scale is a whole number of the smallest floats
     ]
     assert read(source, "a_scale").tolist() == [1.0, 2.0, 1.0, 1.0, least]
+
+
+def test_numbers_of_4_bits_by_hand(tmp_path: Path) -> None:
+    """A scale for each three inputs, the last of a row for one; -8 and 7 are the ends, halves go to the even."""
+    tiny.write_weights(tmp_path, {"a": torch.tensor([[7.5, -7.5, 2.5, 15.0, -13.0, 0.0, 3.75], [0.0] * 7])})
+    source = QuantizingWeights(open_checkpoint(tmp_path), {"a": Storage(4, group=3)})
+    assert source.names() == {"a", "a_scale"} and source.shape("a_scale") == (2, 3)
+    assert read(source, "a").tolist() == [[7, -8, 2, 7, -6, 0, 7], [0] * 7]
+    assert read(source, "a_scale").tolist() == [[1.0, 2.0, 0.5], [1.0, 1.0, 1.0]]
+    assert read(source, "a_scale", 0, 1, 2).tolist() == [[1.0, 1.0, 1.0]]
+    assert read(source, "a_scale", 1, 1, 3).tolist() == [[2.0, 0.5], [1.0, 1.0]]
+    assert read(source, "a", 1, 2, 5).tolist() == [[2, 7, -6], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -143,40 +157,51 @@ def test_scales_of_the_checkpoint_are_not_taken_for_ours(tmp_path: Path) -> None
             LLM(tmp_path, device="cpu", quantize=quantize)
 
 
-def loaded(folder: Path, rank: int, tp: int) -> Decoder:
+def loaded(folder: Path, rank: int, tp: int, quantize: str) -> Decoder:
     config = load_model_config(folder)
-    quantization = model_quantization(config, "w8a16")
+    quantization = model_quantization(config, quantize)
     model = build_model(config, build_of(torch.float32, rank, tp, quantization=quantization))
-    source = open_weights(folder, "auto", model, config, "w8a16")
+    source = open_weights(folder, "auto", model, config, quantize)
     load_weights(model, config, source)
     source.close()
     return model
 
 
+@pytest.mark.parametrize(
+    ("quantize", "group"),
+    [("w8a16", None), ("w8a8_dynamic", None), ("w4a16", 128), pytest.param("w4a16", 24, id="w4a16-cut-groups")],
+)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_ranks_hold_slices_of_what_the_whole_holds(
-    tmp_path: Path, family: str, backend: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, family: str, backend: str, quantize: str, group: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the last bit, for widths that divide by no number of ranks too; padding is zeros."""
+    """To the last bit, for widths that divide by no number of ranks or groups too; padding is zeros.
+
+    With groups of 24, ranks hold 8, 16 and 40 inputs and more of a row: they cut groups, and the last is shorter.
+    """
     monkeypatch.delenv("ATB_CPU_ISA")  # plain weights, see conftest.py
+    if group is not None:
+        monkeypatch.setitem(METHODS, quantize, replace(METHODS[quantize], group=group))
+        monkeypatch.setattr(quantized_once_more, "GROUP", group)
     if backend == "cpu" and active().level is None:
         pytest.skip("this CPU has no level of the library")
     ops.bind(backend)
     tensors = tiny.write_checkpoint(tmp_path, family=family, **ODD[family])
-    whole = {name: integers_and_scales(tensor) for name, tensor in tensors.items() if is_quantized(name)}
+    whole = {name: integers_and_scales(tensor, quantize) for name, tensor in tensors.items() if is_quantized(name)}
     theirs = {(one.parameter, one.role): one.name for one in checkpoint_tensors(load_model_config(tmp_path))}
     for tp in (1, 2, 4, 8):
         for rank in range(tp):
             quantized = {
                 name: filling
-                for name, filling in fillings(loaded(tmp_path, rank, tp)).items()
+                for name, filling in fillings(loaded(tmp_path, rank, tp, quantize)).items()
                 if filling.weight.layout.quantized
             }
             parts = [theirs[name, role] for name, filling in quantized.items() for role in filling.parts]
             assert sorted(parts) == sorted(whole)
             for name, filling in quantized.items():
-                assert (filling.weight.layout.packing is not None) == (backend == "cpu")
+                by_library = filling.weight.layout.packing not in (None, NIBBLES)
+                assert by_library == (backend == "cpu" and quantize == "w8a16")
                 expected = expected_weight(filling, {role: whole[theirs[name, role]] for role in filling.parts})
                 assert filling.weight.scale is not None and expected.scale is not None
                 assert torch.equal(filling.weight.scale, expected.scale), (tp, rank, name)
@@ -186,20 +211,31 @@ def test_ranks_hold_slices_of_what_the_whole_holds(
 def expected_weight(filling: Filling, whole: dict[str, tuple[Array, Array]]) -> Weight:
     """What fills a weight, put together from the whole tensors by role."""
     layout = filling.weight.layout
-    rows, scales = torch.zeros(layout.shape, dtype=torch.int8), torch.zeros(layout.shape[:-1])
+    assert layout.scales is not None
+    rows, scales = torch.zeros(layout.shape, dtype=torch.int8), torch.zeros(layout.scales)
     for role, part in filling.parts.items():
-        integers, of_rows = map(torch.from_numpy, whole[role])
-        assert part.dim is not None
+        integers, of_groups = whole[role]
         ours = (rows, scales) if part.unit is None else (rows[part.unit], scales[part.unit])
-        length = part.stop - part.start
-        ours[0].narrow(part.dim, part.first, length).copy_(integers.narrow(part.dim, part.start, length))
-        if part.dim == 0:
-            ours[1].narrow(0, part.first, length).copy_(of_rows.narrow(0, part.start, length))
+        part.within(ours[0]).copy_(own(part, integers))
+        if layout.unit is None:
+            of_rows = of_groups[part.start : part.stop] if part.dim == 0 else of_groups
+            ours[1][part.first :][: len(of_rows)].copy_(torch.from_numpy(of_rows))
         else:
-            ours[1].copy_(of_rows)
+            of_numbers = own(part, np.broadcast_to(by_input(of_groups, integers.shape[1]), integers.shape))
+            height, units = of_numbers[:, :: layout.unit].shape
+            held = ours[1][part.first if part.dim == 0 else 0 :][:height, :units]
+            held.copy_(of_numbers[:, :: layout.unit])
+            again = held.repeat_interleave(layout.unit, 1)[:, : of_numbers.shape[1]]
+            assert torch.equal(again, of_numbers), "each number has the scale of its group"
+    stored = Weight(layout, torch.zeros(layout.stored, dtype=layout.dtype), scales)
     if layout.packing is None:
-        return Weight(layout, rows, scales)
-    stored = Weight(layout, torch.zeros(layout.stored, dtype=torch.int8), scales)
+        return replace(stored, data=rows)
     for unit, matrix in enumerate(rows) if rows.dim() == 3 else [(None, rows)]:
         layout.packing.pack(matrix, stored, unit)
     return stored
+
+
+def own(part: Part, whole: Array) -> Tensor:
+    """A part's range of a whole tensor."""
+    assert part.dim is not None
+    return torch.from_numpy(whole.copy()).narrow(part.dim, part.start, part.stop - part.start)

@@ -1,9 +1,11 @@
-"""Operations on int8 weights with scales: each backend against the same operation on the floats they stand for."""
+"""Operations on floats and integer weights: each backend against the same operation on the floats they stand for."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,35 +38,54 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-def plain(rows: Tensor, scale: Tensor) -> Weight:
-    layout = Layout.integers(tuple(rows.shape))
-    assert layout.scales == scale.shape and layout.nbytes == rows.numel() + 4 * scale.numel()
-    return Weight(layout, rows, scale)
+# Of a weight with 52 or 40 inputs on this rank, and 27: units that are groups, parts of groups, and single inputs.
+STORAGES = {
+    "int8": {},
+    "int8 with offsets": {"offsets": True},
+    "int4": {"bits": 4},
+    "int4 in units": {"bits": 4, "unit": 4},
+    "int4 in units with offsets": {"bits": 4, "unit": 4, "offsets": True},
+    "int8 in units": {"unit": 4},
+}
 
 
-def drawn(*shape: int) -> Weight:
-    """With rows of very different scales, one of them all zeros."""
-    rows = torch.randint(-127, 128, shape, dtype=torch.int8)
+def drawn(*shape: int, **storage: Any) -> Weight:
+    """With scales that differ very much, one row all zeros."""
+    unit = storage.get("unit")
+    layout = Layout.integers(shape, **storage | ({"unit": math.gcd(unit, shape[-1])} if unit else {}))
+    assert layout.scales is not None
+    least, most = (-8, 7) if layout.bits == 4 else (-128, 127)
+    rows = torch.randint(least, most + 1, shape, dtype=torch.int8)
     rows[..., 1, :] = 0
-    return plain(rows, torch.rand(shape[:-1]) / 500 + 1e-4)
+    offset = torch.randint(least, most + 1, layout.scales).float() if layout.offsets else None
+    return Weight(layout, rows, torch.rand(layout.scales) / 500 + 1e-4, offset)
 
 
-def as_bound(weight: Weight, operation: Op, argument: str) -> Weight:
-    """As the bound backend stores it."""
-    packing = operation.packings.get(argument)
-    if packing is None:
+def as_bound(operation: Op, **weights: Weight) -> list[Weight]:
+    """The weights of an operation by argument as the bound backend stores them."""
+    layouts = operation.packed({name: weight.layout for name, weight in weights.items()})
+    return [packed(weight, layouts[name]) for name, weight in weights.items()]
+
+
+def packed(weight: Weight, layout: Layout) -> Weight:
+    if layout.packing is None:
         return weight
-    layout = packing.layout(weight.layout)
-    packed = Weight(layout, torch.zeros(layout.stored, dtype=layout.dtype), weight.scale)
+    stored = replace(weight, layout=layout, data=torch.zeros(layout.stored, dtype=layout.dtype))
     for unit, matrix in enumerate(weight.rows) if len(weight.shape) == 3 else [(None, weight.rows)]:
-        packing.pack(matrix, packed, unit)
-    return packed
+        layout.packing.pack(matrix, stored, unit)
+    return stored
 
 
 def floats(weight: Weight, dtype: torch.dtype) -> Weight:
-    """The weight that it stands for: float32 products, rounded to `dtype`."""
-    assert weight.scale is not None
-    return Weight.plain((weight.rows.float() * weight.scale[..., None]).to(dtype))
+    """The weight that it stands for: (integer - offset) * scale in float32, input by input, rounded to `dtype`."""
+    times = weight.shape[-1] if weight.layout.unit is None else weight.layout.unit
+    scale, offset = (
+        None if x is None else x.view(*weight.shape[:-1], -1).repeat_interleave(times, -1)
+        for x in (weight.scale, weight.offset)
+    )
+    assert scale is not None
+    rows = weight.rows.float() if offset is None else weight.rows.float() - offset
+    return Weight.plain((rows * scale).to(dtype))
 
 
 def check(ours: Tensor, exact: Tensor, backend: str) -> None:
@@ -79,25 +100,26 @@ def check(ours: Tensor, exact: Tensor, backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 9, 40])
 @pytest.mark.parametrize("biased", [False, True])
-def test_linear(backend: str, dtype: torch.dtype, rows: int, biased: bool) -> None:
-    x, weight = torch.randn(rows, 52).to(dtype), drawn(37, 52)
+@pytest.mark.parametrize("storage", STORAGES)
+def test_linear(backend: str, dtype: torch.dtype, rows: int, biased: bool, storage: str) -> None:
+    x, weight = torch.randn(rows, 52).to(dtype), drawn(37, 52, **STORAGES[storage])
     bias = torch.randn(37).to(dtype) if biased else None
-    ours = ops.linear(x, as_bound(weight, ops.linear, "weight_OI"), bias)
+    ours = ops.linear(x, *as_bound(ops.linear, weight_OI=weight), bias)
     check(ours, ops.linear(x, floats(weight, dtype), bias), backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 13])
-def test_experts(backend: str, dtype: torch.dtype, tokens: int) -> None:
+@pytest.mark.parametrize("storage", STORAGES)
+def test_experts(backend: str, dtype: torch.dtype, tokens: int, storage: str) -> None:
     """All three rows of a token; expert 4 gets none."""
-    x, gate_up, down = torch.randn(tokens, 40).to(dtype), drawn(5, 2 * 27, 40), drawn(5, 40, 27)
+    x, how = torch.randn(tokens, 40).to(dtype), STORAGES[storage]
+    gate_up, down = drawn(5, 2 * 27, 40, **how), drawn(5, 40, 27, **how)
     chosen = torch.stack([torch.randperm(4)[:3] for _ in range(tokens)])
     shares = torch.rand(tokens, 3)
     op = ops.moe_experts
     counts = torch.zeros(5, dtype=torch.int64)
-    ours = ops.moe_experts(
-        x, as_bound(gate_up, op, "gate_up_EGH"), as_bound(down, op, "down_EHF"), shares, chosen, counts
-    )
+    ours = ops.moe_experts(x, *as_bound(op, gate_up_EGH=gate_up, down_EHF=down), shares, chosen, counts)
     exact = op.reference(x, floats(gate_up, dtype), floats(down, dtype), shares, chosen)
     check(ours, exact, backend)
     assert counts.sum() == 3 * tokens and counts[4] == 0
@@ -106,7 +128,7 @@ def test_experts(backend: str, dtype: torch.dtype, tokens: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shape_rules_and_costs(backend: str, dtype: torch.dtype) -> None:
     """On meta tensors as on real ones; what is read is integers and scales."""
-    x, weight = torch.randn(6, 52).to(dtype), as_bound(drawn(37, 52), ops.linear, "weight_OI")
+    x, weight = torch.randn(6, 52).to(dtype), as_bound(ops.linear, weight_OI=drawn(37, 52))[0]
     stack, chosen = drawn(5, 54, 52), torch.stack([torch.randperm(5)[:2] for _ in range(6)])
     counts = torch.bincount(chosen.flatten(), minlength=5)
     for op, args in (

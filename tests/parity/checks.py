@@ -14,6 +14,8 @@ from torch import Tensor
 
 from atb_models import LLM, RequestOutput, SamplingParams
 from atb_models.engine.scheduler import Row
+from atb_models.layers.storage import METHODS, Storage
+from tests import quantized
 from tests.parity.golden import PROMPTS, Golden
 from tests.parity.plain import plain_logits
 from tests.quantized import dequantized
@@ -103,13 +105,21 @@ def check_plain(folder: str, quantize: str | None = None) -> None:
         ours = llm.prompt_logits(token_ids)
         (output,) = llm.generate([token_ids], SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))
     config, tensors = json.loads(Path(folder, "config.json").read_text()), load_file(Path(folder, "model.safetensors"))
-    exact = plain_logits(config, dequantized(tensors) if quantize else tensors, token_ids + output.token_ids)
+    exact = plain_logits(config, dequantized(tensors, quantize) if quantize else tensors, token_ids + output.token_ids)
     assert (ours - exact[: len(token_ids)]).abs().max() <= 2e-4
     assert output.token_ids == exact[len(token_ids) - 1 : -1].argmax(dim=1).tolist()
 
 
-def check_quantized_by_torch(folder: str) -> None:
-    """check_plain of W8A16 without the native library."""
+def check_cut_groups(folder: str, group: int) -> None:
+    """check_plain of w4a16 with other groups, in the engine and in the plain implementation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "w4a16", Storage(4, group=group))
+        patch.setattr(quantized, "GROUP", group)
+        check_plain(folder, "w4a16")
+
+
+def check_quantized_by_torch(folder: str, quantize: str = "w8a16") -> None:
+    """check_plain without the native library."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATB_CPU_ISA", "reference")
-        check_plain(folder, "w8a16")
+        check_plain(folder, quantize)

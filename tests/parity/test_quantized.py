@@ -1,4 +1,7 @@
-"""W8A16 against the plain implementation on the floats that the weights stand for, with the library and without."""
+"""Float activations against the plain implementation on the floats that integer weights stand for.
+
+With the library and without.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +19,41 @@ from tests.quantized import dequantized
 from tests.tiny import FAMILIES, write_checkpoint
 
 CHECKPOINTS = ("deepseek", "qwen", "xverse")
+FULL = pytest.mark.full
 
 
+@pytest.mark.parametrize("quantize", ["w8a16", "w4a16"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_one_rank(shared: Path, name: str) -> None:
-    check_plain(str(shared / "golden" / name), "w8a16")
+def test_one_rank(shared: Path, name: str, quantize: str) -> None:
+    check_plain(str(shared / "golden" / name), quantize)
 
 
+@pytest.mark.parametrize("quantize", ["w8a16", pytest.param("w4a16", marks=FULL)])
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_one_rank_by_torch(shared: Path, name: str) -> None:
-    check_quantized_by_torch(str(shared / "golden" / name))
+def test_one_rank_by_torch(shared: Path, name: str, quantize: str) -> None:
+    check_quantized_by_torch(str(shared / "golden" / name), quantize)
 
 
-@pytest.mark.parametrize("tp", [2, 4, pytest.param(8, marks=pytest.mark.full)])
+@pytest.mark.parametrize("quantize", ["w8a16", pytest.param("w4a16", marks=FULL)])
+@pytest.mark.parametrize("tp", [2, 4, pytest.param(8, marks=FULL)])
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_ranks(shared: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
-    kept_ranks.run("tests.parity.checks:check_plain", tp, str(shared / "golden" / name), "w8a16")
+def test_ranks(shared: Path, kept_ranks: KeptRanks, name: str, tp: int, quantize: str) -> None:
+    kept_ranks.run("tests.parity.checks:check_plain", tp, str(shared / "golden" / name), quantize)
 
 
-@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=FULL)])
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_ranks_by_torch(shared: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
     kept_ranks.run("tests.parity.checks:check_quantized_by_torch", tp, str(shared / "golden" / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "tp"),
+    [("deepseek", 4), *(pytest.param(name, tp, marks=FULL) for name in CHECKPOINTS for tp in (1, 2, 4, 8))],
+)
+def test_groups_that_ranks_cut(shared: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
+    """Groups of 48: the last of 64 and of 128 inputs is shorter, and 16, 32 and 8 inputs of a rank cut them."""
+    kept_ranks.run("tests.parity.checks:check_cut_groups", tp, str(shared / "golden" / name), 48)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,13 +64,15 @@ def test_padded_widths_biases_grouped_heads_and_a_tied_head(family: str, tmp_pat
     write_checkpoint(tmp_path, family=family, **{narrow: 27}, **bias, num_key_value_heads=2, tie_word_embeddings=True)
     check_plain(str(tmp_path), "w8a16")
     kept_ranks.run("tests.parity.checks:check_plain", 4, str(tmp_path), "w8a16")
+    kept_ranks.run("tests.parity.checks:check_plain", 4, str(tmp_path), "w4a16")
 
 
-def test_the_measure_tells_int8_from_floats(shared: Path) -> None:
-    """Quantised weights do change the logits by far more than the tolerance, and the int8 model has them."""
+def test_the_measure_tells_integers_from_floats(shared: Path) -> None:
+    """Quantised weights do change the logits by far more than the tolerance, and the engine's model has them."""
     folder, token_ids = shared / "golden" / "deepseek", list(range(5, 40))
     config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    exact, rounded = (plain_logits(config, weights, token_ids) for weights in (tensors, dequantized(tensors)))
-    assert (exact - rounded).abs().max() > 2e-3
-    with LLM(folder, dtype="fp32", device="cpu", quantize="w8a16") as llm:
-        assert (llm.prompt_logits(token_ids) - exact).abs().max() > 2e-3
+    exact = plain_logits(config, tensors, token_ids)
+    for quantize in "w8a16", "w4a16":
+        assert (exact - plain_logits(config, dequantized(tensors, quantize), token_ids)).abs().max() > 2e-3
+        with LLM(folder, dtype="fp32", device="cpu", quantize=quantize) as llm:
+            assert (llm.prompt_logits(token_ids) - exact).abs().max() > 2e-3

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from atb_models.models.config import ModelConfig
 from atb_models.models.families import FAMILIES
+from atb_models.models.quantized.scheme import Scheme
 from atb_models.models.weights.names import CheckpointTensor, attention_tensors, mlp_tensors, moe_tensors
 
 
@@ -21,14 +22,22 @@ def checkpoint_tensors(config: ModelConfig) -> Iterator[CheckpointTensor]:
     tensors = list(_of_floats(config))
     own = {tensor.name for tensor in tensors}
     for tensor in tensors:
-        name, parameter, role = tensor
-        weight = f"{name.removesuffix('.bias')}.weight"
-        storage = scheme.storage(weight) if name.endswith(".bias") else None
-        if storage is None or storage.activations != "static":
+        if not (tensor.name.endswith(".bias") and is_static(scheme, f"{tensor.name.removesuffix('.bias')}.weight")):
             yield tensor
-        bias = f"{name.removesuffix('.weight')}.bias"
-        if name.endswith(".weight") and bias not in own and scheme.has_bias(name):
-            yield CheckpointTensor(bias, f"{parameter.removesuffix('.weight')}.bias", role)
+        bias = f"{tensor.name.removesuffix('.weight')}.bias"
+        if tensor.name.endswith(".weight") and bias not in own and has_bias(scheme, tensor.name):
+            yield CheckpointTensor(bias, f"{tensor.parameter.removesuffix('.weight')}.bias", tensor.role)
+
+
+def has_bias(scheme: Scheme, weight: str) -> bool:
+    """Whether there is a bias of floats that config.json does not tell of."""
+    return scheme.has_bias(weight) and not is_static(scheme, weight)
+
+
+def is_static(scheme: Scheme, weight: str) -> bool:
+    """Whether the weight takes static activations: its linear map has a bias of integers alone."""
+    storage = scheme.storage(weight)
+    return storage is not None and storage.activations == "static"
 
 
 def _of_floats(config: ModelConfig) -> Iterator[CheckpointTensor]:
