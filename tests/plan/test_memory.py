@@ -17,7 +17,8 @@ from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.graph.memory import StorageMode
-from atb_models.layers.parameter import fillings
+from atb_models.layers.parameter import Filling, fillings
+from atb_models.layers.storage import Storage
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.weights.packer import packing_bytes
@@ -31,6 +32,8 @@ from atb_models.plan.memory import (
     one_of_each_layer,
     rank_memory,
 )
+from atb_models.plan.parameters import count_parameters
+from tests.models.schemes import HandMade
 
 LIMITS = Limits(max_batch_size=4, max_prefill_tokens=64, max_seq_len=100, block_size=16)
 
@@ -90,6 +93,52 @@ def test_int8_weights_are_held_as_planned(
         quantized = [filling for filling in fillings(model).values() if filling.weight.layout.quantized]
         assert len(quantized) == 2 * 4 + 2 + 3 * 4
         assert all(packing_bytes(filling) == math.prod(filling.weight.shape[-2:]) for filling in quantized)
+
+
+@pytest.mark.parametrize("quantize", ["w4a16", "w8a8_dynamic"])
+@pytest.mark.parametrize("level", ["reference", "native"])
+def test_other_storages_are_held_as_planned(
+    config: ModelConfig, demo: Path, level: str, quantize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 bits in half a byte with a scale for 128 inputs; and the ranks of a shard as one rank."""
+    monkeypatch.delenv("ATB_CPU_ISA", raising=False)
+    if level == "reference":
+        monkeypatch.setenv("ATB_CPU_ISA", level)
+    elif active().level is None:
+        pytest.skip("this CPU has no level of the library")
+    ops.bind("cpu")
+    planned = rank_memory(config, torch.float16, 1, LIMITS, quantize)
+    with LLM(demo, device="cpu", quantize=quantize, kv_blocks=2, max_seq_len=64) as llm:
+        model = llm._runner.model
+        assert planned.weights == sum(parameter.nbytes for parameter in model.parameters())
+        weight = model.layers[0].attn.qkv.stored
+    outputs, inputs = weight.shape
+    if quantize == "w4a16":
+        assert weight.nbytes == outputs * (inputs // 2 + 4 * inputs // 128)
+        if level == "reference":
+            assert planned.packing == max(math.prod(one.weight.shape[-2:]) for one in quantized(config, quantize))
+    halves = [rank_memory(config, torch.float16, size, LIMITS, quantize).weights for size in (1, 2)]
+    assert 0.5 < halves[1] / halves[0] < 0.8, "embedding and norms are on both ranks"
+
+
+def test_a_mixed_checkpoint_is_planned_layer_by_layer(config: ModelConfig) -> None:
+    """As if every layer were traced, though only one of each kind is."""
+    ops.bind("reference")
+    int8, static = Storage(8), Storage(8, activations="static")
+    scheme = HandMade({
+        "layers.2.self_attn.o_proj.weight": int8, "layers.1.mlp.experts.0.up_proj.weight": int8,
+        "gate_proj.weight": Storage(4, 32), "up_proj.weight": Storage(4, 64), "down_proj.weight": static,
+    })  # fmt: skip
+    mixed = replace(config, scheme=scheme)
+    whole = sum(filling.weight.nbytes for filling in fillings(meta_model(mixed, torch.float16)).values())
+    floats = rank_memory(config, torch.float16, 1, LIMITS).weights
+    assert rank_memory(mixed, torch.float16, 1, LIMITS).weights == whole < floats
+    assert count_parameters(mixed) == count_parameters(config)
+
+
+def quantized(config: ModelConfig, quantize: str) -> list[Filling]:
+    every = fillings(meta_model(config, torch.float16, quantize=quantize)).values()
+    return [filling for filling in every if filling.weight.layout.quantized]
 
 
 def test_one_layer_of_each_kind_has_the_peak_of_all(config: ModelConfig) -> None:
