@@ -84,5 +84,10 @@ def shortened(error: object) -> str:
 
 
 def precision(dtype: str, quantize: str | None) -> str:
-    """A run's data type and how it stores its weights: "fp16", or "fp16, weights as w8a16"."""
-    return dtype if quantize is None else f"{dtype}, weights as {quantize}"
+    """A run's data type and how it stores its weights: "fp16", or "fp16, weights as w8a16".
+
+    Methods with a8 in their names quantise activations too: "fp16, weights and activations as w8a8_dynamic".
+    """
+    if quantize is None:
+        return dtype
+    return f"{dtype}, weights{' and activations' if 'a8' in quantize else ''} as {quantize}"

@@ -56,7 +56,8 @@ def dtype_flag(group: argparse._ActionsContainer) -> None:
 
 def quantize_flag(group: argparse._ActionsContainer) -> None:
     group.add_argument("--quantize", choices=QUANTIZE,
-        help="w8a16: the weights of linear maps as int8, a scale for each output (default: as --dtype)"
+        help="weights of linear maps as w8a16: int8, a scale for each output; w4a16: 4 bits, a scale for 128 inputs;"
+        " w8a8_dynamic: int8, and int8 activations, a scale for each token (default: as the checkpoint)"
     )  # fmt: skip
 
 

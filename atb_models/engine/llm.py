@@ -57,8 +57,9 @@ class LLM:
     load_format: auto, or dummy for random weights. config_overrides: fields of config.json to replace.
     deterministic: the same bits in every run; on npu and cuda a setting of the whole process, see determinism.py.
     graph_capture: capture decode steps as graphs at the start and replay them; None does so where the device can (npu).
-    quantize: w8a16 stores the weights of the linear maps as int8, one scale for each output, while they are loaded;
-    embedding, head, router and norms stay in dtype. None leaves all weights in dtype.
+    quantize: stores the weights of the linear maps as integers while they are loaded; embedding, head, router and norms
+    stay in dtype. w8a16: int8, a scale for each output. w4a16: 4 bits, a scale for each 128 inputs. w8a8_dynamic: as
+    w8a16, and the activations that meet them are int8 with a scale for each token. None: as the checkpoint has them.
     An EngineConfig in the place of model_path stands for all of them.
 
     It belongs to the process that made it: in a fork of that process every call raises RequestError, only `close`

@@ -77,7 +77,7 @@ class Build:
     def __post_init__(self) -> None:
         assert self.expert.size == self.data.size == 1, "experts and requests are not spread over ranks yet"
         if self.quantization is not None and self.quantization.has_integers:
-            check_quantized(self.quantization.name)
+            check_quantized(self.quantization.name, asked=self.quantization.every is not None)
 
     def within(self, name: str) -> Build:
         """For a module of that name within the one that is built."""

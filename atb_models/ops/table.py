@@ -189,10 +189,19 @@ def _layouts(device_type: str) -> Backend:
     return layouts
 
 
-def check_quantized(method: str) -> None:
-    """Raise ConfigError where the bound backend takes no weights of integers with scales, which `method` asks for."""
-    if not takes_quantized():
+def check_quantized(method: str, *, asked: bool) -> None:
+    """Raise ConfigError where the bound backend takes no weights of integers with scales, which `method` has.
+
+    asked: by the user; else the checkpoint's weights are so.
+    """
+    if takes_quantized():
+        return
+    if asked:
         raise ConfigError(f"{_bound[0]} takes no quantised weights yet, and quantize is {method}; leave it out there")
+    raise ConfigError(
+        f"{_bound[0]} takes no quantised weights yet, and the checkpoint's are {method}; take the float weights that"
+        " they were made from, or another device"
+    )
 
 
 def operations() -> Iterator[Op]:

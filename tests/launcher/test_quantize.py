@@ -71,6 +71,35 @@ def test_a_plan_of_int8_weights(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert "refuses quantised weights" not in run(capsys, *folder, "--device", "cpu")
 
 
+@pytest.mark.parametrize(("quantize", "low", "high"), [("w4a16", 0.26, 0.28), ("w8a8_dynamic", 0.5, 0.51)])
+def test_a_plan_of_other_storages(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, quantize: str, low: float, high: float
+) -> None:
+    """Weights of DeepSeek-MoE-16B but for embedding, head and norms; int8 activations have the rate of int8."""
+    folder = ["--model_path", str(write_config(tmp_path)), "--device", "cpu", "--plan", "--format", "json"]
+    plain, other = (json.loads(run(capsys, *folder, *more)) for more in ([], ["--quantize", quantize]))
+    assert other["model"]["quantize"] == quantize and plain["model"]["parameters"] == other["model"]["parameters"]
+    weights = [plan["memory"]["rank"]["weights"] - 2 * 2 * 102400 * 2048 for plan in (plain, other)]
+    assert low < weights[1] / weights[0] < high
+    first = [plan["chips"]["H200"]["times"][0]["first_token_s"]["compute"] for plan in (plain, other)]
+    assert first[1] == first[0] if quantize == "w4a16" else 0.5 < first[1] / first[0] < 0.6
+    text = run(capsys, *folder[:-2], "--quantize", quantize)
+    assert f"fp16, weights{' and activations' if quantize != 'w4a16' else ''} as {quantize}, 1 rank;" in text
+
+
+def test_the_graph_of_int8_activations_shows_the_parts_that_torch_computes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the four layers, one dense: 8 linear maps of attention, 8 of dense and shared experts; 3 with routed experts,
+    whose first product shares the integers of a token among its experts."""
+    monkeypatch.setenv("ATB_CPU_ISA", "reference")
+    found = run(capsys, "--print_graph", "--device", "cpu", "--quantize", "w8a8_dynamic", "--format", "json")
+    decode = json.loads(found)["decode"]
+    wanted = {"Linear": 1, "QuantMatmul": 16, "QuantGroupedMatmul": 6, "Quantize": 16 + 6, "MoeRouteScales": 3}
+    assert {name: decode["counts"].get(name) for name in wanted} == wanted and decode["stray"] == []
+    assert not {"QuantLinear", "QuantMoeExperts"} & decode["counts"].keys()
+
+
 def test_the_graph_names_the_method_and_int8_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--print_graph", *INT8).startswith("graph of embedded checkpoint, fp16, weights as w8a16, rank")
     graph = json.loads(run(capsys, "--print_graph", *INT8, "--format", "json"))["decode"]

@@ -14,11 +14,13 @@ from torch import Tensor
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.graph import meta_model
+from atb_models.layers.storage import Storage
 from atb_models.models.config_reader import load_model_config
 from atb_models.ops import table
 from atb_models.ops.native.library import active
 from atb_models.ops.table import Op
 from atb_models.ops.weight import Layout, Weight
+from tests.models.storages.schemes import HandMade
 from tests.records import map_tensors, shape_rule
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -156,4 +158,10 @@ def test_a_backend_may_refuse_it_by_name(monkeypatch: pytest.MonkeyPatch, demo: 
     said = "npu takes no quantised weights yet, and quantize is w8a16; leave it out there"
     with pytest.raises(ConfigError, match=said):
         meta_model(config, torch.float16, quantize="w8a16")
-    assert meta_model(config, torch.float16).layers[0].attn.qkv.stored.scale is None
+    scheme = HandMade({"o_proj.weight": Storage(8)})
+    said = "npu takes no quantised weights yet, and the checkpoint's are w8a8; take the float weights"
+    with pytest.raises(ConfigError, match=said):
+        meta_model(replace(config, scheme=scheme), torch.float16)
+    floats = replace(config, scheme=HandMade({}, biases=("model.norm.weight",)))
+    for model in meta_model(config, torch.float16), meta_model(floats, torch.float16):
+        assert model.layers[0].attn.qkv.stored.scale is None

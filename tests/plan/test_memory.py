@@ -33,7 +33,7 @@ from atb_models.plan.memory import (
     rank_memory,
 )
 from atb_models.plan.parameters import count_parameters
-from tests.models.schemes import HandMade
+from tests.models.storages.schemes import HandMade
 
 LIMITS = Limits(max_batch_size=4, max_prefill_tokens=64, max_seq_len=100, block_size=16)
 

@@ -13,7 +13,7 @@ from atb_models.models.weights.seen.agreeing import Agreeing
 from atb_models.models.weights.seen.dequantized import Dequantized
 from atb_models.models.weights.seen.regrouped import Groups, Regrouped
 from atb_models.models.weights.source import WeightSource
-from tests.models.schemes import Tensors
+from tests.models.storages.schemes import Tensors
 
 
 def read(source: WeightSource, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> Tensor:

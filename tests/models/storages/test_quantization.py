@@ -21,7 +21,7 @@ from atb_models.models.config_reader import load_model_config
 from atb_models.models.quantization import layer_kinds, model_quantization, quantization_name, with_layers
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ops.weight import Layout
-from tests.models.schemes import HandMade
+from tests.models.storages.schemes import HandMade
 
 INT8, STATIC = Storage(8), Storage(8, activations="static")
 

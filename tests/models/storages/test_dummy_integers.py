@@ -17,7 +17,7 @@ from atb_models.models.decoder import build_model
 from atb_models.models.weights.dummy import DummyWeights
 from atb_models.models.weights.seen.dummy_integers import DummyIntegers
 from tests.kept_ranks import KeptRanks
-from tests.models.schemes import HandMade
+from tests.models.storages.schemes import HandMade
 from tests.records import build_of
 
 STATIC, TOKEN = Storage(8, activations="static"), Storage(8, activations="token")
@@ -76,5 +76,5 @@ def test_a_model_of_all_storages_runs_and_is_the_same_on_ranks(tmp_path: Path, k
     tiny.write_checkpoint(tmp_path)
     one = torch.tensor(logits_of(str(tmp_path)))
     assert one.isfinite().all() and one.std() > 1e-3
-    four = torch.tensor(kept_ranks.run("tests.models.test_dummy_integers:logits_of", 4, str(tmp_path)))
+    four = torch.tensor(kept_ranks.run("tests.models.storages.test_dummy_integers:logits_of", 4, str(tmp_path)))
     assert (four - one).abs().max() <= 1e-4 * one.std()
