@@ -23,6 +23,7 @@ from atb_models.wording import named, shortened
 
 logger = logging.getLogger(__name__)
 
+
 class BinFile:
     """What torch.save wrote. A file of the format before torch 1.6 cannot be mapped and is read whole.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 PERMISSION_SWITCH = "MINDIE_CHECK_INPUTFILES_PERMISSION"
 LAYOUTS = ("model.safetensors", "pytorch_model.bin")  # each also in pieces, listed by <name>.index.json
+# AutoGPTQ's names, by bits and group; also in pieces.
+_GPTQ_LAYOUT = re.compile(r"(gptq_model-\w+-\w+\.safetensors)(\.index\.json)?")
 
 
 class WeightFile(Protocol):
@@ -95,25 +98,31 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(folder: Path | str, *, quantized: bool = False) -> Checkpoint:
+def has_weights(folder: Path) -> bool:
+    """Whether a quantised checkpoint's files are there, those of ModelSlim's names aside."""
+    return any(is_there(folder / f"{layout}{end}") for layout in _layouts(folder, True) for end in ("", ".index.json"))
+
+
+def open_checkpoint(folder: Path | str, *, quantized: bool = False, log: bool = True) -> Checkpoint:
     """Open model.safetensors, a sharded set with its index, or pytorch_model*.bin, in this order of preference.
 
     quantized: its files may hold integers and 8-bit floats, which the scheme of a quantised checkpoint unpacks, and
-    those of ModelSlim's own names come first.
+    those of ModelSlim's own names come first, those of AutoGPTQ's last. log: whether to warn of files that others may
+    change.
 
     Every file is opened and its table of tensors checked before a weight is read. Raises CheckpointError naming the
     file (and tensor) that is missing, damaged, or of a kind this project does not read.
     """
     folder = Path(folder)
     if quantized and (found := modelslim_files(folder)) is not None:
-        return _open(*found, quantized)
-    for layout in LAYOUTS:
+        return _open(*found, quantized, log)
+    for layout in _layouts(folder, quantized):
         single, index = folder / layout, folder / f"{layout}.index.json"
         if is_there(single):
             check_present(single)
-            return _open({single: None}, single, quantized)
+            return _open({single: None}, single, quantized, log)
         if is_there(index):
-            return _open(indexed_files(folder, index), index, quantized)
+            return _open(indexed_files(folder, index), index, quantized, log)
     loose = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
     others = f"; {', '.join(loose[:4])} alone cannot be read" if loose else ""
     wanted = ", ".join(f"{layout} or {layout}.index.json" for layout in LAYOUTS)
@@ -121,9 +130,16 @@ def open_checkpoint(folder: Path | str, *, quantized: bool = False) -> Checkpoin
     raise CheckpointError(f"{folder} holds no weights: none of {wanted} exists{others}")
 
 
-def _open(wanted: dict[Path, set[str] | None], listing: Path, quantized: bool) -> Checkpoint:
+def _layouts(folder: Path, quantized: bool) -> tuple[str, ...]:
+    """The names that a file or, with .index.json, an index of the weights may have."""
+    found = (_GPTQ_LAYOUT.fullmatch(path.name) for path in folder.glob("gptq_model-*") if quantized)
+    return (*LAYOUTS, *sorted({match[1] for match in found if match}))
+
+
+def _open(wanted: dict[Path, set[str] | None], listing: Path, quantized: bool, log: bool) -> Checkpoint:
     """Open the files; a tensor that the listing promises must be in its file."""
-    _warn_of_permissions(list(wanted))
+    if log:
+        _warn_of_permissions(list(wanted))
     files: dict[str, WeightFile] = {}
     opened: list[WeightFile] = []
     unlisted: list[tuple[str, WeightFile]] = []

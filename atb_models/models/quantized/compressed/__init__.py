@@ -1,0 +1,1 @@
+"""compressed-tensors, as llm-compressor writes it."""

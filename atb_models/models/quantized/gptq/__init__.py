@@ -1,0 +1,1 @@
+"""GPTQ, as AutoGPTQ, GPTQModel, Optimum and AutoRound write it."""
