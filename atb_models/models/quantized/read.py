@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from atb_models.errors import ConfigError
 from atb_models.json_file import check_size, is_there, read_json
+from atb_models.models.quantized.awq import scheme as awq
 from atb_models.models.quantized.declaration import Declaration
+from atb_models.models.quantized.gptq import scheme as gptq
 from atb_models.models.quantized.modelslim.description import SETTINGS, is_declared
 from atb_models.models.quantized.modelslim.scheme import read as read_modelslim
 from atb_models.models.quantized.refusals import advice
@@ -17,7 +19,10 @@ from atb_models.wording import named, shown
 
 # quant_method, in lower case and with hyphens -> the scheme of what such a checkpoint declares. ModelSlim's weights
 # have files of their own that say so, see modelslim/.
-FORMATS: Final[Mapping[str, Callable[[Declaration], Scheme]]] = {}
+FORMATS: Final[Mapping[str, Callable[[Declaration], Scheme]]] = {
+    "awq": awq.read,
+    "gptq": gptq.read,
+}
 # Names that other engines have for ModelSlim's format where they want a quant_method.
 MODELSLIM: Final = ("ascend", "modelslim")
 

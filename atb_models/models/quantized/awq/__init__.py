@@ -1,0 +1,1 @@
+"""AWQ, as AutoAWQ writes it in its version gemm."""
