@@ -9,7 +9,9 @@ from typing import Any, Final
 from atb_models.errors import ConfigError
 from atb_models.json_file import check_size, is_there, read_json
 from atb_models.models.quantized.awq import scheme as awq
+from atb_models.models.quantized.compressed import scheme as compressed
 from atb_models.models.quantized.declaration import Declaration
+from atb_models.models.quantized.float8 import scheme as float8
 from atb_models.models.quantized.gptq import scheme as gptq
 from atb_models.models.quantized.modelslim.description import SETTINGS, is_declared
 from atb_models.models.quantized.modelslim.scheme import read as read_modelslim
@@ -21,6 +23,8 @@ from atb_models.wording import named, shown
 # have files of their own that say so, see modelslim/.
 FORMATS: Final[Mapping[str, Callable[[Declaration], Scheme]]] = {
     "awq": awq.read,
+    "compressed-tensors": compressed.read,
+    "fp8": float8.read,
     "gptq": gptq.read,
 }
 # Names that other engines have for ModelSlim's format where they want a quant_method.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Literal
 
 from atb_models.errors import ConfigError
 from atb_models.models.config_fields import Fields
@@ -25,10 +25,12 @@ def module_of(weight: str) -> str:
 
 
 def may_be_integers(weight: str) -> bool:
-    """Whether the engine takes integers for it: not for what is outside of the layers, nor for routers and gates of
-    experts, however a checkpoint stores them."""
+    """Whether it is the weight of a linear map for which the engine takes integers: not of what is outside of the
+    layers, nor of a router or gate of experts, however a checkpoint stores them."""
+    if not weight.endswith(WEIGHT) or _LAYER.match(weight) is None:
+        return False
     last = module_of(weight).rpartition(".")[2]
-    return _LAYER.match(weight) is not None and not last.endswith("gate") and last != "router"
+    return not last.endswith(("norm", "gate")) and last != "router"
 
 
 def compiled(declared: Declaration, field: str, text: str) -> re.Pattern[str]:
@@ -37,6 +39,11 @@ def compiled(declared: Declaration, field: str, text: str) -> re.Pattern[str]:
         return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"{declared.place}: {field} has {shown(text)}, no regular expression: {error}") from None
+
+
+def as_bits(number: int) -> Literal[4, 8]:
+    """One of the two numbers, typed."""
+    return 4 if number == 4 else 8
 
 
 def group_size(fields: Fields, name: str) -> int | None:

@@ -92,3 +92,49 @@ def awq(weight: Tensor, group: int = 128) -> Packed:
 
 def as_tensors(arrays: dict[str, Array]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def compressed(
+    weight: Tensor,
+    bits: int,
+    group: int = -1,
+    *,
+    packed: bool,
+    symmetric: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+    order: Array | None = None,
+) -> Packed:
+    """Of compressed-tensors. group: 0: one scale for the whole weight, -1: one for each output. dtype: of scales."""
+    group_of = runs(weight.shape[1], group or -1) if order is None else order
+    integers, zeros, scales = rounded(weight.float().numpy(), bits, group_of, symmetric=symmetric)
+    half = 1 << (bits - 1)
+    if group == 0:
+        zeros[:], scales[:] = zeros[0, 0], scales[0, 0]
+    stored = torch.from_numpy(scales.astype(np.float32)).to(dtype)
+    floats = dequantized(integers, zeros, stored.float().numpy(), group_of)
+    tensors = as_tensors({"weight": (integers - half).astype(np.int8)})
+    if packed:
+        tensors = as_tensors({"weight_packed": words(integers, bits), "weight_shape": np.array(weight.shape)})
+    tensors["weight_scale"] = stored[0] if group == 0 else stored
+    if not symmetric and packed:
+        tensors |= as_tensors({"weight_zero_point": words(zeros.T, bits).T})
+    elif not symmetric:
+        tensors |= as_tensors({"weight_zero_point": (zeros - half).astype(np.int8)})
+    if order is not None:
+        tensors["weight_g_idx"] = torch.from_numpy(order.astype(np.int32))
+    return tensors, floats
+
+
+def float8(weight: Tensor, block: tuple[int, int], scale: str = "weight_scale_inv") -> Packed:
+    """block: outputs and inputs that share a scale, 0: all of them; the largest of them becomes 448."""
+    height, width = block[0] or len(weight), block[1] or weight.shape[1]
+    numbers = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    floats = torch.empty(weight.shape)
+    scales = torch.empty(-(-len(weight) // height), -(-weight.shape[1] // width))
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            own = slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width)
+            scales[i, j] = weight[own].float().abs().max() / 448
+            numbers[own] = (weight[own].float() / scales[i, j]).to(torch.float8_e4m3fn)
+            floats[own] = numbers[own].float() * scales[i, j]
+    return {"weight": numbers, scale: scales}, floats

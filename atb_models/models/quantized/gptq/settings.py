@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from atb_models.errors import ConfigError
 from atb_models.models.config_fields import Fields
 from atb_models.models.quantized.declaration import Declaration
-from atb_models.models.quantized.rules import compiled, group_size
+from atb_models.models.quantized.rules import as_bits, compiled, group_size
 from atb_models.wording import shown
 
 AGAIN: Final = "GPTQModel makes such a checkpoint of the float weights"
@@ -117,7 +117,7 @@ def _bits(fields: Fields) -> Literal[4, 8]:
     bits = fields.integer("bits", maximum=64)
     if bits not in (4, 8):
         raise fields.fail("bits", f"but only 4 and 8 are read; {AGAIN} with bits 4 or 8")
-    return 4 if bits == 4 else 8
+    return as_bits(bits)
 
 
 def _minus_one(fields: Fields) -> bool:

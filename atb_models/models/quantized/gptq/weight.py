@@ -19,6 +19,7 @@ from atb_models.models.quantized.packed.checks import (
     FLOATS,
     WORDS,
     check_dtype,
+    check_order,
     check_shape,
     check_there,
     matrix_shape,
@@ -97,9 +98,7 @@ class GptqWeight:
         if not self._scattered:
             return None
         order = self._checkpoint.read(self._name("g_idx")).long()
-        groups = self._checkpoint.shape(self._name("scales"))[0]
-        if len(order) and not 0 <= int(order.min()) <= int(order.max()) < groups:
-            raise wrong(self._checkpoint, self._name("g_idx"), f"names groups outside of the {groups} that there are")
+        check_order(self._checkpoint, self._name("g_idx"), order, self._checkpoint.shape(self._name("scales"))[0])
         return order
 
     def static_input(self) -> StaticInput | None:

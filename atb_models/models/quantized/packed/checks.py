@@ -49,6 +49,12 @@ def matrix_shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
     return shape
 
 
+def check_order(checkpoint: Checkpoint, name: str, order: Tensor, groups: int) -> None:
+    """Raise CheckpointError unless the tensor's numbers, int64, are of the groups that there are."""
+    if len(order) and not 0 <= int(order.min()) <= int(order.max()) < groups:
+        raise wrong(checkpoint, name, f"names groups outside of the {groups} that there are")
+
+
 def read_block(checkpoint: Checkpoint, name: str, rows: range, columns: range) -> Tensor:
     """Rows and columns of a tensor of two dimensions, as the file has them."""
     if len(rows) == checkpoint.shape(name)[0]:
