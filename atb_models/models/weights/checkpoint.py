@@ -58,6 +58,9 @@ class Checkpoint:
         """The names of all tensors."""
         return set(self._files)
 
+    def spare(self) -> frozenset[str]:
+        return frozenset()
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's whole shape."""
         return self._files[name].tensors[name][0]

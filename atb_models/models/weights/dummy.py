@@ -35,6 +35,9 @@ class DummyWeights:
         """The names of all tensors."""
         return set(self._shapes)
 
+    def spare(self) -> frozenset[str]:
+        return frozenset()
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's whole shape."""
         return self._shapes[name]

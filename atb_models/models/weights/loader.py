@@ -124,7 +124,8 @@ def _check(matched: list[Matched], config: ModelConfig, source: WeightSource) ->
                 f"{source.where(tensor.name)}: tensor {tensor.name} has shape {shown(shape)},"
                 f" but config.json makes it {part.shape}"
             )
-    left = sorted(name for name in names - {tensor.name for tensor, _, _ in matched} if not _harmless(name, config))
+    rest = names - {tensor.name for tensor, _, _ in matched} - source.spare()
+    left = sorted(name for name in rest if not _harmless(name, config))
     if left:
         raise CheckpointError(
             f"{source.where(left[0])}: tensor {named(left[:1])} is unexpected, config.json has no place for it"

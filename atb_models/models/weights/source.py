@@ -13,6 +13,9 @@ class WeightSource(Protocol):
     def names(self) -> set[str]:
         """The names of all tensors."""
 
+    def spare(self) -> frozenset[str]:
+        """Those that change nothing, so that a model need not have a place for them: biases of zeros."""
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's whole shape."""
 
@@ -37,6 +40,9 @@ class SeenSource:
 
     def names(self) -> set[str]:
         return self.source.names()
+
+    def spare(self) -> frozenset[str]:
+        return self.source.spare()
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name)

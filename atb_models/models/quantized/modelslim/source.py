@@ -24,6 +24,9 @@ class ModelSlimWeights:
     def names(self) -> set[str]:
         return set(self._views)
 
+    def spare(self) -> frozenset[str]:
+        return frozenset()
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._views[name].shape
 

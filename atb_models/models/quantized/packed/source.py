@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atb_models.errors import CheckpointError
 from atb_models.layers.storage import Storage
-from atb_models.models.quantized.packed.parts import Part, parts_of
+from atb_models.models.quantized.packed.presented import Presented, presented
 from atb_models.models.quantized.packed.weight import PackedWeight
 from atb_models.models.weights.checkpoint import Checkpoint
 from atb_models.models.weights.finite import count_not_finite
@@ -20,7 +20,7 @@ class UnpackingWeights:
 
     weights: by their names as floats, `<linear>.weight`. storage: what the scheme says of such a name; where that is
     None, the weight is presented as floats, dequantised. hidden: the checkpoint's tensors that the weights consist of,
-    and those that are not used. spare: see the method.
+    and those that are not used. spare: of the others, those that change nothing.
     """
 
     def __init__(
@@ -32,36 +32,35 @@ class UnpackingWeights:
         spare: frozenset[str] = frozenset(),
     ) -> None:
         self._checkpoint = checkpoint
-        self._parts: dict[str, Part] = {}
+        self._presented: dict[str, Presented] = {}
         for name, weight in weights.items():
-            self._parts |= parts_of(name, weight, storage(name))
+            self._presented |= presented(name, weight, storage(name))
         plain = checkpoint.names() - hidden
-        if twice := sorted(plain & self._parts.keys()):
+        if twice := sorted(plain & self._presented.keys()):
             raise CheckpointError(
                 f"{checkpoint.where(twice[0])}: tensor {named(twice[:1])} is unexpected, the weight is there in its"
                 f" packed form too ({len(twice)} such tensors)"
             )
-        self._names = plain | self._parts.keys()
+        self._names = plain | self._presented.keys()
         self._spare = spare
 
     def names(self) -> set[str]:
         return set(self._names)
 
     def spare(self) -> frozenset[str]:
-        """Names of tensors that change nothing where a model has no place for them: biases of zeros."""
         return self._spare
 
     def shape(self, name: str) -> tuple[int, ...]:
-        part = self._parts.get(name)
+        part = self._presented.get(name)
         return self._checkpoint.shape(name) if part is None else part.shape
 
     def where(self, name: str) -> str:
-        part = self._parts.get(name)
+        part = self._presented.get(name)
         return self._checkpoint.where(name) if part is None else part.weight.where()
 
     def read_into(self, name: str, dim: int | None, start: int, stop: int, target: Tensor) -> int:
         """As of any source. Scales and the floats that are made of integers are counted where they are not finite."""
-        part = self._parts.get(name)
+        part = self._presented.get(name)
         if part is None:
             return self._checkpoint.read_into(name, dim, start, stop, target)
         ranges = [range(size) for size in part.shape]

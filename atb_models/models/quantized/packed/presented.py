@@ -14,7 +14,7 @@ from atb_models.models.quantized.packed.weight import PackedWeight, StaticInput,
 _ONE = range(1)  # the column of a grid of one column
 
 
-class Part(NamedTuple):
+class Presented(NamedTuple):
     """One tensor: fill(target, weight, *ranges) writes those ranges of its dimensions to the target."""
 
     weight: PackedWeight
@@ -22,24 +22,24 @@ class Part(NamedTuple):
     fill: Callable[..., None]
 
 
-def parts_of(name: str, weight: PackedWeight, storage: Storage | None) -> dict[str, Part]:
+def presented(name: str, weight: PackedWeight, storage: Storage | None) -> dict[str, Presented]:
     """The tensors by their names. name: `<linear>.weight`; storage None: floats are asked for."""
     if storage is None:
-        return {name: Part(weight, weight.shape, dequantize_into)}
+        return {name: Presented(weight, weight.shape, dequantize_into)}
     rows, columns = weight.shape
     grid = (rows,) if storage.group is None else (rows, -(-columns // storage.group))
     static = storage.activations == "static"
     parts = {
-        name: Part(weight, weight.shape, _fill_values),
-        f"{name}_scale": Part(weight, grid, _fill_scales_of_sums if static else _fill_scales),
+        name: Presented(weight, weight.shape, _fill_values),
+        f"{name}_scale": Presented(weight, grid, _fill_scales_of_sums if static else _fill_scales),
     }
     if storage.offset:
-        parts[f"{name}_offset"] = Part(weight, grid, _fill_offsets)
+        parts[f"{name}_offset"] = Presented(weight, grid, _fill_offsets)
     if static:
         linear = name.removesuffix(".weight")
-        parts[f"{linear}.input_scale"] = Part(weight, (1,), _fill_input_scale)
-        parts[f"{linear}.input_offset"] = Part(weight, (1,), _fill_input_offset)
-        parts[f"{linear}.quant_bias"] = Part(weight, (rows,), _fill_quant_bias)
+        parts[f"{linear}.input_scale"] = Presented(weight, (1,), _fill_input_scale)
+        parts[f"{linear}.input_offset"] = Presented(weight, (1,), _fill_input_offset)
+        parts[f"{linear}.quant_bias"] = Presented(weight, (rows,), _fill_quant_bias)
     return parts
 
 
