@@ -27,8 +27,6 @@ from atb_models.models.quantized.packed.weight import StaticInput, blocks
 from atb_models.models.weights.checkpoint import Checkpoint
 
 BITS: Final = 4
-# The place in a word of each of its eight columns.
-PLACES: Final = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 class AwqWeight:
@@ -90,6 +88,6 @@ class AwqWeight:
     def _integers(self, part: str, rows: range, columns: range) -> Tensor:
         """Rows of the weight, and columns of it or of the grid, less 8 -> int8 [rows, columns]."""
         words = blocks(rows, per_word(BITS))
-        found = unpack(read_block(self._checkpoint, self._name(part), columns, words), BITS, PLACES)
+        found = unpack(read_block(self._checkpoint, self._name(part), columns, words), BITS, interleaved=True)
         first = rows.start - words.start * per_word(BITS)
         return found[:, first : first + len(rows)].t()

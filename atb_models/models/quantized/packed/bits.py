@@ -13,19 +13,20 @@ def per_word(bits: int) -> int:
     return WORD // bits
 
 
-def unpack(words: Tensor, bits: int, order: tuple[int, ...] | None = None) -> Tensor:
+def unpack(words: Tensor, bits: int, *, interleaved: bool = False) -> Tensor:
     """The integers in int32 [..., C] -> int8 [..., C * 32 / bits], less half their range: 0 .. 15 become -8 .. 7.
 
-    bits: 4 or 8. The lowest bits of a word come first; with `order`, element i of a word's run is the one that stands
-    at place order[i].
+    bits: 4 or 8. The lowest bits of a word come first. interleaved: its first half holds the even ones of its integers,
+    its second half the odd ones.
     """
-    flat = words.reshape(-1).contiguous().view(torch.uint8)  # little endian, as the files are
-    octets = flat.view(*words.shape[:-1], words.shape[-1] * words.itemsize)
+    octets = words.reshape(-1).contiguous().view(torch.uint8)  # little endian, as the files are
     if bits == 8:
-        values = octets ^ 0x80
-    else:
-        values = torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2) - 8
-    signed = values.view(torch.int8)
-    if order is None:
-        return signed
-    return signed.unflatten(-1, (words.shape[-1], len(order)))[..., list(order)].flatten(-2)
+        signed = (octets ^ 0x80).view(torch.int8)
+    else:  # both halves of each byte spread to two bytes, all at once
+        pairs = octets.to(torch.int16)
+        pairs = (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F)
+        signed = pairs.view(torch.int8).sub_(8)
+    many = per_word(bits)
+    if interleaved:
+        signed = signed.view(-1, 2, many // 2).transpose(1, 2)
+    return signed.reshape(*words.shape[:-1], words.shape[-1] * many)
