@@ -90,11 +90,11 @@ class Build:
     def biased(self, parameter: str, roles: Iterable[str], own: bool = False) -> tuple[str, ...]:
         """The roles of a weight's parts that have a bias. own: the model's configuration gives all of them one.
 
-        With static activations none has: the bias is in the weight's own, of integers.
+        With static activations the model's is in the weight's own, of integers; only the checkpoint's scheme gives
+        one beside that.
         """
         storage = self.storage(parameter)
-        if storage is not None and storage.activations == "static":
-            return ()
+        own = own and (storage is None or storage.activations != "static")
         known = {} if self.quantization is None else self.quantization.biases
         found = known.get(self._named(parameter), frozenset())
         return tuple(role for role in roles if own or role in found)

@@ -13,7 +13,7 @@ from atb_models.errors import ConfigError
 from atb_models.layers.storage import METHODS, Quantization, Storage
 from atb_models.models.config import ModelConfig
 from atb_models.models.quantized.scheme import ChosenLayers
-from atb_models.models.weights.weight_map import checkpoint_tensors, has_bias
+from atb_models.models.weights.weight_map import checkpoint_tensors
 
 EXPERTS = ".mlp.experts."
 
@@ -32,7 +32,7 @@ def model_quantization(config: ModelConfig, quantize: str | None) -> Quantizatio
     biases: dict[str, frozenset[str]] = {}
     for name, parameter, role in checkpoint_tensors(config):
         stored.setdefault(parameter, {})[name] = _checked(name, scheme.storage(name))
-        if has_bias(scheme, name):
+        if scheme.has_bias(name):
             biases[parameter] = biases.get(parameter, frozenset()) | {role}
             _check_bias(parameter, name)
     storages = {parameter: storage for parameter, by in stored.items() if (storage := _common(by))}

@@ -34,7 +34,10 @@ class Scheme(Protocol):
         """Of the weight of a linear map within a layer; None: floats."""
 
     def has_bias(self, weight: str) -> bool:
-        """Whether the linear map or the norm of that weight has a bias which config.json does not tell of."""
+        """Whether the linear map or the norm of that weight has a bias which config.json does not tell of.
+
+        With static activations: any bias of floats, beside quant_bias. One that quant_bias holds does not count.
+        """
 
     def open(self, checkpoint: Checkpoint) -> WeightSource:
         """The checkpoint in the internal form.
@@ -42,7 +45,8 @@ class Scheme(Protocol):
         For a weight with a storage: `<linear>.weight` int8 [O, I] (4 bits: one value of -8 .. 7 in each);
         `<linear>.weight_scale` float32 [O], or [O, ceil(I / group)]; `<linear>.weight_offset`, alike, where the storage
         has offsets. With static activations the scale is that of the sums, and there are `<linear>.input_scale` and
-        `<linear>.input_offset`, float32 [1], and `<linear>.quant_bias`, int32 [O], which holds the float bias too.
+        `<linear>.input_offset`, float32 [1], and `<linear>.quant_bias`, int32 [O], which holds the float bias too,
+        unless `has_bias` says that there is one.
         All other tensors are floats under the names of a checkpoint of floats.
         """
 

@@ -13,8 +13,9 @@ from atb_models.models.weights.names import CheckpointTensor, attention_tensors,
 def checkpoint_tensors(config: ModelConfig) -> Iterator[CheckpointTensor]:
     """Every tensor that a checkpoint of this configuration must hold, in the usual order of its files.
 
-    Of a quantised checkpoint those that are beside its weights are left out (see `names.beside_name`). A linear map
-    with static activations has no bias of floats; linear maps and norms may have one that config.json does not tell of.
+    Of a quantised checkpoint those that are beside its weights are left out (see `names.beside_name`). A linear map or
+    a norm may have a bias that config.json does not tell of. With static activations it has one of floats only where
+    the scheme says so: that of integers holds the others.
     """
     if (scheme := config.scheme) is None:
         yield from _of_floats(config)
@@ -22,20 +23,16 @@ def checkpoint_tensors(config: ModelConfig) -> Iterator[CheckpointTensor]:
     tensors = list(_of_floats(config))
     own = {tensor.name for tensor in tensors}
     for tensor in tensors:
-        if not (tensor.name.endswith(".bias") and is_static(scheme, f"{tensor.name.removesuffix('.bias')}.weight")):
+        weight = f"{tensor.name.removesuffix('.bias')}.weight"
+        if not tensor.name.endswith(".bias") or not is_static(scheme, weight) or scheme.has_bias(weight):
             yield tensor
         bias = f"{tensor.name.removesuffix('.weight')}.bias"
-        if tensor.name.endswith(".weight") and bias not in own and has_bias(scheme, tensor.name):
+        if tensor.name.endswith(".weight") and bias not in own and scheme.has_bias(tensor.name):
             yield CheckpointTensor(bias, f"{tensor.parameter.removesuffix('.weight')}.bias", tensor.role)
 
 
-def has_bias(scheme: Scheme, weight: str) -> bool:
-    """Whether there is a bias of floats that config.json does not tell of."""
-    return scheme.has_bias(weight) and not is_static(scheme, weight)
-
-
 def is_static(scheme: Scheme, weight: str) -> bool:
-    """Whether the weight takes static activations: its linear map has a bias of integers alone."""
+    """Whether the weight takes static activations: its linear map has a bias of integers."""
     storage = scheme.storage(weight)
     return storage is not None and storage.activations == "static"
 

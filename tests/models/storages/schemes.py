@@ -21,6 +21,9 @@ class Tensors:
     def names(self) -> set[str]:
         return set(self._tensors)
 
+    def spare(self) -> frozenset[str]:
+        return frozenset()
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
 

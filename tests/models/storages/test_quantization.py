@@ -105,17 +105,24 @@ def test_biases_that_only_the_scheme_knows(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen", "deepseek"])
-def test_static_linear_maps_have_no_bias_of_floats(tmp_path: Path, family: str) -> None:
+def test_static_linear_maps_have_a_bias_of_floats_where_the_scheme_says_so(tmp_path: Path, family: str) -> None:
     bias = {} if family == "qwen" else {"attention_bias": True}
     tiny.write_checkpoint(tmp_path, family=family, **bias)
     config = load_model_config(tmp_path)
     own = {tensor.name for tensor in checkpoint_tensors(config) if tensor.name.endswith(".bias")}
     assert "model.layers.0.self_attn.q_proj.bias" in own
-    static = scheme(config, {"_proj.weight": STATIC}, biases=("_proj.weight",))
-    assert not any(tensor.name.endswith(".bias") for tensor in checkpoint_tensors(static))
-    model = meta_model(static, torch.float16)
-    assert not any(name.endswith(".bias") for name in fillings(model))
-    assert model.layers[0].attn.qkv.stored.quant_bias is not None
+    for biases, roles in ((), []), (("v_proj.weight",), ["v"]), (("q_proj.weight", "k_proj.weight"), ["q", "k"]):
+        static = scheme(config, {"_proj.weight": STATIC}, biases=biases)
+        named = [tensor for tensor in checkpoint_tensors(static) if tensor.name.endswith(".bias")]
+        assert [tensor.role for tensor in named if tensor.parameter == "layers.0.attn.qkv.bias"] == roles
+        assert len(named) == len(roles) * config.num_hidden_layers
+        model = meta_model(static, torch.float16)
+        held = {name: filling.parts for name, filling in fillings(model).items() if name.endswith(".bias")}
+        assert [list(parts) for name, parts in held.items() if name == "layers.0.attn.qkv.bias"] == [roles] * bool(
+            roles
+        )
+        assert len(held) == (config.num_hidden_layers if roles else 0)
+        assert model.layers[0].attn.qkv.stored.quant_bias is not None
 
 
 def test_what_cannot_be_held_together_is_refused(config: ModelConfig) -> None:
@@ -135,9 +142,11 @@ def test_a_method_beside_integers_is_refused_and_beside_floats_is_not(config: Mo
         model_quantization(scheme(config, {"o_proj.weight": INT8}), "w4a16")
     floats = scheme(config, {}, name="8-bit floats", biases=("model.norm.weight",))
     quantization = model_quantization(floats, "w4a16")
-    assert quantization is not None and quantization.name == "w4a16" and quantization.biases == {
-        "norm.weight": frozenset({""})
-    }
+    assert (
+        quantization is not None
+        and quantization.name == "w4a16"
+        and quantization.biases == {"norm.weight": frozenset({""})}
+    )
     assert quantization_name(floats, None) is None and quantization_name(floats, "w4a16") == "w4a16"
     assert quantization_name(scheme(config, {"o_proj.weight": INT8}), None) == "w8a8"
 
