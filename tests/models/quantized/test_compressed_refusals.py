@@ -195,6 +195,7 @@ def not_read(folder: Path, damage: Damage, message: str) -> None:
             put("weight_shape", lambda x: x.flip(0) * 2),
             rf": tensor {Q}.weight_packed has shape \(128, 16\), but .*\(256",
         ),
+        (put("weight_shape", lambda x: x * 0), rf": tensor {Q}.weight_shape is \[0, 0\], but must be the shape"),
         (put("weight_shape", lambda x: -x), rf": tensor {Q}.weight_shape is \[-128, -128\], but must be the shape"),
         (
             put("weight_shape", lambda x: x[:1]),

@@ -75,6 +75,10 @@ def put(part: str, change: Any) -> Any:
         (put("qweight", lambda x: x[:8]), rf": tensor {Q}.scales has shape \(4, 128\), but .* makes it \(2, 128\)"),
         (put("qweight", lambda x: x[:, :64]), rf": tensor {Q}.scales has shape \(4, 128\), but .* makes it \(4, 64\)"),
         (put("qweight", lambda x: x.view(-1)), rf": tensor {Q}.qweight has shape \(2048,\), but must have two dim"),
+        (
+            put("qweight", lambda x: x[:0]),
+            rf": tensor {Q}.qweight has shape \(0, 128\), but must have two dimensions of",
+        ),
         (put("qweight", lambda x: x.float()), rf": tensor {Q}.qweight is torch.float32, but must be torch.int32"),
         (put("scales", lambda x: x.t()), rf": tensor {Q}.scales has shape \(128, 4\)"),
         (put("scales", lambda x: x.to(torch.int32)), rf": tensor {Q}.scales is torch.int32, but must be"),

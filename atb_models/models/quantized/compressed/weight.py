@@ -87,7 +87,7 @@ def _numbers(checkpoint: Checkpoint, present: Collection[str], module: str, grou
     check_dtype(checkpoint, shape, _INDICES)
     check_shape(checkpoint, shape, (2,), "a matrix")
     rows, columns = checkpoint.read(shape).tolist()
-    if rows < 0 or columns < 0:
+    if rows < 1 or columns < 1:
         raise wrong(checkpoint, shape, f"is {[rows, columns]}, but must be the shape of a matrix")
     return PackedNumbers(checkpoint, packed, (rows, columns), group.bits)
 

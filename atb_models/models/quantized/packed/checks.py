@@ -42,10 +42,10 @@ def check_shape(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...], beca
 
 
 def matrix_shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
-    """The shape of a tensor; raises CheckpointError unless it has two dimensions."""
+    """The shape of a tensor; raises CheckpointError unless it has two dimensions of at least 1."""
     shape = checkpoint.shape(name)
-    if len(shape) != 2:
-        raise wrong(checkpoint, name, f"has shape {shown(shape)}, but must have two dimensions")
+    if len(shape) != 2 or 0 in shape:
+        raise wrong(checkpoint, name, f"has shape {shown(shape)}, but must have two dimensions of at least 1")
     return shape
 
 
