@@ -19,10 +19,10 @@ from torch import Tensor
 
 from atb_models import LLM, SamplingParams
 from tests.kept_ranks import KeptRanks
-from tests.models.quantized.checkpoints import edit, is_linear, quantized_copy
-from tests.models.quantized.packing import Packed, awq, compressed, float8, gptq
-from tests.models.quantized.test_compressed_tensors import declared, weights
-from tests.models.quantized.test_gptq import shuffled
+from tests.models.formats.checkpoints import edit, is_linear, quantized_copy
+from tests.models.formats.packing import Packed, awq, compressed, float8, gptq
+from tests.models.formats.test_compressed_tensors import declared, weights
+from tests.models.formats.test_gptq import shuffled
 from tests.parity.plain import plain_logits
 
 FULL = pytest.mark.full

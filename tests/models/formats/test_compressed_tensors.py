@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atb_models.layers.storage import Storage
-from tests.models.quantized.checkpoints import check, edit, golden, is_linear, quantized_copy
-from tests.models.quantized.packing import Packed, compressed, float8
+from tests.models.formats.checkpoints import check, edit, golden, is_linear, quantized_copy
+from tests.models.formats.packing import Packed, compressed, float8
+from tests.models.formats.test_gptq import shuffled
 from tests.models.quantized.reading import floats_of, opened, read, scheme_of
-from tests.models.quantized.test_gptq import shuffled
 
 Q = "model.layers.1.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.experts.0.down_proj"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atb_models.models.quantized.scheme import Scheme
 from atb_models.models.weights.source import WeightSource
-from tests.models.quantized.packing import Packed
+from tests.models.formats.packing import Packed
 from tests.models.quantized.reading import floats_of, opened, read
 
 Pack = Callable[[str, Tensor], Packed | None]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from atb_models.errors import CheckpointError, ConfigError
 from atb_models.layers.storage import Storage
-from tests.models.quantized.checkpoints import check, edit, golden, is_linear, quantized_copy
-from tests.models.quantized.packing import awq
+from tests.models.formats.checkpoints import check, edit, golden, is_linear, quantized_copy
+from tests.models.formats.packing import awq
 from tests.models.quantized.reading import floats_of, opened, read, scheme_of
 
 Q = "model.layers.1.self_attn.q_proj"

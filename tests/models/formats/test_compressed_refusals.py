@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from atb_models.errors import CheckpointError, ConfigError
-from tests.models.quantized.checkpoints import edit, golden, quantized_copy
-from tests.models.quantized.packing import Packed, compressed, float8
+from tests.models.formats.checkpoints import edit, golden, quantized_copy
+from tests.models.formats.packing import Packed, compressed, float8
+from tests.models.formats.test_compressed_tensors import STATIC, TOKEN, Q, declared, weights
+from tests.models.formats.test_gptq import shuffled
 from tests.models.quantized.reading import floats_of, opened, read, scheme_of
-from tests.models.quantized.test_compressed_tensors import STATIC, TOKEN, Q, declared, weights
-from tests.models.quantized.test_gptq import shuffled
 
 Damage = Callable[[dict[str, Tensor]], object]
 AGAIN = "llm-compressor can quantise the float weights again"

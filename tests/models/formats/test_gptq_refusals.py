@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from atb_models.errors import CheckpointError, ConfigError
-from tests.models.quantized.checkpoints import edit, golden, quantized_copy
-from tests.models.quantized.packing import Packed, gptq
+from tests.models.formats.checkpoints import edit, golden, quantized_copy
+from tests.models.formats.packing import Packed, gptq
+from tests.models.formats.test_gptq import DECLARED, Q, shuffled
 from tests.models.quantized.reading import floats_of, opened, scheme_of
-from tests.models.quantized.test_gptq import DECLARED, Q, shuffled
 
 
 @pytest.mark.parametrize(
