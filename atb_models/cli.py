@@ -119,6 +119,13 @@ def _look(name: str, flag: str, words: list[str], parser: Callable[[str, str | N
     return _run([flag, *words])
 
 
+def _quantize(words: list[str]) -> int:
+    """write a checkpoint again with the weights of its linear maps in fewer bits"""
+    from atb_models.quantizer.main import main as quantize
+
+    return quantize(words)
+
+
 def _modeltest(words: list[str]) -> int:
     """accuracy and speed; the words of tests/modeltest/run.sh follow"""
     tests = Path(__file__).resolve().parents[1] / "tests"
@@ -175,6 +182,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "batch": _batch,
     "plan": _plan,
     "graph": _graph,
+    "quantize": _quantize,
     "modeltest": _modeltest,
     "env": _env,
     "doctor": _doctor,

@@ -17,14 +17,13 @@ def model_flags(group: Group) -> None:
     add = group.add_argument
     add("--model_path", help="folder of the checkpoint (default: the embedded toy checkpoint)")
     add("--download", action="store_true", help="fetch a --model_path that is a repository name (needs the extra hub)")
-    add("--trust_remote_code", "-trust_remote_code", action="store_true",
-        help="let a tokenizer run its checkpoint's code; model code is never run")  # fmt: skip
+    trust_flag(group)
     add("--load_tokenizer", type=true_or_false, default=True, metavar="{True,False}",
         help="False: token ids in, token ids out")  # fmt: skip
     add("--chat_template", help="Jinja template, a file with one, or the name of one of the checkpoint's"
         " (default: the checkpoint's)")  # fmt: skip
     dtype_flag(group)
-    add("--device", choices=DEVICES, help="what the model runs on (default: the first that is there, in this order)")
+    device_flag(group)
     add("--tp", type=positive_or_auto, default=AUTO,
         help="tensor-parallel ranks; -1: under `atb-models launch` and the example scripts as many as"
         " ASCEND_RT_VISIBLE_DEVICES names, which are 0 to 7 where it is unset, as far as they exist; under torchrun as"
@@ -38,6 +37,16 @@ def model_flags(group: Group) -> None:
     add("--deterministic", action="store_true", help="the same bits in every run, on npu and cuda at the price of time")
     add("--config_overrides", type=json_object, metavar="JSON",
         help='fields in place of those of config.json, as {"num_hidden_layers": 4}')  # fmt: skip
+
+
+def trust_flag(group: Group) -> None:
+    group.add_argument("--trust_remote_code", "-trust_remote_code", action="store_true",
+        help="let a tokenizer run its checkpoint's code; model code is never run")  # fmt: skip
+
+
+def device_flag(group: Group) -> None:
+    group.add_argument("--device", choices=DEVICES,
+        help="what the model runs on (default: the first that is there, in this order)")  # fmt: skip
 
 
 def length_flag(group: Group) -> None:

@@ -28,7 +28,7 @@ FLOORS = (
     ("__init__",),
     ("command", "profiler", "bounds", "doctor"),
     ("server", "env_report"),
-    ("launcher", "clients", "modeltest"),
+    ("launcher", "clients", "quantizer", "modeltest"),
     ("launch",),
     ("cli",),
     ("__main__",),

@@ -24,6 +24,7 @@ EXCEPTIONS = {
     "modeltest.accuracy.jail": KERNEL,
     "atb_models.launcher.torchrun": "a file in memory that its own ranks write, as ASCII",
     "atb_models.models.weights.opening": "a scheme of quantised weights gives a source of them, no text",
+    "atb_models.quantizer.origin": "the same",
     "modeltest.accuracy.data": "csv.reader, of the lines that the reader gave",
     "modeltest.accuracy.journal": "its own file, as bytes: half a surrogate pair of a question must come back too",
 }

@@ -24,7 +24,7 @@ listeners: list[Callable[[int, int], None]] = []
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-class _Bar(tqdm):
+class ProgressBar(tqdm):
     """A bar without a thread that watches it, whose stack and arena are address space that may be limited."""
 
     monitor_interval = 0
@@ -59,7 +59,7 @@ def load_weights(
     done = 0
     found = []
     packing = Packer(matched)
-    with _Bar(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
+    with ProgressBar(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor, filling, part in matched:
             check()
             numbers = 0
