@@ -18,6 +18,7 @@ from atb_models.command.engine_options import engine_config
 from atb_models.command.parser import Parser
 from atb_models.launcher import args as launcher
 from atb_models.launcher.inputs import DEFAULT_MAX_INPUT_LENGTH
+from atb_models.quantizer import main as quantize
 from atb_models.sampling_params import SamplingParams
 from atb_models.sampling_table import FIELDS
 from atb_models.server import args as serve
@@ -30,12 +31,14 @@ PARSERS = {
     "serve": serve.build_parser(),
     "chat": chat.build_parser(),
     "batch": batch.build_parser(),
+    "quantize": quantize.build_parser(),
     "bench serve": bench_serve.build_parser(),
 }
 ALL = (*COMMANDS, "bench serve", "modeltest compare", "modeltest report", "")
 # Flags of one name that are two things.
 TWO_THINGS = {
     "--api_key": "the server's own, or the one that a client sends",
+    "--format": "of what is printed, or of the files that are written",
     "--max_batch_size": "a single input of `run` is copied",
     "--seed": "of sampling, or of a benchmark's prompts",
     **dict.fromkeys(

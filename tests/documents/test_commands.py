@@ -11,6 +11,7 @@ import pytest
 
 from atb_models.clients import batch, bench_serve, chat
 from atb_models.launcher.args import parse_args as parse_launcher
+from atb_models.quantizer import main as quantize
 from atb_models.server.args import parse_args as parse_serve
 from tests.documents.reading import ROOT, all_documents, fences, prose
 
@@ -23,6 +24,7 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {
     "chat": lambda words: chat.build_parser().parse_args(words),
     "bench serve": bench_serve.parse_args,
     "batch": lambda words: batch.build_parser().parse_args(words),
+    "quantize": lambda words: quantize.build_parser().parse_args(words),
 }
 COMMAND = f"(?:atb-models|-m atb_models) (?P<name>{'|'.join(PARSERS)})"
 LAUNCHER = r"run_pa\.py|examples/models/\w+/run_pa_\w+\.sh"
