@@ -6,10 +6,19 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from atb_models import SamplingParams
+from atb_models.ops.cost import Cost
+from atb_models.ops.native.library import active
+from atb_models.plan.chips import Chip, load_chips
+from atb_models.plan.roofline import Arithmetic
+from atb_models.plan.times import Work
 from tests.tiny import write_checkpoint
 from tests.wide import write_config
 
@@ -34,16 +43,81 @@ def test_steps(root: Path) -> None:
     assert re.search(r"batch 64: outside the model, median \d+\.\d\d ms a step \(host \d+\.\d\d, input", printed)
 
 
-def test_width(root: Path, folder: Path) -> None:
-    printed = run(root, "width.py", "--model_path", str(folder), "--layers", "2", "--tokens", "3")
-    assert re.search(r"fp16, 2 layers, 1 threads, read bandwidth \d+\.\d GB/s\n", printed)
-    assert re.search(r"decode: .* \d+% of the bandwidth\nprefill: .* \d+% of its rate\n", printed)
+WIDTH = r"""{what}, level {level} \(.*\), 1 thread
+limits, medians of {rounds}: (?P<read>\S+) GB/s read, fp16 \d+ .*, bf16 \d+ .*, fp32 (?P<peak>\d+) GFLOP/s{int8}
+decode:  (?P<decode>\S+) ms a token, (?P<size>\S+) GB of weights, (?P<share>\d+)% of the read limit
+prefill: (?P<rate>\d+) tokens/s, (?P<work>\d+) GFLOP, (?P<compute>\d+)% of the peak
+"""
 
 
-def test_width_takes_the_types_of_the_commands(root: Path, folder: Path) -> None:
-    for dtype in ("auto", "bfloat16"):
-        printed = run(root, "width.py", "--model_path", str(folder), "--layers", "1", "--tokens", "3", "--dtype", dtype)
-        assert printed.startswith("bf16, 1 layers")
+def width(root: Path, what: str, *flags: str, level: str, int8: str = "", rounds: str) -> dict[str, float]:
+    printed = run(root, "width.py", *flags)
+    form = WIDTH.format(what=re.escape(what), level=level, int8=int8, rounds=rounds)
+    found = re.fullmatch(form, printed)
+    assert found is not None, printed
+    return {name: float(figure) for name, figure in found.groupdict().items()}
+
+
+def test_width_with_the_librarys_limits(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATB_CPU_ISA", raising=False)
+    level = active().level
+    if level is None:
+        pytest.skip(f"no level of the CPU library serves: {active().why}")
+    fields = {"n_routed_experts": 8, "num_experts_per_tok": 2, "vocab_size": 16384}
+    flags = ("--model_path", str(write_config(tmp_path, **fields)), "--layers", "2", "--tokens", "3", "--rounds", "2")
+    int8 = "" if level.name in ("avx2", "neon") else r", int8 \d+ GOP/s"
+    found = width(root, "fp16, 2 layers", *flags, level=level.name, int8=int8, rounds="2 rounds")
+    attention, expert = 4 * 2048 * 2048, 3 * 2048 * 1408
+    layers = 2 * attention + 3 * 2048 * 10944 + (2 + 2) * expert
+    assert found["size"] == pytest.approx(2e-9 * (layers + 2048 * 16384), rel=0.01)
+    assert found["work"] == pytest.approx(2e-9 * 256 * layers, rel=0.05)
+    assert found["share"] == pytest.approx(100 * found["size"] * 1e3 / found["decode"] / found["read"], rel=0.3)
+    assert found["compute"] == pytest.approx(100 * found["rate"] / 256 * found["work"] / found["peak"], rel=0.3)
+
+
+def test_width_takes_the_types_of_the_commands(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATB_CPU_ISA", "reference")
+    for dtype, quantize, what in (
+        ("auto", (), "bf16"),
+        ("bfloat16", (), "bf16"),
+        ("fp16", ("--quantize", "w8a16"), "fp16, weights as w8a16"),
+    ):
+        flags = ("--model_path", str(folder), "--layers", "2", "--tokens", "3", "--rounds", "1", *quantize)
+        width(root, f"{what}, 2 layers", *flags, "--dtype", dtype, level="reference", rounds="1 round")
+
+
+def test_each_round_of_width_has_its_own_limits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import width
+
+    events, steps = [], iter(((9.0, 9.0), (1.0, 0.2), (0.5, 0.1), (2.0, 0.4)))
+    limits, any_chip = iter((10.0, 20.0, 5.0)), next(iter(load_chips().values()))
+
+    class Llm:
+        _runner = SimpleNamespace(model_config=SimpleNamespace(vocab_size=100))
+
+        def generate(self, prompts: list[list[int]], params: SamplingParams) -> None:
+            assert [len(ids) for ids in prompts] == [256] and params.max_tokens == 5
+            events.append("run")
+            self.steps = next(steps)
+
+        def reset_timings(self) -> None:
+            self.steps = None
+
+        def metrics(self) -> dict[str, list[float]]:
+            return dict(zip(("prefill_step_s", "decode_step_s"), ([one] for one in self.steps), strict=True))
+
+    def measure() -> Chip:
+        events.append("limits")
+        limit = next(limits)
+        return replace(any_chip, bandwidth_gb_s=limit, fp32_tflops=limit)
+
+    rounds = width.timed(Llm(), 3, 4, measure)
+    assert events == ["run", *["limits", "run"] * 3]
+    # With the limits of another round these shares would be others.
+    assert [one.decode_share(10**9) for one in rounds] == pytest.approx([0.5] * 3)
+    half = Work(Cost(flops=1.25e12), Arithmetic(torch.float32, torch.float32), calls=2)
+    assert [one.prefill_share([half, half]) for one in rounds] == pytest.approx([0.5] * 3)
 
 
 def test_loading(root: Path, folder: Path) -> None:
