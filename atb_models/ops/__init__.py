@@ -24,6 +24,7 @@ from atb_models.ops.moe import (
 from atb_models.ops.quantized.experts import moe_route_scales, quant_grouped_matmul, quant_moe_experts
 from atb_models.ops.quantized.linear import quant_linear, quant_matmul, quantize, quantize_static
 from atb_models.ops.table import bind, kv_plane_shape, laid_out_for, operations
+from atb_models.ops.top_logits import top_logits
 
 __all__ = [
     "add",
@@ -60,4 +61,5 @@ __all__ = [
     "shared_expert_gate",
     "swiglu",
     "to_float",
+    "top_logits",
 ]

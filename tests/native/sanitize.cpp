@@ -18,6 +18,7 @@ API int atb_norm(const NormCall*);
 API int atb_swiglu(const SwigluCall*);
 API int atb_shared_gate(const SharedGateCall*);
 API int atb_rope(const RopeCall*);
+API int atb_top_logits(const TopLogitsCall*);
 API int64_t atb_gating_scratch(const GatingCall*);
 API int atb_gating(const GatingCall*);
 API double atb_limit_read(const char*, int64_t, int, int, int32_t*);
@@ -240,6 +241,31 @@ static void rows(int format, int width) {
     }
 }
 
+static void top_logits(int format, int width, int count, int threads) {
+  enum { T = 3 };
+  Numbers x(T * width, format);
+  x.set(0, NAN), x.set(width, -INFINITY);
+  int64_t* keys = (int64_t*)malloc(T * (count + 1) * sizeof(int64_t));
+  TopLogitsCall c = {x.data, keys, width, T, width, count, 100, format, threads};
+  failures += atb_top_logits(&c) != DONE;
+  for (int t = 0; t < T; t++) {
+    const int64_t* key = keys + t * (count + 1);
+    failures += key[count] != (t == 0 ? 1 + (INT64_C(1) << 32) : t == 1);
+    for (int k = 0; k < count; k++) {
+      const int id = (int)(0xffffffffu - (uint32_t)key[k]) - 100, finite = width - (t < 2);
+      if (k >= finite) {
+        failures += key[k] != INT64_MIN;
+        continue;
+      }
+      int before = 0;  // as many logits stand before it as there are greater ones, or equal ones of lower ids
+      const float* row = x.floats + t * width;
+      for (int i = 0; i < width; i++) before += row[i] > row[id] || (row[i] == row[id] && i < id);
+      failures += before != k;
+    }
+  }
+  free(keys);
+}
+
 static void rope(int format, int dim, int half) {
   enum { T = 5, N = 3, M = 2, SIZE = 4, BLOCKS = 3 };
   Numbers q(T * N * dim, format), k(T * M * dim, format), v(k.count, format), cosine(T * half, FORMAT_F32),
@@ -297,6 +323,10 @@ int main() {
     }
     for (int width : {1, 16, 67}) rows(format, width);
     report("rows");
+    for (int width : {1, 16, 67, 300})
+      for (int count : {1, 5, 64}) top_logits(format, width, count, 1 + width % 2);
+    top_logits(format, 40000, 8, 3);
+    report("top_logits");
     rope(format, 24, 12);
     rope(format, 40, 7);
     report("rope");

@@ -58,6 +58,7 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("ToFloat", (X,), 0, 24, 48),
     ("ToFloat", (meta(3, 6, dtype=SINGLE)[:, :4],), 0, 48, 48),
     ("ToFloat", (meta(3, 4, dtype=SINGLE),), 0, 0, 0),
+    ("TopLogits", (X, 2, 7), 0, 24, 3 * 3 * 8),  # 2 keys and a count of each row
     ("RopeTables", (meta(3, dtype=INT), meta(2, dtype=SINGLE), 1.0), 18, 12 + 8, 24 + 24),
     ("Rope", (meta(3, 2, 4), KV, meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=SINGLE)), 108, 48 + 24 + 24 + 24, 48 + 24),
     ("ReshapeAndCache", (KV, KV, CACHE, slots_step(meta(3, dtype=INT))), 0, 24 + 24 + 12, 24 + 24),

@@ -139,6 +139,7 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     "Add": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H)),
     "SelectRows": lambda d: (d.floats(d.T, d.H), d.integers(d.T, d.to(1, 5))),
     "ToFloat": lambda d: (d.floats(d.T, d.V)[:, : d.to(1, d.V)],),
+    "TopLogits": lambda d: (d.floats(d.T, d.V)[:, : d.to(0, d.V)], d.to(1, 40), d.to(0, 5000)),
     "RopeTables": lambda d: (d.integers(5000, d.T), d.single(d.D // 2), 1.5),
     "Rope": lambda d: (
         d.floats(d.T, d.N, d.D), d.floats(d.T, d.M, d.D), d.single(d.T, d.D // 2), d.single(d.T, d.D // 2)
@@ -206,7 +207,8 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "CountExpertTokens": (1, lambda d: d.integers(9, d.E + 1).long()),
 }
 WITHOUT_INNER_DIMENSION = {
-    "Quantize", "Embedding", "SelectRows", "ToFloat", "RopeTables", "MoeInitRouting", "AllReduce", "AllGather"
+    "Quantize", "Embedding", "SelectRows", "ToFloat", "TopLogits", "RopeTables", "MoeInitRouting", "AllReduce",
+    "AllGather",
 }  # fmt: skip
 
 

@@ -118,6 +118,7 @@ class Library:
         self.norm = self._function("atb_norm", c_int, POINTER(structs.NormCall))
         self.swiglu = self._function("atb_swiglu", c_int, POINTER(structs.SwigluCall))
         self.shared_gate = self._function("atb_shared_gate", c_int, POINTER(structs.SharedGateCall))
+        self.top_logits = self._function("atb_top_logits", c_int, POINTER(structs.TopLogitsCall))
         self.rope = self._function("atb_rope", c_int, POINTER(structs.RopeCall))
         self.pack = self._function("atb_pack", c_int, POINTER(structs.PackCall))
         measured = (c_int, c_int, POINTER(c_int32))

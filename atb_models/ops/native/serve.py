@@ -17,7 +17,7 @@ from atb_models.ops import basic, cpu_torch, moe
 from atb_models.ops.attention import paged_attention, reshape_and_cache, rope_and_cache
 from atb_models.ops.gating import moe_gating
 from atb_models.ops.kv_cache import LayerCache
-from atb_models.ops.native import attention, experts, gating, linear, rope, rows
+from atb_models.ops.native import attention, experts, gating, linear, rope, rows, top_logits
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import GateUpPanels, Panels
 from atb_models.ops.step import StepInput
@@ -39,6 +39,7 @@ def native_backend(library: Library) -> Backend:
         "AddRmsNorm": rows.add_rms_norm,
         "SwiGlu": rows.swiglu,
         "SharedExpertGate": rows.shared_expert_gate,
+        "TopLogits": top_logits.top_logits,
     }
     shapes: dict[str, Callable[..., Any]] = {
         "Linear": _linear_shape,
@@ -51,6 +52,7 @@ def native_backend(library: Library) -> Backend:
         "AddRmsNorm": _like(basic.add_rms_norm.reference),
         "SwiGlu": _like(basic.swiglu.reference),
         "SharedExpertGate": _like(moe.shared_expert_gate.reference),
+        "TopLogits": _top_logits_shape,
     }
     panels = Panels(library)
     packings: Mapping[str, Mapping[str, Packing]] = {
@@ -183,6 +185,10 @@ def _attention_shape(library: Library, q_TND: Tensor, cache: LayerCache, step: S
     floats = attention.scratch_floats(library, q_TND, cache.k_PSMD, step.query_lens, step.kv_lens)
     _workspace = q_TND.new_empty(floats, dtype=torch.float32)
     return torch.empty_like(q_TND)
+
+
+def _top_logits_shape(library: Library, logits_LW: Tensor, count: int, first: int) -> Tensor:
+    return logits_LW.new_empty(len(logits_LW), count + 1, dtype=torch.int64)
 
 
 def _has_attention(q_TND: Tensor, cache: LayerCache) -> bool:

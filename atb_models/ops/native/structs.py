@@ -76,6 +76,14 @@ class RopeCall(Structure):
     ]
 
 
+class TopLogitsCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x out"),
+        ("x_row", c_int64),
+        *_fields(c_int32, "rows width count first format threads"),
+    ]
+
+
 class GatingCall(Structure):
     _fields_ = [
         *_fields(c_void_p, "scores bias weights chosen scratch"),

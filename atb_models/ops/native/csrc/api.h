@@ -92,6 +92,14 @@ struct RopeCall {
   int32_t tokens, heads, kv_heads, head_dim, half, block_size, blocks, format, threads;
 };
 
+// The `count` greatest finite logits of each row as keys, and a count of those that are not finite, see top_logits.py.
+struct TopLogitsCall {
+  const void* x;
+  int64_t* out;  // [L, count + 1], contiguous
+  int64_t x_row;
+  int32_t rows, width, count, first, format, threads;
+};
+
 // The `top_k` experts of each row of scores. Sigmoid: scores become sigmoids, else the softmax over all experts; `bias`
 // is added for the choice only. Experts are in `groups` equal runs; those outside the `top_groups` best are not chosen
 // while there are others. A group is worth the sum of its `group_best` best (1 or 2) choices. The weights are divided by
