@@ -20,6 +20,7 @@ from atb_models.engine.model_runner import ModelRunner
 from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.cores import available_cores
 from atb_models.models.dtypes import torch_dtype
+from atb_models.ops.top_logits import greedy_logits
 from atb_models.plan.this_cpu import measure_cpu
 from atb_models.plan.times import Step, StepCosts, price
 from atb_models.ranks.group import RankGroup
@@ -58,7 +59,7 @@ def run_rank(config: EngineConfig, group: RankGroup) -> list[float]:
     fastest = []
     for step in STEPS.values():
         assert max(step.kv_lens) * len(step.kv_lens) <= 16 * BLOCK_SIZE
-        sent, seconds = message(list(step.query_lens), list(step.kv_lens)), []
+        sent, seconds = message(list(step.query_lens), list(step.kv_lens), top_logits=greedy_logits()), []
         for _ in range(RUNS):
             group.barrier("measuring")
             started = time.perf_counter()

@@ -61,10 +61,10 @@ def report(payload: str, group: RankGroup) -> None:
         group.barrier("measuring")
 
 
-def message(query_lens: list[int], kv_lens: list[int], first_block: int = 0) -> Int32:
+def message(query_lens: list[int], kv_lens: list[int], first_block: int = 0, top_logits: int = 0) -> Int32:
     """A step of random tokens whose sequences have their blocks one after the other (see engine/message.py)."""
     batch, columns = len(query_lens), max(-(-length // BLOCK_SIZE) for length in kv_lens)
     table = first_block + np.arange(batch * columns)
     tokens = np.random.default_rng(0).integers(0, 1000, sum(query_lens))
-    header = [batch, columns, sum(query_lens), *query_lens, *kv_lens, *[1] * batch]
+    header = [batch, columns, sum(query_lens), top_logits, *query_lens, *kv_lens, *[1] * batch]
     return np.concatenate([header, table, tokens]).astype(np.int32)

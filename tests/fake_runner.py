@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from atb_models import ops
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.engine import Engine
 from atb_models.engine.scheduler import Row, Scheduler
@@ -48,13 +49,22 @@ def alone(prompt: list[int], max_tokens: int, eos: Iterable[int] = ()) -> list[i
 
 
 class FakeRunner:
-    """`look` is called with the rows of each step; `steps` counts them."""
+    """`look` is called with the rows of each step; `steps` counts them, `steps_of_few` those without all logits."""
+
+    gives_top_logits = True
 
     def __init__(self, num_blocks: int, block_size: int, look: Callable[[list[Row]], None] | None = None) -> None:
-        self.block_size, self.look, self.steps = block_size, look, 0
+        self.block_size, self.look, self.steps, self.steps_of_few = block_size, look, 0, 0
         self.kv = [0] * (num_blocks * block_size)
 
-    def run(self, rows: list[Row]) -> Tensor:
+    def run(self, rows: list[Row], top_logits: int = 0) -> Tensor:
+        logits_LV = self.logits(rows)
+        if not top_logits:
+            return logits_LV
+        self.steps_of_few += 1
+        return ops.top_logits.reference(logits_LV, top_logits, 0)
+
+    def logits(self, rows: list[Row]) -> Tensor:
         self.steps += 1
         if self.look is not None:
             self.look(rows)

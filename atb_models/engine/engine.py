@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from atb_models.engine.launched import Launched, Runner
 from atb_models.engine.owner import Owner
 from atb_models.engine.sampling.logprobs import token_logprobs
-from atb_models.engine.sampling.sampler import NO_TOKEN, sample
+from atb_models.engine.sampling.sampler import NO_TOKEN, sample, sample_top, top_logits_wanted
 from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence, Status
 from atb_models.errors import RequestError
@@ -28,29 +28,6 @@ NO_FINITE_LOGIT = "not one of the model's logits for the next token is a finite 
 TIMED_STEPS = 100_000  # the last so many of each kind are remembered
 
 
-class Runner(Protocol):
-    """What executes a step: float32 logits [L, V] of each row's last `num_logits` tokens, in row order."""
-
-    def run(self, rows: list[Row]) -> Tensor:
-        """Start the step; its logits, which may still be in the making.
-
-        A device that works by itself is only started here, and whoever reads the logits waits for it; on a CPU all the
-        work may be done here. The rows' sequences and their blocks may change as soon as this returns, so what the
-        step needs of them has been copied by then.
-        """
-
-
-@dataclass(slots=True)
-class Launched:
-    """A step that was started. is_prefill: with any prompt chunk. launch_s: seconds of `launch`, run_s: of its run."""
-
-    rows: list[Row]
-    logits_LV: Tensor
-    is_prefill: bool
-    launch_s: float
-    run_s: float
-
-
 class TextDecoder(Protocol):
     """The part of a tokenizer the engine needs."""
 
@@ -63,7 +40,7 @@ class Engine:
     eos_token_ids: ids that end a request. generation: the checkpoint's sampling defaults. tokenizer: None leaves texts
     empty and refuses stop strings. vocab_size: ids beyond are refused.
     on_step(rows, logits [L, V], sampled tokens, NO_TOKEN where there is none): called in each step before the rows are
-    marked as computed; it may look, not change.
+    marked as computed; it may look, not change. It begins with a step that is launched while it is set.
     Requests and steps raise RequestError in a process that was forked from the `owner`'s.
     """
 
@@ -148,9 +125,10 @@ class Engine:
             return False
         is_prefill = rows[-1].is_prefill  # chunks come last
         launched = perf_counter()
-        logits_LV = self.runner.run(rows)
+        top_logits = self._top_logits(rows)
+        logits_LV = self.runner.run(rows, top_logits)
         returned = perf_counter()
-        self._launched = Launched(rows, logits_LV, is_prefill, returned - started, returned - launched)
+        self._launched = Launched(rows, logits_LV, top_logits, is_prefill, returned - started, returned - launched)
         return True
 
     def collect(self) -> list[RequestOutput]:
@@ -159,9 +137,8 @@ class Engine:
         if self._launched is None:
             return []
         started, launched, self._launched = perf_counter(), self._launched, None
-        seqs, logits_BV = self._rows_to_sample(launched.rows, launched.logits_LV)
-        tokens, logprobs = sample(logits_BV, seqs, self._warn_of_no_numbers)
-        if self.on_step is not None:
+        seqs, tokens, logprobs = self._sample(launched)
+        if self.on_step is not None and not launched.top_logits:
             self.on_step(launched.rows, launched.logits_LV, tokens)
         self.scheduler.postprocess(launched.rows, tokens)
         outputs = self._deliver(seqs, tokens, logprobs)
@@ -220,6 +197,22 @@ class Engine:
         self._prefill_step_s: deque[float] = deque(maxlen=TIMED_STEPS)
         self._decode_step_s: deque[float] = deque(maxlen=TIMED_STEPS)
 
+    def _top_logits(self, rows: list[Row]) -> int:
+        """How many of the greatest logits of each row this step needs; 0: all, or the runner gives only all."""
+        others = self.on_step is not None or any(row.scores_prompt for row in rows)
+        if others or not self.runner.gives_top_logits or self.vocab_size is None:
+            return 0
+        return top_logits_wanted(row.seq for row in rows if row.completes)
+
+    def _sample(self, launched: Launched) -> tuple[list[Sequence], list[int], list[TokenLogprobs | None] | None]:
+        """The sequences that get a token in this step, the tokens, and their log-probabilities where any are wanted."""
+        seqs, logits_BV = self._rows_to_sample(launched.rows, launched.logits_LV)
+        if not launched.top_logits:
+            return seqs, *sample(logits_BV, seqs, self._warn_of_no_numbers)
+        assert self.vocab_size is not None
+        tokens = sample_top(logits_BV, launched.top_logits, seqs, self.vocab_size, self._warn_of_no_numbers)
+        return seqs, tokens, None
+
     def _rows_to_sample(self, rows: list[Row], logits_LV: Tensor) -> tuple[list[Sequence], Tensor]:
         """The sequences that get a token in this step and the logits for it; a prompt's are kept or reduced."""
         seqs = [row.seq for row in rows if row.completes]
@@ -269,14 +262,14 @@ class Engine:
         self.scheduler.finish(seq, "error")
         return seq.output()
 
-    def _warn_of_no_numbers(self, logits_NV: Tensor) -> None:
-        """Say once what the rows of logits tell of the model."""
+    def _warn_of_no_numbers(self, bad: int, of: int) -> None:
+        """Say once what so many logits that are no finite numbers tell of the model."""
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "the model gave logits that are no finite numbers, %d of %d in one step: such tokens are never chosen."
                 " Weights that are no numbers, or a dtype that overflows (fp16; try --dtype bf16 or fp32), do this",
-                int((~logits_NV.isfinite()).sum()), logits_NV.numel(),
+                bad, of,
             )  # fmt: skip
 
     @staticmethod

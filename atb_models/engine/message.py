@@ -1,6 +1,7 @@
 """A step as data: rank 0 encodes its rows into one int32 array, every rank makes the same StepInput of it.
 
-Layout: [B, C, T], then per row query length, KV length and number of logits (B each), block tables (B * C), tokens (T).
+Layout: [B, C, T, top_logits of StepInput], then per row query length, KV length and number of logits (B each), block
+tables (B * C), tokens (T).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch
 from atb_models.engine.scheduler import Row
 from atb_models.ops.step import StepInput
 
-HEADER = 3
+HEADER = 4
 Int32 = np.ndarray  # one-dimensional, dtype int32
 
 
-def encode_step(rows: abc.Sequence[Row]) -> Int32:
+def encode_step(rows: abc.Sequence[Row], top_logits: int = 0) -> Int32:
     """The step message of scheduled rows."""
     query_lens = [row.num_tokens for row in rows]
     kv_lens = [row.seq.num_computed_tokens + row.num_tokens for row in rows]
@@ -32,7 +33,7 @@ def encode_step(rows: abc.Sequence[Row]) -> Int32:
     tokens = itertools.chain.from_iterable(
         row.seq.token_ids[stop - row.num_tokens : stop] for row, stop in zip(rows, kv_lens, strict=True)
     )
-    header = (len(rows), num_columns, sum(query_lens))
+    header = (len(rows), num_columns, sum(query_lens), top_logits)
     return np.concatenate(
         [
             np.array((*header, *query_lens, *kv_lens, *num_logits), dtype=np.int32),
@@ -49,6 +50,7 @@ class HostStep(NamedTuple):
     sizes: list[int]  # of tokens, positions, slots, query starts, KV lengths, logits rows and block table
     query_lens: list[int]
     kv_lens: list[int]
+    top_logits: int
 
     def on(self, ints: torch.Tensor) -> StepInput:
         """The model input whose tensors are parts of `ints`, a copy of this step's."""
@@ -63,6 +65,7 @@ class HostStep(NamedTuple):
             query_lens=self.query_lens,
             kv_lens=self.kv_lens,
             logits_rows_L=logits_rows,
+            top_logits=self.top_logits,
         )
 
 
@@ -73,7 +76,7 @@ def decode_step(message: Int32, block_size: int, device: torch.device) -> StepIn
 
 
 def host_step(message: Int32, block_size: int) -> HostStep:
-    batch, columns, num_tokens = message[:HEADER].tolist()
+    batch, columns, num_tokens, top_logits = message[:HEADER].tolist()
     query_B, kv_B, logits_B = message[HEADER : HEADER + 3 * batch].reshape(3, batch)
     table_BC = message[HEADER + 3 * batch :][: batch * columns].reshape(batch, columns)
     row_T = np.repeat(np.arange(batch, dtype=np.int32), query_B)
@@ -83,7 +86,8 @@ def host_step(message: Int32, block_size: int) -> HostStep:
     np.cumsum(query_B, out=starts_B[1:])
     logits_rows_L = _last_of_each(starts_B[1:], logits_B)
     arrays = (message[-num_tokens:], positions_T, slots_T, starts_B, kv_B, logits_rows_L, table_BC.ravel())
-    return HostStep(np.concatenate(arrays), [a.size for a in arrays], query_B.tolist(), kv_B.tolist())
+    sizes = [a.size for a in arrays]
+    return HostStep(np.concatenate(arrays), sizes, query_B.tolist(), kv_B.tolist(), top_logits)
 
 
 def sendable(ints: Int32, device: torch.device) -> torch.Tensor:
@@ -97,7 +101,7 @@ def sendable(ints: Int32, device: torch.device) -> torch.Tensor:
 
 def is_decode(message: Int32) -> bool:
     """Whether every row is one token, and its logits are wanted."""
-    batch, _, num_tokens = message[:HEADER].tolist()
+    batch, _, num_tokens, _ = message[:HEADER].tolist()
     return bool(num_tokens == batch and (message[HEADER + 2 * batch :][:batch] == 1).all())
 
 
@@ -107,7 +111,7 @@ def padded(message: Int32, rows: int, columns: int, spare: int, block_size: int)
     An added row is like one of a sequence within a block that is nobody's: each has a slot of its own there, and sees
     those before it. They fill `spare`, and then the blocks below it.
     """
-    batch, width, _ = message[:HEADER].tolist()
+    batch, width, _, top_logits = message[:HEADER].tolist()
     lens_3B = np.ones((3, rows), dtype=np.int32)
     table_BC = np.zeros((rows, columns), dtype=np.int32)
     tokens_B = np.zeros(rows, dtype=np.int32)
@@ -117,7 +121,7 @@ def padded(message: Int32, rows: int, columns: int, spare: int, block_size: int)
     lens_3B[:, :batch] = message[HEADER:][: 3 * batch].reshape(3, batch)
     table_BC[:batch, :width] = message[HEADER + 3 * batch :][: batch * width].reshape(batch, width)
     tokens_B[:batch] = message[len(message) - batch :]
-    header = np.array((rows, columns, rows), dtype=np.int32)
+    header = np.array((rows, columns, rows, top_logits), dtype=np.int32)
     return np.concatenate([header, lens_3B.ravel(), table_BC.ravel(), tokens_B])
 
 

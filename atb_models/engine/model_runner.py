@@ -23,6 +23,7 @@ from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.models.dtypes import torch_dtype
 from atb_models.models.quantization import model_quantization
 from atb_models.ops.kv_cache import LayerCache, make_cache
+from atb_models.ops.top_logits import greedy_logits
 from atb_models.ranks.group import RankGroup
 
 
@@ -36,6 +37,7 @@ class ModelRunner:
         self.config, self.model_config, self.group, self.kv_blocks = config, model_config, group, kv_blocks
         dtype = torch_dtype(model_config.run_dtype(config.dtype))
         ops.bind(group.device.type)
+        self.gives_top_logits = greedy_logits() > 0
         check_agreement(bool(config.graph_capture), group)
         if config.deterministic:
             determinism.switch_on(group.device.type)
@@ -49,16 +51,17 @@ class ModelRunner:
         self.caches = [self._layer_cache(layer, kv_blocks + (spare is not None)) for layer in self.model.layers]
         self._graphs = None if spare is None else self._capture(spare)
 
-    def run(self, rows: abc.Sequence[Row]) -> Tensor:
-        """Rank 0: send the step to the other ranks and execute it -> logits [L, V] float32."""
-        message = encode_step(rows)
+    def run(self, rows: abc.Sequence[Row], top_logits: int = 0) -> Tensor:
+        """Rank 0: send the step to the other ranks and execute it -> logits [L, V] float32, or so many keys of each row
+        (see `Decoder.forward`)."""
+        message = encode_step(rows, top_logits)
         with self.group.doing("running a step"):
             self.group.send_step(message)
             return self.execute(message)
 
     @torch.inference_mode()
     def execute(self, message: Int32) -> Tensor:
-        """Run the model on a step message; every rank gets the same logits."""
+        """Run the model on a step message; every rank gets the same logits, or keys."""
         if self._graphs is not None and is_decode(message):
             return self._graphs.run(message)
         return self.model(decode_step(message, self.config.block_size, self.group.device), self.caches)

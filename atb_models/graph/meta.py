@@ -55,8 +55,13 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
 
 
-def meta_step(query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int) -> StepInput:
-    """A step of sequences with so many new and cached tokens (the new ones included); logits of each one's last."""
+def meta_step(
+    query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int, *, top_logits: int = 0
+) -> StepInput:
+    """A step of sequences with so many new and cached tokens (the new ones included); logits of each one's last.
+
+    top_logits: how many of the greatest of these; 0: all.
+    """
     num_blocks = [-(-length // block_size) for length in kv_lens]
 
     def integers(*shape: int) -> Tensor:
@@ -73,4 +78,5 @@ def meta_step(query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int
         query_lens=list(query_lens),
         kv_lens=list(kv_lens),
         logits_rows_L=integers(batch),
+        top_logits=top_logits,
     )

@@ -55,15 +55,16 @@ def print_graph(subject: Subject, options: GraphOptions) -> None:
 
 
 def trace_steps(subject: Subject, output_length: int) -> dict[str, OpGraph]:
-    """Rank 0's graphs "prefill" and "decode"."""
+    """Rank 0's graphs "prefill" and "decode", of greedy steps."""
     from atb_models.graph import meta_caches, meta_model, meta_step, trace
+    from atb_models.ops.top_logits import greedy_logits
 
     model = meta_model(subject.model, torch_dtype(subject.dtype), subject.tp, quantize=subject.quantize)
     block_size = subject.limits.block_size
     graphs = {}
     for name, (query_lens, kv_lens) in step_lengths(subject, output_length).items():
         blocks = sum(-(-length // block_size) for length in kv_lens)
-        step = meta_step(query_lens, kv_lens, block_size)
+        step = meta_step(query_lens, kv_lens, block_size, top_logits=greedy_logits())
         graphs[name] = trace(model, step, meta_caches(model, blocks, block_size))
     return graphs
 

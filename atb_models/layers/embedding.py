@@ -26,7 +26,10 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits over the vocabulary, cut across the ranks; the padded columns are dropped after the gather."""
+    """Logits over the vocabulary, cut across the ranks; the padded columns are dropped after the gather.
+
+    Where only the greatest are wanted, each rank finds its own, and these alone are gathered.
+    """
 
     def __init__(self, build: Build, vocab: int, hidden: int, tied: Embedding | None) -> None:
         super().__init__()
@@ -39,8 +42,13 @@ class Head(nn.Module):
         else:
             self.stored = Weight.plain(tied.weight.data[self.ranks.rank * width :][:width])
 
-    def forward(self, x_LH: Tensor) -> Tensor:
+    def forward(self, x_LH: Tensor, top_logits: int = 0) -> Tensor:
+        """-> logits [L, V] float32; with `top_logits`, so many keys of each row, see `Decoder.forward`."""
         logits_LV = ops.linear(x_LH, self.stored)
+        if top_logits:
+            first, stop = self.ranks.span(self.vocab)
+            keys = ops.top_logits(logits_LV[:, : stop - first], top_logits, first)
+            return keys if self.ranks.size == 1 else ops.all_gather(keys, self.ranks.collective())
         if self.ranks.size > 1:
             logits_LV = ops.all_gather(logits_LV, self.ranks.collective())
         return ops.to_float(logits_LV[:, : self.vocab])

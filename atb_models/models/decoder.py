@@ -88,7 +88,7 @@ def gating(config: ModelConfig) -> Gating:
 
 
 class Decoder(nn.Module):
-    """Token ids in, float32 logits of the wanted tokens out."""
+    """Token ids in, float32 logits of the wanted tokens out, or the greatest of these."""
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
         super().__init__()
@@ -103,14 +103,17 @@ class Decoder(nn.Module):
         self.register_buffer("inv_freq_D", rope_inverse_frequencies(config).to(build.device), persistent=False)
 
     def forward(self, step: StepInput, caches: list[LayerCache]) -> Tensor:
-        """-> logits [L, V] float32; writes the step's keys and values to `caches`."""
+        """-> logits [L, V] float32; writes the step's keys and values to `caches`.
+
+        Where the step has `top_logits`: instead what `ops.top_logits` gives, of all ranks side by side.
+        """
         rope = ops.rope_tables(step.positions_T, self.inv_freq_D, self.config.rope_scaling_factor)
         residual_TH = self.embed(step.token_ids_T)
         x_TH = self.layers[0].input_norm(residual_TH)
         next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
         for layer, cache, norm in zip(self.layers, caches, next_norms, strict=True):
             x_TH, residual_TH = norm.add(*layer(x_TH, residual_TH, step, rope, cache))
-        return self.lm_head(ops.select_rows(x_TH, step.logits_rows_L))
+        return self.lm_head(ops.select_rows(x_TH, step.logits_rows_L), step.top_logits)
 
 
 def rope_inverse_frequencies(config: ModelConfig) -> Tensor:

@@ -26,6 +26,7 @@ class StepInput:
     logits_rows_L: Tensor  # the tokens whose logits are wanted
     query_lens: list[int]  # tokens of each sequence in this step
     kv_lens: list[int]  # tokens of each sequence in the cache once this step's are written
+    top_logits: int = 0  # how many of the greatest logits of each row are wanted; 0: all logits
 
     @cached_property
     def query_ends(self) -> list[int]:

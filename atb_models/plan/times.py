@@ -19,6 +19,7 @@ from atb_models.models.config import ModelConfig
 from atb_models.models.quantization import layer_kinds
 from atb_models.ops.cost import Cost
 from atb_models.ops.step import StepInput
+from atb_models.ops.top_logits import greedy_logits
 from atb_models.plan.chips import Chip
 from atb_models.plan.memory import one_of_each_layer
 from atb_models.plan.roofline import Arithmetic, Times, arithmetic_of, operation_times
@@ -152,7 +153,7 @@ class _Prices:
 
 
 class StepCosts:
-    """The costs of steps on one of `ranks` ranks. Steps with equal numbers of tokens and sequences share a trace."""
+    """The costs of greedy steps on one of `ranks` ranks. Steps of equal shape share a trace."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: int, quantize: str | None = None) -> None:
         """Raises ConfigError if the ranks cannot share the model."""
@@ -188,7 +189,7 @@ class StepCosts:
         key = tokens, batch, logits = step.shape
         if key not in self._traces:
             lengths = [tokens - batch + 1] + [1] * (batch - 1)
-            traced = meta_step(lengths, lengths, BLOCK_SIZE)
+            traced = meta_step(lengths, lengths, BLOCK_SIZE, top_logits=greedy_logits())
             traced = replace(traced, logits_rows_L=traced.logits_rows_L[:logits])
             nodes = trace(self._model, traced).nodes
             self._traces[key] = tuple(node for node in nodes if all(0 not in value.shape for value in node.outputs))

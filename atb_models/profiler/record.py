@@ -75,10 +75,10 @@ class Recorder:
         """The results of the steps so far; the wall time ends when the recording is closed."""
         return Profile(self._wall_ns, tuple(self._steps), dict(self._totals), tuple(self._calls), self._traced_steps)
 
-    def _run(self, rows: Sequence[Row]) -> Tensor:
+    def _run(self, rows: Sequence[Row], top_logits: int = 0) -> Tensor:
         """In place of the runner's `run`: only its rows tell the last token of a prompt from one that generates."""
         self._kind = kind_of([row.is_prefill for row in rows])
-        return type(self._runner).run(self._runner, rows)
+        return type(self._runner).run(self._runner, rows, top_logits)
 
     def _enter_step(self, *_: object) -> None:
         self._new.clear()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from atb_models import LLM
-    from atb_models.engine.engine import Runner
+    from atb_models.engine.launched import Runner
     from atb_models.engine.scheduler import Row
 
 logger = logging.getLogger("atb_models.server.engine_process")  # __name__ is __main__
@@ -199,12 +199,13 @@ class _Announced:
 
     def __init__(self, runner: Runner, channel: Channel) -> None:
         self._runner, self._channel = runner, channel
+        self.gives_top_logits = runner.gives_top_logits
 
-    def run(self, rows: list[Row]) -> Tensor:
+    def run(self, rows: list[Row], top_logits: int = 0) -> Tensor:
         prompt_tokens = sum(row.num_tokens for row in rows if row.is_prefill)
         if prompt_tokens:
             self._channel.send(Stepping(prompt_tokens))
-        return self._runner.run(rows)
+        return self._runner.run(rows, top_logits)
 
 
 @dataclass

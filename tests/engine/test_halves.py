@@ -24,8 +24,10 @@ NOT_YET = float("nan")
 class DeviceRunner(FakeRunner):
     """The logits of `run` hold nothing until `finish`, which stands for a device that works by itself."""
 
-    def run(self, rows: list[Row]) -> torch.Tensor:
-        self._done = super().run(rows)
+    gives_top_logits = False  # no backend does whose device works by itself
+
+    def run(self, rows: list[Row], top_logits: int = 0) -> torch.Tensor:
+        self._done = super().run(rows, top_logits)
         self._logits = torch.full((len(self._done), VOCAB), NOT_YET)
         return self._logits
 

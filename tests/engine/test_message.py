@@ -26,7 +26,7 @@ def test_rows_of_every_kind() -> None:
         row([30, 31, 32, 33, 34, 35, 36], [1, 9], 2, 3),  # a middle chunk
         row([40, 41, 42, 43, 44, 45], [0, 3], 3, 2, want_all=True),  # a chunk that wants all its logits
     ]
-    message = encode_step(rows)
+    message = encode_step(rows, 64)
     assert message.dtype == np.int32 and message.ndim == 1
     step = decode_step(message, SIZE, torch.device("cpu"))
     assert step.token_ids_T.tolist() == [14, 20, 21, 22, 32, 33, 34, 43, 44]
@@ -36,10 +36,10 @@ def test_rows_of_every_kind() -> None:
     assert (step.query_lens, step.kv_lens) == ([1, 3, 3, 2], [5, 3, 5, 5])
     assert (step.query_starts_B.tolist(), step.kv_lens_B.tolist()) == ([0, 1, 4, 7, 9], [5, 3, 5, 5])
     assert step.query_ends == [1, 4, 7, 9]
-    assert step.logits_rows_L.tolist() == [0, 3, 7, 8]
+    assert step.logits_rows_L.tolist() == [0, 3, 7, 8] and step.top_logits == 64
     assert {value.dtype for value in vars(step).values() if isinstance(value, torch.Tensor)} == {torch.int32}
 
 
 def test_a_step_without_logits() -> None:
     step = decode_step(encode_step([row([1, 2, 3], [0], 0, 2)]), SIZE, torch.device("cpu"))
-    assert step.logits_rows_L.tolist() == []
+    assert step.logits_rows_L.tolist() == [] and step.top_logits == 0

@@ -143,12 +143,12 @@ class Failing(FakeRunner):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.failing, self.rows, self.tries = steps, rows, 0
 
-    def run(self, rows: list[Row]) -> object:  # type: ignore[override]
+    def run(self, rows: list[Row], top_logits: int = 0) -> object:  # type: ignore[override]
         self.tries += 1
         if self.tries not in self.failing:
-            return super().run(rows)
+            return super().run(rows, top_logits)
         if self.rows:
-            super().run(rows[: self.rows])
+            super().run(rows[: self.rows], top_logits)
         raise RuntimeError("the device failed")
 
 

@@ -41,7 +41,7 @@ def real_step() -> StepInput:
     query_lens, kv_lens = [300, 1, 1], [320, 40, 7]
     tables = [list(range(20)), [20, 21, 22] + [0] * 17, [23] + [0] * 19]
     tokens = torch.randint(5, 2000, (sum(query_lens),), generator=torch.Generator().manual_seed(0)).tolist()
-    header = [len(tables), len(tables[0]), len(tokens), *query_lens, *kv_lens, 1, 1, 1]
+    header = [len(tables), len(tables[0]), len(tokens), 0, *query_lens, *kv_lens, 1, 1, 1]
     return decode_step(np.array([*header, *sum(tables, []), *tokens], dtype=np.int32), BLOCK_SIZE, CPU)
 
 

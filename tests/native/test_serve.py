@@ -24,7 +24,7 @@ from atb_models.ops.native.library import active, cpu_flags
 from atb_models.plan.memory import rank_memory
 from atb_models.profiler import Recorder
 from tests.records import map_tensors, slots_step
-from tests.tiny import write_checkpoint
+from tests.tiny import write_checkpoint, write_weights
 
 LEVELS = [level.name for level in levels_of(platform.machine()) if level.needs <= cpu_flags()]
 DTYPES = ("fp32", "fp16", "bf16")
@@ -142,6 +142,49 @@ def test_rope_and_the_write_to_the_cache_are_one_node_and_one_call(demo: Path) -
         llm.prompt_logits([5, 6, 7])
     called = [call.op for call in recorder.profile.calls]
     assert called.count("RopeAndCache") == layers and not {"Rope", "ReshapeAndCache"} & set(called)
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_greatest_logits_are_enough(tmp_path: Path, tp: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of the head is there three times, on different ranks: the lowest of the equal tokens wins."""
+    tensors = write_checkpoint(tmp_path, tie_word_embeddings=tied, vocab_size=250)
+    head = tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
+    different = -(-len(head) // 3)
+    head.copy_(head[torch.arange(len(head)) % different])
+    write_weights(tmp_path, tensors)
+    few = [SamplingParams(max_tokens=6, ignore_eos=True), *(
+        SamplingParams(max_tokens=6, temperature=t, top_k=k, seed=k, ignore_eos=True) for t, k in ((0.7, 5), (3.0, 64))
+    )]  # fmt: skip
+    prompts = [[5, 6, 7], [8] * 20, [9, 10]]
+    with LLM(tmp_path, device="cpu", tp=tp) as llm:
+        asked: list[int] = []
+        run = llm._runner.run
+        monkeypatch.setattr(llm._runner, "run", lambda rows, top: asked.append(top) or run(rows, top))
+        found = [[out.token_ids for out in llm.generate(prompts, one)] for one in few]
+        assert set(asked) == {1, 64}
+        llm.on_step = lambda *_: None
+        asked.clear()
+        assert [[out.token_ids for out in llm.generate(prompts, one)] for one in few] == found
+        assert set(asked) == {0}
+    assert all(token < different for tokens in found[0] for token in tokens)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_the_greatest_logits_are_one_node_and_little_is_gathered(demo: Path, size: int) -> None:
+    config = load_model_config(demo)
+    ops.bind("cpu")
+    model = meta_model(config, torch.float16, size)
+    graph = trace(model, meta_step([40, 1], [40, 70], 16, top_logits=1))
+    counts = graph.counts()
+    assert counts["TopLogits"] == 1 and "ToFloat" not in counts and counts.get("AllGather", 0) == (size > 1)
+    node = next(node for node in graph.nodes if node.op == "TopLogits")
+    assert (node.backend, node.module, graph.stray) == ("cpu", "lm_head", ())
+    assert node.cost.read == 2 * 2 * config.vocab_size / size and node.outputs[0].shape == (2, 2)
+    if size > 1:
+        assert graph.nodes[-1].cost.sent == 2 * 2 * 8 * (size - 1), "two numbers of 8 bytes for each of two rows"
+    every = trace(model, meta_step([40, 1], [40, 70], 16)).counts()
+    assert every["ToFloat"] == 1 and "TopLogits" not in every
 
 
 def test_other_planes_than_keys_and_values_of_one_width_are_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,9 +181,9 @@ class Given:
     """A runner whose logits are known."""
 
     def __init__(self, logits: torch.Tensor) -> None:
-        self.logits = logits
+        self.logits, self.gives_top_logits = logits, False
 
-    def run(self, rows: list[Row]) -> torch.Tensor:
+    def run(self, rows: list[Row], top_logits: int = 0) -> torch.Tensor:
         return self.logits[: sum(row.num_logits for row in rows)]
 
 

@@ -102,8 +102,8 @@ class Spoilt(FakeRunner):
         super().__init__(*sizes)
         self.first, self.start, self.step_ids = first, start, step
 
-    def run(self, rows: list[Row]) -> torch.Tensor:
-        logits, place = super().run(rows).clone(), 0
+    def logits(self, rows: list[Row]) -> torch.Tensor:
+        logits, place = super().logits(rows).clone(), 0
         for row in rows:
             seq = row.seq
             if row.num_logits and seq.token_ids[0] == self.first and len(seq.token_ids) >= self.start:
