@@ -73,8 +73,10 @@ class Machine:
         return limits.read_rate(self.library, self.block, self.threads, WINDOWS).value
 
     def compute_rate(self, dtype: torch.dtype) -> float:
-        pairs = limits.bf16_rate(self.library, self.threads, WINDOWS).value if dtype == torch.bfloat16 else 0
-        return pairs or limits.float_rate(self.library, self.threads, WINDOWS).value
+        """Operations per second with numbers of this type, or as float32 where the level has no such instruction."""
+        dot = {torch.bfloat16: limits.bf16_rate, torch.int8: limits.int8_rate}.get(dtype, limits.float_rate)
+        rate = dot(self.library, self.threads, WINDOWS).value
+        return rate or limits.float_rate(self.library, self.threads, WINDOWS).value
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """This engine beside others on the CPU: the same random model, in turns, beside the machine's limits.
 
     python benchmarks/peers.py [--llama NAME=FOLDER ...] [--transformers PYTHON] [--vllm PYTHON] [--docs docs]
+        [--shape deepseek]
 
-The model has Qwen1.5-MoE-A2.7B's width, which all of these can run. It is written as safetensors and as GGUF
+The model has Qwen1.5-MoE-A2.7B's width, which all of these can run, or DeepSeek-MoE-16B's, which ik_llama.cpp cannot.
+An engine that has no such model, or no such weights, is left out. The model is written as safetensors and as GGUF
 (`pip install -e '.[peers]'`). FOLDER holds llama-bench and llama-batched-bench of llama.cpp or of a fork; PYTHON is an
 interpreter that has the peer installed. --docs writes the table and a picture into speed.md and speed.zh.md there.
 --check compares greedy tokens and perplexities (llama-perplexity in FOLDER) and measures nothing.
@@ -29,12 +31,14 @@ from atb_models import env
 from atb_models.ops.native.library import active, load
 from peers.cases import CASES, Work
 from peers.check import check
-from peers.checkpoint import QWEN_MOE, write_checkpoint
-from peers.engines import Engine, LlamaCpp, Worker, gguf_path
+from peers.checkpoint import write_checkpoint
+from peers.dtypes import DTYPES
+from peers.engines import Engine, LlamaCpp, Worker, gguf_path, say
 from peers.gguf_file import write_gguf
-from peers.measure import DTYPES, OURS, measure, say
+from peers.measure import OURS, measure
 from peers.plot import draw
 from peers.report import Subject, check_marks, table, write_docs
+from peers.shapes import SHAPES
 
 ROUND = 256  # vocabularies are multiples of this
 
@@ -47,16 +51,20 @@ def main() -> int:
         parser.error(f"the limits need the CPU library: {active()}")
     if args.docs:
         try:
-            check_marks(args.docs)
+            check_marks(args.docs, args.shape)
         except (OSError, ValueError) as error:
             parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the engines are ended
     torch.set_num_threads(args.threads)
-    ours = Worker(OURS, sys.executable, "run_ours.py", args.threads, args.timeout)
+    name, config = SHAPES[args.shape]
+    if args.config:
+        published, config = config, json.loads(args.config.read_text(encoding="utf-8"))
+        if config.get("model_type") != published["model_type"]:
+            parser.error(f"{args.config} has model_type {config.get('model_type')!r}, not {published['model_type']!r}")
+    ours = Worker(OURS, sys.executable, "run_ours.py", args.threads, args.timeout, quantizes=True)
     peers = peers_of(args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        config = json.loads(args.config.read_text(encoding="utf-8")) if args.config else QWEN_MOE
         of_layers = config["num_hidden_layers"]
         # the head keeps the share of the time that it has in the whole model
         vocabulary = args.vocabulary or config["vocab_size"] * args.layers // of_layers // ROUND * ROUND
@@ -66,7 +74,7 @@ def main() -> int:
             return run_check(ours, peers, folder, args.dtype)
         machine = Machine(load(level.name), args.threads)
         measured = [measure([ours, *peers], folder, dtype, CASES, args.rounds, machine) for dtype in args.dtype]
-    subject = Subject(Work(config), of_layers, processor(), level.name, args.threads)
+    subject = Subject(args.shape, name, Work(config), of_layers, processor(), level.name, args.threads)
     print(table(measured, subject, "en"))
     if args.docs:
         write_docs(args.docs, measured, subject, draw(measured, subject))
@@ -79,9 +87,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--transformers", metavar="PYTHON", help="interpreter with a transformers that has qwen2_moe")
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter with vLLM for CPU")
     parser.add_argument("--dtype", type=dtypes, default=list(DTYPES), help=f"some of {','.join(DTYPES)}")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen", help="whose width the model has")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, help="tokens; as much of the model's as --layers is of its layers")
-    parser.add_argument("--config", type=Path, help="a qwen2_moe config.json in the place of Qwen1.5-MoE-A2.7B's")
+    parser.add_argument("--config", type=Path, help="a config.json in the place of the published one of --shape")
     parser.add_argument("--rounds", type=int, default=3)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=env.get("OMP_NUM_THREADS") or cores)
@@ -129,7 +138,7 @@ def write_model(folder: Path, config: dict[str, Any], gguf_dtypes: list[str]) ->
         if not file.is_file():
             say(f"writing {file}")
             part = file.with_suffix(".part")
-            write_gguf(folder, part, DTYPES[dtype][2])
+            write_gguf(folder, part, DTYPES[dtype].kind)
             part.replace(file)
 
 

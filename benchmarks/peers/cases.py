@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from peers.shapes import Dimensions
+
 CONTEXT = 64  # tokens of each sequence before its decoding is timed
 NEW = 32  # tokens of each sequence whose decoding is timed
 
@@ -37,44 +39,57 @@ LONGEST = 2048  # tokens that a sequence of any case has room for
 
 @dataclass(frozen=True)
 class Work:
-    """Parameters of a Qwen-MoE model by the config.json's fields, and from them bytes and FLOPs."""
+    """Parameters of a model by the config.json's fields, and from them bytes and FLOPs."""
 
     config: dict[str, Any]
 
     @property
-    def expert(self) -> int:
-        """Parameters of one routed expert."""
-        return 3 * self.config["hidden_size"] * self.config["moe_intermediate_size"]
+    def sizes(self) -> Dimensions:
+        return Dimensions.of(self.config)
 
     @property
-    def layer(self) -> int:
-        """Parameters of a layer that each token uses, without the routed experts."""
-        config, hidden = self.config, self.config["hidden_size"]
-        kv = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
-        shared = 3 * hidden * config["shared_expert_intermediate_size"] + hidden
-        return 2 * hidden * hidden + 2 * hidden * kv + shared + hidden * config["num_experts"]
+    def expert(self) -> int:
+        """Parameters of one routed expert."""
+        return 3 * self.sizes.hidden * self.sizes.width
+
+    @property
+    def maps(self) -> int:
+        """Parameters of the linear maps that each token uses, of all layers, without the routed experts."""
+        sizes = self.sizes
+        attention = 2 * sizes.hidden * (sizes.hidden + sizes.kv_width)
+        feed_forward = sizes.dense_layers * sizes.dense_width + self.moe_layers * sizes.shared
+        return sizes.layers * attention + 3 * sizes.hidden * feed_forward
+
+    @property
+    def routers(self) -> int:
+        """Parameters of the routers, and of the gates of the shared experts, of all layers."""
+        return self.moe_layers * self.sizes.hidden * (self.sizes.experts + (not self.sizes.is_deepseek))
+
+    @property
+    def moe_layers(self) -> int:
+        return self.sizes.layers - self.sizes.dense_layers
 
     @property
     def head(self) -> int:
-        return int(self.config["hidden_size"] * self.config["vocab_size"])
+        return self.sizes.hidden * self.sizes.vocab
 
     def prefill_flops(self, case: Case) -> float:
         """Products of all layers and of the head for the last token; attention to the tokens before each."""
-        layers, tokens, top_k = self.config["num_hidden_layers"], case.prompt, self.config["num_experts_per_tok"]
-        attention = 4 * self.config["hidden_size"] * tokens * (tokens + 1) / 2
-        return layers * (2 * tokens * (self.layer + top_k * self.expert) + attention) + 2 * self.head
+        sizes, tokens = self.sizes, case.prompt
+        attention = sizes.layers * 4 * sizes.hidden * tokens * (tokens + 1) / 2
+        used = self.maps + self.routers + self.moe_layers * sizes.top_k * self.expert
+        return 2 * tokens * used + attention + 2 * self.head
 
     def decode_bytes(self, case: Case, element: float) -> float:
-        """Bytes of weights and KV cache that the middle step must read, with `element` bytes a parameter.
+        """Bytes of weights and KV cache that the middle step must read, with `element` bytes a weight of linear maps.
 
-        Rows that choose k of E experts at random touch E (1 - (1 - k/E)^rows) of them.
+        Routers and head have 2 bytes, as the cache has. Rows that choose k of E experts at random touch
+        E (1 - (1 - k/E)^rows) of them.
         """
-        config, layers, rows = self.config, self.config["num_hidden_layers"], case.sequences
-        experts = config["num_experts"]
-        touched = experts * (1 - (1 - config["num_experts_per_tok"] / experts) ** rows)
-        kv_width = config["hidden_size"] * config["num_key_value_heads"] // config["num_attention_heads"]
-        cache = 2 * 2 * kv_width * rows * (case.prompt + case.new / 2)  # K and V of 16 bits
-        return layers * (element * (self.layer + touched * self.expert) + cache) + element * self.head
+        sizes, rows = self.sizes, case.sequences
+        touched = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** rows)
+        cache = sizes.layers * 2 * sizes.kv_width * rows * (case.prompt + case.new / 2)
+        return element * (self.maps + self.moe_layers * touched * self.expert) + 2 * (self.routers + self.head + cache)
 
     def limit(self, case: Case, element: float, read: float, flops: float) -> float:
         """Tokens per second at the read rate `read` (decode; bytes per second) or at `flops` (prefill; per second)."""

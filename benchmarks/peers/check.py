@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from peers.checkpoint import MERGE
-from peers.engines import Engine, LlamaCpp, PeerError, Worker, gguf_path, last_words
+from peers.engines import Engine, LlamaCpp, PeerError, Worker, gguf_path, last_words, say, unknown_architecture
 
 PROMPTS, PROMPT, NEW = 2, 64, 16
 CHUNKS, CHUNK = 4, 128  # of the text whose perplexity is compared
@@ -69,7 +69,10 @@ def _perplexities(ours: Worker, programs: Sequence[LlamaCpp], folder: Path, dtyp
         try:
             found = _perplexity(program, gguf_path(folder, dtype), file)
         except PeerError as error:
-            yield False, f"{program.name}, {dtype}: {error}"
+            if unknown := unknown_architecture(error):
+                say(f"{program.name} is left out: {unknown}")
+            else:
+                yield False, f"{program.name}, {dtype}: {error}"
             continue
         holds = abs(found / expected - 1) <= TOLERANCE
         yield holds, f"{program.name}, {dtype}: perplexity {found:.1f}, ours {expected:.1f}"

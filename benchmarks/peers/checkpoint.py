@@ -1,4 +1,4 @@
-"""A random model of Qwen1.5-MoE's shape in Hugging Face layout: config.json, weights in bf16, tokenizer."""
+"""A random model of a shape of shapes.py in Hugging Face layout: config.json, weights in bf16, tokenizer."""
 
 from __future__ import annotations
 
@@ -12,38 +12,10 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
-# https://huggingface.co/Qwen/Qwen1.5-MoE-A2.7B, config.json; layers and vocabulary are set by flags
-QWEN_MOE: dict[str, Any] = {
-    "architectures": ["Qwen2MoeForCausalLM"],
-    "attention_dropout": 0.0,
-    "decoder_sparse_step": 1,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "initializer_range": 0.02,
-    "intermediate_size": 5632,
-    "max_position_embeddings": 8192,
-    "max_window_layers": 21,
-    "mlp_only_layers": [],
-    "model_type": "qwen2_moe",
-    "moe_intermediate_size": 1408,
-    "norm_topk_prob": False,
-    "num_attention_heads": 16,
-    "num_experts": 60,
-    "num_experts_per_tok": 4,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 16,
-    "output_router_logits": False,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "router_aux_loss_coef": 0.001,
-    "shared_expert_intermediate_size": 5632,
-    "sliding_window": 32768,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
+from peers.shapes import Dimensions
+
+Shapes = dict[str, tuple[int, ...]]
+
 BYTES = 256  # ids that stand for one byte each, which is their number
 MERGE = ("q", "z")  # a BPE tokenizer must have a merge; this one is in no text of ours
 END = "<|endoftext|>"
@@ -79,32 +51,42 @@ def write_checkpoint(folder: Path, config: dict[str, Any]) -> None:
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
     """The tensors of one file each: of a layer, and of what stands around the layers."""
-    hidden, vocab, std = config["hidden_size"], config["vocab_size"], config["initializer_range"]
-    kv = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
-    width = config["moe_intermediate_size"]
+    sizes, std = Dimensions.of(config), config["initializer_range"]
     yield {
-        "model.embed_tokens.weight": _random((vocab, hidden), std * EMBEDDING_SCALE),
-        "model.norm.weight": torch.ones(hidden, dtype=torch.bfloat16),
-        "lm_head.weight": _random((vocab, hidden), std * HEAD_SCALE),
+        "model.embed_tokens.weight": _random((sizes.vocab, sizes.hidden), std * EMBEDDING_SCALE),
+        "model.norm.weight": torch.ones(sizes.hidden, dtype=torch.bfloat16),
+        "lm_head.weight": _random((sizes.vocab, sizes.hidden), std * HEAD_SCALE),
     }
-    for layer in range(config["num_hidden_layers"]):
-        shapes: dict[str, tuple[int, ...]] = {
-            "mlp.gate.weight": (config["num_experts"], hidden),
-            "mlp.shared_expert_gate.weight": (1, hidden),
-            **_mlp("mlp.shared_expert", hidden, config["shared_expert_intermediate_size"]),
-        }
-        for name, outputs in ("q", hidden), ("k", kv), ("v", kv):
-            shapes |= {f"self_attn.{name}_proj.weight": (outputs, hidden), f"self_attn.{name}_proj.bias": (outputs,)}
-        shapes["self_attn.o_proj.weight"] = (hidden, hidden)
-        for expert in range(config["num_experts"]):
-            shapes |= _mlp(f"mlp.experts.{expert}", hidden, width)
+    for layer in range(sizes.layers):
+        shapes = _attention(sizes) | _feed_forward(sizes, is_dense=layer < sizes.dense_layers)
         tensors = {f"model.layers.{layer}.{name}": _random(shape, std) for name, shape in shapes.items()}
         for norm in "input_layernorm", "post_attention_layernorm":
-            tensors[f"model.layers.{layer}.{norm}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
+            tensors[f"model.layers.{layer}.{norm}.weight"] = torch.ones(sizes.hidden, dtype=torch.bfloat16)
         yield tensors
 
 
-def _mlp(stem: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+def _attention(sizes: Dimensions) -> Shapes:
+    shapes: Shapes = {"self_attn.o_proj.weight": (sizes.hidden, sizes.hidden)}
+    for name, outputs in ("q", sizes.hidden), ("k", sizes.kv_width), ("v", sizes.kv_width):
+        shapes[f"self_attn.{name}_proj.weight"] = (outputs, sizes.hidden)
+        if not sizes.is_deepseek:
+            shapes[f"self_attn.{name}_proj.bias"] = (outputs,)
+    return shapes
+
+
+def _feed_forward(sizes: Dimensions, *, is_dense: bool) -> Shapes:
+    if is_dense:
+        return _mlp("mlp", sizes.hidden, sizes.dense_width)
+    shapes: Shapes = {"mlp.gate.weight": (sizes.experts, sizes.hidden)}
+    if not sizes.is_deepseek:
+        shapes["mlp.shared_expert_gate.weight"] = (1, sizes.hidden)
+    shapes |= _mlp(f"mlp.{sizes.shared_name}", sizes.hidden, sizes.shared)
+    for expert in range(sizes.experts):
+        shapes |= _mlp(f"mlp.experts.{expert}", sizes.hidden, sizes.width)
+    return shapes
+
+
+def _mlp(stem: str, hidden: int, width: int) -> Shapes:
     return {
         f"{stem}.gate_proj.weight": (width, hidden),
         f"{stem}.up_proj.weight": (width, hidden),

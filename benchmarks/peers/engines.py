@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from peers.cases import CASES, CONTEXT, LONGEST, NEW, Case
+from peers.dtypes import DTYPES, Stored
 
 WORKERS = Path(__file__).parent / "workers"
 LARGEST = max(CASES, key=lambda case: case.sequences)
@@ -27,14 +29,25 @@ LAST = 400  # characters of what a failed program printed last
 
 
 class PeerError(Exception):
-    """What an engine, or the lack of it, gives instead of a result."""
+    """What an engine, or the lack of it, gives instead of a result. said: all that its program has printed."""
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
+
+
+class Unable(Exception):
+    """The engine has no such model, which is no failure."""
 
 
 class Engine(Protocol):
     name: str
 
+    def stored(self, dtype: str) -> Stored | None:
+        """How it holds a model of one of DTYPES; None where it cannot."""
+
     def start(self, folder: Path, dtype: str) -> str:
-        """Be ready to run the model in `folder` -> what the engine calls its version. Raises PeerError."""
+        """Be ready to run the model in `folder` -> what the engine calls its version. Raises PeerError and Unable."""
 
     def warm_up(self) -> None:
         """Before the first rate. Raises PeerError."""
@@ -55,15 +68,22 @@ def prompts(case: Case, vocab_size: int) -> list[list[int]]:
 class Worker:
     """A program of `workers/` in an interpreter of its own, which holds the model from `start` to `close`."""
 
-    def __init__(self, name: str, python: str, script: str, threads: int, timeout: float) -> None:
-        self.name, self.timeout = name, timeout
+    def __init__(
+        self, name: str, python: str, script: str, threads: int, timeout: float, *, quantizes: bool = False
+    ) -> None:
+        self.name, self.timeout, self.quantizes = name, timeout, quantizes
         self._command = [python, str(WORKERS / script)]
         self._environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if not os.environ.get("HF_HUB_OFFLINE"):
             self._environ["HF_HUB_OFFLINE"] = "1"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def stored(self, dtype: str) -> Stored | None:
+        one = DTYPES[dtype]
+        return one.python if self.quantizes or one.quantize is None else None
+
     def start(self, folder: Path, dtype: str) -> str:
+        """dtype: also fp32."""
         self._vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
         self._said = tempfile.TemporaryFile()
         try:
@@ -79,7 +99,9 @@ class Worker:
             self._said.close()
             raise PeerError(str(error)) from error
         limits = {"sequences": SEQUENCES, "longest": LONGEST, "step_tokens": STEP_TOKENS}
-        return str(self.ask("load", folder=str(folder), dtype=dtype, **limits))
+        one = DTYPES.get(dtype)
+        how = {"dtype": one.dtype if one else dtype} | ({"quantize": one.quantize} if one and one.quantize else {})
+        return str(self.ask("load", folder=str(folder), **how, **limits))
 
     def warm_up(self) -> None:
         self.ask("run", prompts=prompts(LARGEST, self._vocab_size), new=WARM_UP)
@@ -160,9 +182,16 @@ class LlamaCpp:
         self.name, self.folder, self.threads, self.timeout = name, folder.resolve(), threads, timeout
         self._common = ["-t", str(threads), "-b", str(STEP_TOKENS), "-ub", str(STEP_TOKENS)]
 
+    def stored(self, dtype: str) -> Stored | None:
+        return DTYPES[dtype].gguf
+
     def start(self, folder: Path, dtype: str) -> str:
         self._file = gguf_path(folder, dtype).resolve()
-        said = json.loads(self._bench(8))[0]
+        try:
+            said = json.loads(self._bench(8))[0]
+        except PeerError:
+            self._check_architecture()
+            raise
         return f"build {said['build_number']} ({said['build_commit']})"
 
     def warm_up(self) -> None:
@@ -179,6 +208,14 @@ class LlamaCpp:
             if (found := decoding_rate(said, case)) is not None:
                 return found
         raise PeerError(f"llama-batched-bench printed no row of this case: {last_words(said)}")
+
+    def _check_architecture(self) -> None:
+        """Raises Unable where it is unknown, which llama-bench does not tell."""
+        try:
+            self.run("llama-batched-bench", "-m", str(self._file), "-c", "64", "-npp", "1", "-ntg", "1", "-npl", "1")
+        except PeerError as error:
+            if unknown := unknown_architecture(error):
+                raise Unable(unknown) from error
 
     def _bench(self, prompt: int) -> str:
         work = ["-p", str(prompt), "-n", "0", "-r", "1", "-o", "json"]
@@ -202,11 +239,18 @@ class LlamaCpp:
         except OSError as error:
             raise PeerError(str(error)) from error
         if ended.returncode:
-            raise PeerError(f"{program} ended with status {ended.returncode}: {last_words(ended.stderr)}")
+            told = f"{program} ended with status {ended.returncode}: {last_words(ended.stderr)}"
+            raise PeerError(told, ended.stdout + ended.stderr)
         return ended.stdout + (ended.stderr if log else "")
 
     def close(self) -> None:
         """Nothing runs between the calls."""
+
+
+def unknown_architecture(error: PeerError) -> str | None:
+    """What llama.cpp's programs say of a file of a model that they do not have."""
+    found = re.search(r"unknown model architecture: '\w+'", error.said)
+    return found[0] if found else None
 
 
 def decoding_rate(said: str, case: Case) -> float | None:
@@ -216,6 +260,10 @@ def decoding_rate(said: str, case: Case) -> float | None:
         if cells[:3] == [str(case.prompt), str(case.new), str(case.sequences)]:
             return float(cells[7])
     return None
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def gguf_path(folder: Path, dtype: str) -> Path:

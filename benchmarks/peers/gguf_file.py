@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from peers.checkpoint import MERGE, end_id, tokens
+from peers.shapes import Dimensions
 
-ARCHITECTURE = "qwen2moe"
 AROUND = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -25,34 +25,27 @@ AROUND = {
 OF_LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
     "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_q.bias": "self_attn.q_proj.bias",
     "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_k.bias": "self_attn.k_proj.bias",
     "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_v.bias": "self_attn.v_proj.bias",
     "attn_output.weight": "self_attn.o_proj.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate_inp.weight": "mlp.gate.weight",
-    "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
-    "ffn_gate_shexp.weight": "mlp.shared_expert.gate_proj.weight",
-    "ffn_up_shexp.weight": "mlp.shared_expert.up_proj.weight",
-    "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
 }
-OF_EXPERTS = {
-    "ffn_gate_exps.weight": "gate_proj.weight",
-    "ffn_up_exps.weight": "up_proj.weight",
-    "ffn_down_exps.weight": "down_proj.weight",
-}
+OF_QWEN = {f"attn_{name}.bias": f"self_attn.{name}_proj.bias" for name in "qkv"}
+OF_QWENS_EXPERTS = {"ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight"}
+PARTS = ("gate", "up", "down")
+PLAIN = ("token_embd.weight", "output.weight")  # in 16 bits where linear maps have fewer
 PRECISE = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # float32 in every file, as vectors are
+# llama.cpp turns neighbouring pairs of a head's numbers in this architecture, the checkpoint the halves of a head.
+TURNED_IN_PAIRS = {"attn_q.weight", "attn_k.weight"}
 
 
 def write_gguf(folder: Path, file: Path, kind: str) -> None:
-    """Write the checkpoint in `folder` to `file`. kind: F16, BF16 or another of GGMLQuantizationType.
+    """Write the checkpoint in `folder` to `file`. kind: F16, BF16 or Q8_0, in which linear maps are stored.
 
     Every tensor is read twice, once for its shape, so that no more than the experts of a layer are held at once.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    writer = GGUFWriter(file, ARCHITECTURE)
+    writer = GGUFWriter(file, "deepseek" if Dimensions.of(config).is_deepseek else "qwen2moe")
     _describe(writer, config, kind)
     for name, shape, _ in _tensors(folder, config, shapes_only=True):
         stored = _stored_as(name, shape, kind)
@@ -68,20 +61,31 @@ def write_gguf(folder: Path, file: Path, kind: str) -> None:
 
 
 def _describe(writer: GGUFWriter, config: dict[str, Any], kind: str) -> None:
-    writer.add_name("random Qwen-MoE")
-    writer.add_block_count(config["num_hidden_layers"])
+    sizes = Dimensions.of(config)
+    writer.add_name("random model")
+    writer.add_block_count(sizes.layers)
     writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_embedding_length(sizes.hidden)
+    writer.add_feed_forward_length(sizes.dense_width)
+    writer.add_head_count(sizes.heads)
+    writer.add_head_count_kv(sizes.kv_heads)
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_expert_count(config["num_experts"])
-    writer.add_expert_used_count(config["num_experts_per_tok"])
-    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    writer.add_expert_count(sizes.experts)
+    writer.add_expert_used_count(sizes.top_k)
+    writer.add_expert_feed_forward_length(sizes.width)
+    if sizes.is_deepseek:
+        writer.add_rope_dimension_count(sizes.head_size)
+        writer.add_leading_dense_block_count(sizes.dense_layers)
+        writer.add_expert_shared_count(config["n_shared_experts"])
+        writer.add_expert_weights_scale(1.0)
+    else:
+        writer.add_expert_shared_feed_forward_length(sizes.shared)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    _describe_tokens(writer, config)
+
+
+def _describe_tokens(writer: GGUFWriter, config: dict[str, Any]) -> None:
     vocabulary = tokens(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
@@ -108,20 +112,35 @@ def _tensors(
             data = None if shapes_only else torch.stack([opened.get_tensor(name) for name in names]).reshape(shape)
         return tuple(shape), data
 
+    sizes = Dimensions.of(config)
     for name, source in AROUND.items():
         yield name, *read([source])
-    for layer in range(config["num_hidden_layers"]):
-        stem = f"model.layers.{layer}"
-        for name, source in OF_LAYER.items():
-            yield f"blk.{layer}.{name}", *read([f"{stem}.{source}"])
-        for name, source in OF_EXPERTS.items():
-            experts = [f"{stem}.mlp.experts.{expert}.{source}" for expert in range(config["num_experts"])]
-            yield f"blk.{layer}.{name}", *read(experts)
+    for layer in range(sizes.layers):
+        for name, sources in _names_of_layer(sizes, is_dense=layer < sizes.dense_layers).items():
+            shape, data = read([f"model.layers.{layer}.{source}" for source in sources])
+            if data is not None and sizes.is_deepseek and name in TURNED_IN_PAIRS:
+                data = data.view(-1, 2, sizes.head_size // 2, sizes.hidden).transpose(1, 2).reshape(shape)
+            yield f"blk.{layer}.{name}", shape, data
+
+
+def _names_of_layer(sizes: Dimensions, *, is_dense: bool) -> dict[str, list[str]]:
+    """Name in the file -> names in the checkpoint, of all experts where it is a stack of these."""
+    single = OF_LAYER | ({} if sizes.is_deepseek else OF_QWEN)
+    if is_dense:
+        return {name: [source] for name, source in single.items()} | _mlp("", ["mlp"])
+    single |= {"ffn_gate_inp.weight": "mlp.gate.weight"} | ({} if sizes.is_deepseek else OF_QWENS_EXPERTS)
+    named = {name: [source] for name, source in single.items()} | _mlp("_shexp", [f"mlp.{sizes.shared_name}"])
+    return named | _mlp("_exps", [f"mlp.experts.{expert}" for expert in range(sizes.experts)])
+
+
+def _mlp(suffix: str, stems: list[str]) -> dict[str, list[str]]:
+    return {f"ffn_{part}{suffix}.weight": [f"{stem}.{part}_proj.weight" for stem in stems] for part in PARTS}
 
 
 def _stored_as(name: str, shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:
-    precise = len(shape) == 1 or name.endswith(PRECISE)
-    return GGMLQuantizationType.F32 if precise else GGMLQuantizationType[kind]
+    if len(shape) == 1 or name.endswith(PRECISE):
+        return GGMLQuantizationType.F32
+    return GGMLQuantizationType["BF16" if kind == "Q8_0" and name in PLAIN else kind]
 
 
 def _encode(tensor: Tensor, stored: GGMLQuantizationType) -> np.ndarray:
@@ -133,4 +152,5 @@ def _encode(tensor: Tensor, stored: GGMLQuantizationType) -> np.ndarray:
     }
     if stored in floats:
         return tensor.to(floats[stored]).contiguous().view(torch.uint8).numpy()
-    return np.asarray(gguf.quantize(tensor.float().numpy(), stored))
+    matrices = tensor.view(-1, *tensor.shape[-2:])  # one by one, for their floats take memory
+    return np.concatenate([gguf.quantize(matrix.float().numpy(), stored) for matrix in matrices])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,36 +11,43 @@ import torch
 from native import Machine
 
 from peers.cases import Case, Work
-from peers.engines import Engine, PeerError, close_all
+from peers.dtypes import Stored
+from peers.engines import Engine, PeerError, Unable, close_all, say
 
-# Our dtype: torch's in which products are bounded, bytes of a parameter, GGUF type. Weights of int8 with float
-# activations (W8A16) meet Q8_0 here once the engine takes them.
-DTYPES = {"fp16": (torch.float16, 2.0, "F16"), "bf16": (torch.bfloat16, 2.0, "BF16")}
 OURS = "atb-models"
 
 
 @dataclass
 class Round:
-    """read: bytes per second, flops: per second, medians of the round; rates: tokens per second."""
+    """Medians of the round. read: bytes per second, flops: by data type per second; rates: tokens per second."""
 
     read: float
-    flops: float
+    flops: dict[torch.dtype, float]
     rates: dict[tuple[str, Case], float]
 
 
 @dataclass
 class Measured:
-    """What one dtype gave. failures: (engine, case, or None for all of them) -> why."""
+    """What one dtype gave. stored: by engine, left out where it has no such model or dtype, left_out: why.
+
+    failures: (engine, case, or None for all of them) -> why.
+    """
 
     dtype: str
     engines: list[str]
     cases: Sequence[Case]
+    stored: dict[str, Stored]
+    left_out: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     failures: dict[tuple[str, Case | None], str] = field(default_factory=dict)
 
     def failed(self, engine: str, case: Case) -> bool:
         return (engine, None) in self.failures or (engine, case) in self.failures
+
+    def has(self, engine: str, case: Case) -> bool:
+        """Whether there is a rate."""
+        return engine not in self.left_out and not self.failed(engine, case)
 
     def rate(self, engine: str, case: Case) -> float:
         return statistics.median(one.rates[engine, case] for one in self.rounds)
@@ -51,21 +57,32 @@ class Measured:
         return statistics.median(one.rates[OURS, case] / one.rates[engine, case] for one in self.rounds)
 
     def limit(self, work: Work, case: Case) -> float:
-        return statistics.median(self._limits(work, case))
+        """Tokens per second, of this project's way to hold the model."""
+        return statistics.median(self._limits(OURS, work, case))
 
     def share(self, engine: str, case: Case, work: Work) -> float:
-        limits = self._limits(work, case)
+        """Of the limit of the engine's own way to hold the model."""
+        limits = self._limits(engine, work, case)
         return statistics.median(
             one.rates[engine, case] / limit for one, limit in zip(self.rounds, limits, strict=True)
         )
 
-    def median_limits(self) -> tuple[float, float]:
-        """Bytes and FLOPs per second."""
-        return statistics.median(one.read for one in self.rounds), statistics.median(one.flops for one in self.rounds)
+    @property
+    def products(self) -> list[torch.dtype]:
+        """The data types in which the engines multiply, this project's first."""
+        return list(dict.fromkeys(self.stored[name].products for name in (OURS, *self.stored)))
 
-    def _limits(self, work: Work, case: Case) -> list[float]:
-        element = DTYPES[self.dtype][1]
-        return [work.limit(case, element, one.read, one.flops) for one in self.rounds]
+    def median_read(self) -> float:
+        """Bytes per second."""
+        return statistics.median(one.read for one in self.rounds)
+
+    def median_flops(self, dtype: torch.dtype) -> float:
+        """Operations per second."""
+        return statistics.median(one.flops[dtype] for one in self.rounds)
+
+    def _limits(self, engine: str, work: Work, case: Case) -> list[float]:
+        element, products = self.stored[engine]
+        return [work.limit(case, element, one.read, one.flops[products]) for one in self.rounds]
 
 
 def measure(
@@ -77,12 +94,18 @@ def measure(
     machine: Machine,
 ) -> Measured:
     """`rounds` times each engine with every case; what fails is recorded and not tried again."""
-    measured = Measured(dtype, [engine.name for engine in engines], cases)
+    stored = {engine.name: how for engine in engines if (how := engine.stored(dtype)) is not None}
+    measured = Measured(dtype, [engine.name for engine in engines], cases, stored)
     try:
         for engine in engines:
+            if engine.name not in stored:
+                _leave_out(measured, engine, "it has no such weights")
+                continue
             try:
                 measured.versions[engine.name] = engine.start(folder, dtype)
                 engine.warm_up()
+            except Unable as error:
+                _leave_out(measured, engine, str(error))
             except PeerError as error:
                 measured.failures[engine.name, None] = str(error)
                 say(f"{dtype}: {engine.name} failed: {error}")
@@ -94,11 +117,22 @@ def measure(
     return measured
 
 
+def _leave_out(measured: Measured, engine: Engine, why: str) -> None:
+    measured.left_out[engine.name] = why
+    measured.stored.pop(engine.name, None)
+    say(f"{measured.dtype}: {engine.name} is left out: {why}")
+
+
 def _round(engines: Sequence[Engine], measured: Measured, machine: Machine, title: str) -> Round:
-    reads, flops, rates = [], [], {}
+    reads: list[float] = []
+    flops: dict[torch.dtype, list[float]] = {products: [] for products in measured.products}
+    rates = {}
     for engine in engines:
+        if engine.name in measured.left_out:
+            continue
         reads += [machine.read_rate() for _ in range(3)]
-        flops += [machine.compute_rate(DTYPES[measured.dtype][0]) for _ in range(3)]
+        for products, found in flops.items():
+            found += [machine.compute_rate(products) for _ in range(3)]
         for case in measured.cases:
             if measured.failed(engine.name, case):
                 continue
@@ -108,8 +142,5 @@ def _round(engines: Sequence[Engine], measured: Measured, machine: Machine, titl
             except PeerError as error:
                 measured.failures[engine.name, case] = str(error)
                 say(f"{title}: {engine.name}, {case.name} failed: {error}")
-    return Round(statistics.median(reads), statistics.median(flops), rates)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    medians = {products: statistics.median(found) for products, found in flops.items()}
+    return Round(statistics.median(reads), medians, rates)

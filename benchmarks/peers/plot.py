@@ -19,7 +19,7 @@ def draw(measured: Sequence[Measured], subject: Subject) -> str:
     panel = HEAD + ROW * len(measured[0].engines) + GAP // 2
     width = 2 * MARGIN + PANEL * len(measured) + GAP * (len(measured) - 1)
     height = TOP + panel * len(measured[0].cases) + MARGIN
-    title = f"Qwen1.5-MoE width, {subject.layers} layers: {subject.processor}, {subject.threads} threads"
+    title = f"Width of {subject.model}, {subject.layers} layers: {subject.processor}, {subject.threads} threads"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         f'font-family="{FONTS}">',
@@ -43,8 +43,8 @@ def _panel(one: Measured, case: Case, work: Work) -> Iterator[str]:
         y = HEAD + ROW * place
         yield draw_text((0, y + 12), engine, 11, NAMES - 8)
         yield f'<rect x="{NAMES}" y="{y}" width="{BAR}" height="{ROW - 6}" fill="{TRACK}"/>'
-        figures = "failed"
-        if not one.failed(engine, case):
+        figures = "left out" if engine in one.left_out else "failed"
+        if one.has(engine, case):
             share = one.share(engine, case, work)
             fill = OURS_FILL if engine == OURS else PEER_FILL
             yield f'<rect x="{NAMES}" y="{y}" width="{BAR * min(share, 1):.1f}" height="{ROW - 6}" fill="{fill}"/>'

@@ -1,4 +1,4 @@
-"""Programs that stand in for other engines: they print what those print."""
+"""Programs that stand in for other engines: they print what those print. And small models of both shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import shlex
 import sys
 from pathlib import Path
 
+from tests.tiny import DEEPSEEK, QWEN
+
+TINY = QWEN | {
+    "hidden_size": 128,
+    "initializer_range": 0.06,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "shared_expert_intermediate_size": 96,
+}
+TINY_DEEPSEEK = DEEPSEEK | {
+    "hidden_size": 128,
+    "initializer_range": 0.06,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 PYTHON = f"#!{sys.executable}\n"
 # Rates that are easy to tell apart: of a prompt its length, of decoding 10 a sequence.
 BENCH = """
@@ -49,6 +66,12 @@ import sys
 print("loading", file=sys.stderr)
 print("error: the tensor blk.0.attn_q.weight is odd", file=sys.stderr)
 sys.exit(3)
+"""
+UNKNOWN = """
+import sys
+print("llama_model_load: error loading model: unknown model architecture: 'deepseek'", file=sys.stderr)
+print("main: error: unable to load model", file=sys.stderr)
+sys.exit(1)
 """
 # A transformers whose model is the plain one in float32; in other dtypes, of which only rates are asked, it is nothing.
 TRANSFORMERS = """

@@ -11,23 +11,18 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-import gguf
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
-from tests.benchmarks.fakes import BATCHED_BENCH, FAILS, llama_folder, transformers_python
-from tests.tiny import QWEN
+from tests.benchmarks.fakes import (
+    BATCHED_BENCH,
+    FAILS,
+    TINY,
+    TINY_DEEPSEEK,
+    UNKNOWN,
+    llama_folder,
+    transformers_python,
+)  # fmt: skip
 
-TINY = QWEN | {
-    "hidden_size": 128,
-    "initializer_range": 0.06,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 MARKS = "before\n<!-- benchmarks/peers.py writes this -->\nold\n<!-- benchmarks/peers.py ends -->\nafter\n"
 CASES = ("prefill of 256", "prefill of 1024", "decode of 1", "decode of 8")
 
@@ -111,6 +106,32 @@ def test_what_fails_is_told_and_the_others_are_measured(root: Path, model: Path,
     assert str(tmp_path / "absent") in told["vllm"]
 
 
+def test_who_has_no_such_model_or_weights_is_left_out(root: Path, tmp_path: Path) -> None:
+    """int8 weights beside Q8_0, of DeepSeek's shape: one llama.cpp knows it, one does not."""
+    (tmp_path / "deepseek.json").write_text(json.dumps(TINY_DEEPSEEK))
+    knows, lacks = llama_folder(tmp_path / "knows"), tmp_path / "lacks"
+    llama_folder(lacks, llama_bench=FAILS, llama_batched_bench=UNKNOWN)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name in "speed.md", "speed.zh.md":
+        (docs / name).write_text(MARKS + MARKS.replace("peers.py", "peers.py --shape deepseek"))
+    shape = ("--shape", "deepseek", "--config", tmp_path / "deepseek.json", "--folder", tmp_path / "model")
+    peers = ("--llama", f"knows={knows}", "--llama", f"lacks={lacks}", "--transformers", sys.executable)
+    ended = run(root, tmp_path, *peers, "--dtype", "w8a16", "--docs", docs, *shape)
+    assert ended.returncode == 0, ended.stderr
+    head, _, *body = rows(ended.stdout)
+    assert head[3:] == ["atb-models", "knows", "lacks", "transformers"] and len(body) == 4
+    for row in body:
+        assert row[0] == "w8a16" and re.fullmatch(r"[\d,.]+ \(\d+%\)", row[3]) and " x " in row[4]
+        assert row[5:] == ["-", "-"]
+    told = ended.stdout.partition("Left out:")[2].split("\n")
+    assert "- w8a16, lacks: unknown model architecture: 'deepseek'" in told
+    assert "- w8a16, transformers: it has no such weights" in told and "Failed:" not in ended.stdout
+    assert "the width of DeepSeek-MoE-16B, 2 of 3 layers" in ended.stdout and "Q8_0: blocks of 32 int8" in ended.stdout
+    english = (docs / "speed.md").read_text()
+    assert english.startswith(MARKS) and "](speed-deepseek.svg)" in english and (docs / "speed-deepseek.svg").is_file()
+
+
 def test_ours_can_fail_as_well(root: Path, model: Path, tmp_path: Path) -> None:
     llama = llama_folder(tmp_path / "llama")
     ended = run(root, model, "--llama", f"llama={llama}", "--timeout", "0.01", "--dtype", "fp16")
@@ -148,7 +169,7 @@ def test_engines_that_agree(root: Path, model: Path, tmp_path: Path) -> None:
 def test_engines_that_differ(root: Path, model: Path, tmp_path: Path) -> None:
     constant = llama_folder(tmp_path / "constant", llama_perplexity="print('[1]9.25,[2]8.5,[3]8.0,[4]7.5,')")
     lacking = llama_folder(tmp_path / "lacking", llama_perplexity="")
-    python = transformers_python(tmp_path, root, num_experts_per_tok=1)
+    python = transformers_python(tmp_path, root, num_experts_per_tok=1, norm_topk_prob=True)
     peers = ("--llama", f"constant={constant}", "--llama", f"lacking={lacking}", "--transformers", python)
     ended = run(root, model, "--check", *peers, "--dtype", "fp16")
     assert ended.returncode == 1
@@ -162,7 +183,8 @@ def test_engines_that_differ(root: Path, model: Path, tmp_path: Path) -> None:
     ("flags", "complaint"),
     [
         (("--llama", "folder"), "'folder' is not NAME=FOLDER"),
-        (("--dtype", "fp16,fp8"), "'fp8' is none of fp16, bf16"),
+        (("--shape", "deepseek"), "tiny.json has model_type 'qwen2_moe', not 'deepseek'"),
+        (("--dtype", "fp16,fp8"), "'fp8' is none of fp16, bf16, w8a16"),
         (("--docs", "{folder}"), "has no lines '<!-- benchmarks/peers.py writes this -->'"),
         (("--docs", "{folder}/absent"), "No such file or directory"),
     ],
@@ -175,70 +197,6 @@ def test_wrong_flags(root: Path, model: Path, tmp_path: Path, flags: tuple[str, 
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
-
-
-@pytest.fixture
-def benchmarks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(root / "benchmarks")
-
-
-def test_the_files_hold_the_same_model(benchmarks: None, tmp_path: Path) -> None:
-    from peers.checkpoint import write_checkpoint
-    from peers.gguf_file import write_gguf
-
-    write_checkpoint(tmp_path, TINY | {"num_hidden_layers": 2, "vocab_size": 320})
-    tensors = {k: v for file in tmp_path.glob("*.safetensors") for k, v in load_file(file).items()}
-    for kind in "F16", "BF16":
-        write_gguf(tmp_path, tmp_path / f"{kind}.gguf", kind)
-        reader = gguf.GGUFReader(tmp_path / f"{kind}.gguf")
-        stored = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
-        assert sum(values.size for values in stored.values()) == sum(tensor.numel() for tensor in tensors.values())
-        for ours, theirs in (
-            ("model.layers.1.mlp.experts.5.down_proj.weight", stored["blk.1.ffn_down_exps.weight"][5]),
-            ("model.layers.0.self_attn.k_proj.bias", stored["blk.0.attn_k.bias"]),
-            ("lm_head.weight", stored["output.weight"]),
-        ):
-            torch.testing.assert_close(torch.from_numpy(np.array(theirs)), tensors[ours].float(), rtol=0, atol=6e-8)
-        assert reader.fields["qwen2moe.expert_used_count"].parts[-1][0] == TINY["num_experts_per_tok"]
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.encode("a qz é") == [97, 32, 256, 32, 0xC3, 0xA9] and len(tokenizer) == 320
-    assert tokenizer.decode([97, 32, 256, 32, 0xC3, 0xA9]) == "a qz é"
-
-
-def test_the_limits_count_the_models_parameters(benchmarks: None) -> None:
-    from peers.cases import CONTEXT, NEW, Case, Work
-    from peers.checkpoint import QWEN_MOE
-
-    work = Work(QWEN_MOE | {"num_hidden_layers": 1})
-    mlp = 3 * 2048 * 1408
-    every = (
-        4 * 2048 * 2048 + 4 * mlp + 2048 + 60 * 2048
-    )  # attention, the shared expert of four widths, its gate, router
-    head = 2048 * 151_936
-    cache = 2 * 2 * 2048 * (CONTEXT + NEW / 2)
-    read = 2 * (every + 4 * mlp + head) + cache
-    assert work.limit(Case(1, CONTEXT, NEW), 2.0, read=10.0 * read, flops=1.0) == pytest.approx(10)
-    touched = 60 * (1 - (56 / 60) ** 8)
-    read = 2 * (every + touched * mlp + head) + 8 * cache
-    assert work.limit(Case(8, CONTEXT, NEW), 2.0, read=read, flops=1.0) == pytest.approx(8)
-    flops = 2 * 256 * (every + 4 * mlp) + 4 * 2048 * 256 * 257 / 2 + 2 * head
-    assert work.limit(Case(1, 256, 0), 2.0, read=1.0, flops=flops) == pytest.approx(256)
-
-
-def test_shares_and_ratios_are_of_one_round(benchmarks: None) -> None:
-    from peers.cases import Case, Work
-    from peers.checkpoint import QWEN_MOE
-    from peers.measure import OURS, Measured, Round
-
-    case, work = Case(1, 256, 0), Work(QWEN_MOE)
-    one = work.prefill_flops(case) / 256  # FLOPs a token
-    figures = ((100.0, 50.0, 200.0), (30.0, 10.0, 40.0), (60.0, 60.0, 240.0))  # ours, the peer's, the limit
-    rounds = [Round(1.0, limit * one, {(OURS, case): ours, ("peer", case): peer}) for ours, peer, limit in figures]
-    measured = Measured("fp16", [OURS, "peer"], [case], rounds=rounds)
-    assert measured.rate(OURS, case) == 60 and measured.rate("peer", case) == 50
-    assert measured.ratio("peer", case) == 2
-    assert measured.share(OURS, case, work) == pytest.approx(0.5)
-    assert measured.share("peer", case, work) == pytest.approx(0.25)
 
 
 def test_prompts_that_take_two_steps_are_no_decoding(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

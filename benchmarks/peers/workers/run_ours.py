@@ -12,11 +12,14 @@ from atb_models import LLM, SamplingParams, __version__
 
 
 class Ours:
-    def load(self, folder: str, dtype: str, sequences: int, longest: int, step_tokens: int) -> str:
+    def load(
+        self, folder: str, dtype: str, sequences: int, longest: int, step_tokens: int, quantize: str | None = None
+    ) -> str:
         """The version."""
         self.llm = LLM(
             folder,
             dtype=dtype,
+            quantize=quantize,
             device="cpu",
             max_batch_size=sequences,
             max_seq_len=longest,
