@@ -67,6 +67,12 @@ def check_int8_answers() -> None:
     check_answers(quantize="w8a16")
 
 
+@pytest.mark.parametrize("quantize", ["w4a16", "w8a8_dynamic"])
+def test_other_storages_answer_alike(quantize: str) -> None:
+    """All of the listed questions."""
+    check_answers(quantize=quantize)
+
+
 @pytest.mark.parametrize("level", ["best", "reference"])
 def test_int8_weights_answer_alike(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the listed questions, by the native library and by torch."""

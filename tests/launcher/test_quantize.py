@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 from atb_models import LLM, cli
 from atb_models.command import exit_status
@@ -98,6 +99,44 @@ def test_the_graph_of_int8_activations_shows_the_parts_that_torch_computes(
     wanted = {"Linear": 1, "QuantMatmul": 16, "QuantGroupedMatmul": 6, "Quantize": 16 + 6, "MoeRouteScales": 3}
     assert {name: decode["counts"].get(name) for name in wanted} == wanted and decode["stray"] == []
     assert not {"QuantLinear", "QuantMoeExperts"} & decode["counts"].keys()
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """config.json and the description of a checkpoint whose weights are elsewhere: attention int8, the rest floats."""
+    tensors = tiny.write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    kinds = {name: "W8A8_DYNAMIC" if "self_attn" in name else "FLOAT" for name in tensors}
+    (tmp_path / "quant_model_description.json").write_text(json.dumps({"model_quant_type": "W8A8_DYNAMIC"} | kinds))
+    return tmp_path
+
+
+def test_a_quantised_checkpoint_is_planned_from_its_description(
+    capsys: pytest.CaptureFixture[str], described: Path
+) -> None:
+    folder = ["--model_path", str(described), "--device", "cpu", "--plan"]
+    plan = json.loads(run(capsys, *folder, "--format", "json"))
+    assert plan["model"]["quantize"] == "w8a8_dynamic"
+    (described / "quant_model_description.json").unlink()
+    floats = json.loads(run(capsys, *folder, "--format", "json"))
+    config = json.loads((described / "config.json").read_text())
+    size, layers = config["hidden_size"], config["num_hidden_layers"]
+    saved = floats["memory"]["rank"]["weights"] - plan["memory"]["rank"]["weights"]
+    assert saved == layers * (4 * size * size - 4 * 4 * size), "a byte of each number, less a scale of each output"
+
+
+def test_a_method_beside_quantised_weights_is_refused(described: Path, root: Path) -> None:
+    """Both are named, before any weight is looked for."""
+    command = [sys.executable, "-m", "atb_models", "run", "--model_path", str(described), *INT8, *QUESTION]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    why = "but the checkpoint's weights are quantised already (ModelSlim, w8a8_dynamic)"
+    assert done.stderr.splitlines()[-1].endswith(f"quantize is w8a16, {why}; leave it out")
+
+
+def test_dummy_weights_stand_for_quantised_ones(capsys: pytest.CaptureFixture[str], described: Path) -> None:
+    words = ["--model_path", str(described), "--device", "cpu", "--load_format", "dummy", "--max_output_length", "4"]
+    assert "Generate[0] token num: 4" in run(capsys, *words, "--input_ids", "5,6,7", "--ignore_eos")
 
 
 def test_the_graph_names_the_method_and_int8_weights(capsys: pytest.CaptureFixture[str]) -> None:
