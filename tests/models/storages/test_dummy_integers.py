@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,16 @@ def logits_of(folder: str) -> list[list[float]]:
             kinds = [module.stored.layout.bits for module in llm._runner.model.layers[0].attn.children()]
             assert kinds == [4, 8]
             return llm.prompt_logits([1, 2, 3, 4, 5]).tolist()
+
+
+def test_weights_that_become_floats_are_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Three layers have a quantised expert among experts of floats."""
+    tiny.write_checkpoint(tmp_path, num_hidden_layers=4)
+    with caplog.at_level(logging.INFO, "atb_models"):
+        logits_of(str(tmp_path))
+    (line,) = [record.getMessage() for record in caplog.records if "held as floats" in record.getMessage()]
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    assert line.startswith("3 quantised weights of the checkpoint, held as floats: ") and name in line
 
 
 def test_a_model_of_all_storages_runs_and_is_the_same_on_ranks(tmp_path: Path, kept_ranks: KeptRanks) -> None:
