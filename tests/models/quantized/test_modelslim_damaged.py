@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from atb_models.errors import CheckpointError
+from atb_models.errors import AtbError, CheckpointError
 from tests.models.quantized.modelslim_writer import Form, every, save
 from tests.models.quantized.reading import opened, scheme_of
 from tests.models.quantized.small import NEW, OLD, TENSORS, K, Q, describe, fails, write
@@ -154,3 +156,47 @@ def test_unknown_fields_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     messages = [record.message for record in caplog.records]
     assert any(re.search(r"unknown fields are ignored: some_tool$", message) for message in messages)
     assert any(re.search(r"unknown fields of metadata are ignored: other$", message) for message in messages)
+
+
+KINDS = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "W4A16", "C8")
+VALUES: tuple[Any, ...] = (*KINDS, None, [], {}, 3, -1, 1e400, True, "", "w8a8", {"quarot": 1})
+GLOBALS = ("version", "group_size", "model_quant_type", "kv_quant_type", "metadata", "optional", "fa_quant_type")
+MAKES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x[:1].clone(),
+    lambda x: x[None],
+    lambda x: x.flatten(),
+    lambda x: x.float(),
+    lambda x: x.long(),
+    lambda x: x.to(torch.int8),
+    lambda x: x.bool(),
+    lambda x: x.to(torch.float8_e4m3fn),
+    lambda x: torch.zeros(0),
+    lambda x: torch.tensor(3.0),
+)
+
+
+@pytest.mark.parametrize("kind", ["W8A8", "W8A8_MIX", "W4A16"])
+def test_any_damage_is_refused_by_name_or_harmless(tmp_path: Path, kind: str) -> None:
+    """Wrong entries in the description, or tensors of other shapes and types, some at a time."""
+    ends = {"refused": 0, "read": 0}
+    for seed in range(150):
+        chosen, folder = random.Random(seed), tmp_path / str(seed)
+        written = write(folder, kind, "0.0.0")
+        for _ in range(chosen.randint(1, 2)):
+            if chosen.random() < 0.5:
+                name = chosen.choice((*written.types, *GLOBALS))
+                describe(folder, **{name.replace(".", "/"): chosen.choice(VALUES)})
+            else:
+                name = chosen.choice(list(written.tensors))
+                written.tensors[name] = chosen.choice(MAKES)(written.tensors[name])
+                save_file(written.tensors, folder / f"quant_model_weight_{kind.lower()}.safetensors")
+        try:
+            with opened(folder) as (scheme, source):
+                for name in source.names():
+                    source.read_into(name, None, 0, 0, torch.empty(source.shape(name)))
+                    scheme.has_bias(name)
+            ends["read"] += 1
+        except AtbError as error:
+            assert str(folder) in str(error) and len(str(error)) < 1000, str(error)
+            ends["refused"] += 1
+    assert ends["refused"] > 75 and ends["read"] > 10, ends
