@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.models.quantized.modelslim_writer import Written
+from tests.models.quantized.modelslim.writer import Written
 
 # Two runs agree when at most so many positions are further apart than FAR, and the median of all is at most MEDIAN: an
 # activation that lies between two integers is rounded to either by noise, and moves the logits from there on.

@@ -14,7 +14,7 @@ from atb_models.errors import CheckpointError, ConfigError
 from atb_models.models.quantized import read
 from atb_models.models.quantized.declaration import Declaration
 from atb_models.models.quantized.read import FORMATS, read_scheme
-from tests.models.quantized.small import write
+from tests.models.quantized.modelslim.small import write
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from atb_models.errors import ConfigError
 from atb_models.layers.storage import Storage
 from atb_models.models.weights.checkpoint import Checkpoint
-from tests.models.quantized.modelslim_writer import Form, Written, every, quantized, save
+from tests.models.quantized.modelslim.writer import Form, Written, every, quantized, save
 from tests.models.quantized.reading import floats_of, opened, read, scheme_of
 
 LAYER = "model.layers.1"

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from atb_models.errors import CheckpointError, ConfigError
-from tests.models.quantized.modelslim_writer import Form, every, save
+from tests.models.quantized.modelslim.small import NEW, OLD, TENSORS, K, Q, configure, describe, fails, write
+from tests.models.quantized.modelslim.writer import Form, every, save
 from tests.models.quantized.reading import scheme_of
-from tests.models.quantized.small import NEW, OLD, TENSORS, K, Q, configure, describe, fails, write
 
 # ---------------------------------------------------------------------------------------------------------- not read
 

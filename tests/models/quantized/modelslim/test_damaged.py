@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atb_models.errors import AtbError, CheckpointError
-from tests.models.quantized.modelslim_writer import Form, every, save
+from tests.models.quantized.modelslim.small import NEW, OLD, TENSORS, K, Q, describe, fails, write
+from tests.models.quantized.modelslim.writer import Form, every, save
 from tests.models.quantized.reading import opened, scheme_of
-from tests.models.quantized.small import NEW, OLD, TENSORS, K, Q, describe, fails, write
 
 
 @pytest.mark.parametrize(

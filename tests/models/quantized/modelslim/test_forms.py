@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atb_models.layers.storage import Storage
-from tests.models.quantized.modelslim_writer import INPUT_OFFSET, INPUT_SCALE, Form, every, quantized, save, write
+from tests.models.quantized.modelslim.writer import INPUT_OFFSET, INPUT_SCALE, Form, every, quantized, save, write
 from tests.models.quantized.reading import cuts, floats_of, opened, read, scheme_of
 
 BF16, FP16 = torch.bfloat16, torch.float16

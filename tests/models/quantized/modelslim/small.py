@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atb_models.errors import AtbError
-from tests.models.quantized.modelslim_writer import Form, Written, every, quantized, save
+from tests.models.quantized.modelslim.writer import Form, Written, every, quantized, save
 from tests.models.quantized.reading import opened, read
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
