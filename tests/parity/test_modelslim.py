@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from atb_models import LLM
+from atb_models.errors import ConfigError
 from tests.kept_ranks import KeptRanks
 from tests.models.quantized.modelslim.writer import Form, Written, every, quantized, save, write
 from tests.parity.golden import FP32_TOLERANCE
@@ -92,6 +93,20 @@ def test_weights_alone_on_ranks(
 def test_int8_activations(shared: Path, tmp_path: Path, form: str, model: str) -> None:
     write_exact(tmp_path, write(tmp_path, shared / "golden" / model, WITH_ACTIVATIONS[form]), integers=True)
     check_agreement(logits_of(tmp_path), torch.load(tmp_path / "exact.pt"))
+
+
+@pytest.mark.parametrize("kind", ["W8A16", "W8A8_DYNAMIC", "W8A8"])
+def test_routers_and_a_head_of_integers(shared: Path, tmp_path: Path, kind: str) -> None:
+    """They are held as floats, which static activations do not allow."""
+    kinds = {"gate.weight": kind, "lm_head.weight": "W8A16"}
+    form = Form("w8a16", lambda name: next((kinds[end] for end in kinds if name.endswith(end)), every("W8A16")(name)))
+    written = write(tmp_path, shared / "golden" / "deepseek", form)
+    if kind == "W8A8":
+        with pytest.raises(ConfigError, match=r"^model\.layers\.1\.mlp\.gate\.weight .* takes static int8 activa"):
+            logits_of(tmp_path)
+        return
+    write_exact(tmp_path, written)
+    check_weight_only(str(tmp_path))
 
 
 @pytest.mark.parametrize("prefix", ["input_layernorm", "input_layernorm.module"])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from atb_models.errors import ConfigError
 from atb_models.layers.parameter import Filling, fillings
 from atb_models.layers.storage import METHODS, Storage
 from atb_models.models.config import ModelConfig
@@ -55,11 +56,13 @@ def open_weights(
         _Tensor(name, None if config.scheme is None else config.scheme.storage(name), every[parameter], role)
         for name, parameter, role in checkpoint_tensors(config)
     ]
+    floats = {one.name: one.stored for one in tensors if one.stored and not one.filling.weight.layout.quantized}
+    if static := [name for name, storage in floats.items() if storage.activations == "static"]:
+        raise ConfigError(f"{named(static, 1)} takes static int8 activations, but is held as floats here; keep it so")
     source = _opened(folder, load_format, model, config, {one.name: one.stored for one in tensors if one.stored})
     integers = [one for one in tensors if one.filling.weight.layout.quantized]
     if made := {one.name: METHODS[quantize] for one in integers if one.stored is None and quantize}:
         source = QuantizingWeights(source, made)
-    floats = {one.name: one.stored for one in tensors if one.stored and not one.filling.weight.layout.quantized}
     if floats:
         source = Dequantized(source, floats)
         if log:
