@@ -8,14 +8,17 @@ is of the limits of its own round, and each figure is the median of the rounds. 
 are those of its own loops (plan/this_cpu.py), else those of torch.
 
 Decode: the bytes of the weights that one token needs over the time of a step, against the read limit. Prefill: the time
-that the step's arithmetic takes at the peak of each operation's data types, against the time of the step.
+that the step's arithmetic takes at the peak of each operation's data types, against the time of the step. Outside the
+library: what a decode step spends in Python and torch, before, between and after its native calls.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -25,7 +28,7 @@ from atb_models import LLM, SamplingParams
 from atb_models.command.model_flags import dtype_flag, quantize_flag
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
-from atb_models.ops.native.library import active
+from atb_models.ops.native.library import Library, active, load
 from atb_models.plan.chips import RATES, Chip
 from atb_models.plan.this_cpu import measure_cpu
 from atb_models.plan.times import Step, StepCosts, Work, price
@@ -66,6 +69,7 @@ def main() -> None:
     ) as llm:
         threads = torch.get_num_threads()
         rounds = timed(llm, args.rounds, args.tokens, lambda: measure_cpu(threads))
+        outside_s = seconds_outside_library(llm, args.tokens)
         model, config = llm._runner.model, llm._runner.model_config
     works = StepCosts(config, model.embed.weight.dtype, 1, args.quantize).works(Step((PROMPT,), (PROMPT,), 1))
     size = token_bytes(model, config)
@@ -77,6 +81,8 @@ def main() -> None:
         f"decode:  {decode_s * 1e3:.1f} ms a token, {size / 1e9:.3f} GB of weights,"
         f" {median(rounds, lambda one: one.decode_share(size)):.0%} of the read limit"
     )
+    if outside_s is not None:
+        print(f"outside the library: {outside_s * 1e3:.2f} ms a token, {outside_s / decode_s:.1%} of a decode step")
     print(
         f"prefill: {PROMPT / prefill_s:.0f} tokens/s, {sum(work.cost.flops * work.calls for work in works) / 1e9:.0f}"
         f" GFLOP, {median(rounds, lambda one: one.prefill_share(works)):.0%} of the peak"
@@ -127,6 +133,47 @@ def limits(rounds: Sequence[Round]) -> str:
             dtype, _, unit = field.partition("_")
             shown.append(f"{dtype} {statistics.median(peaks) * 1e3:.0f} {'GOP' if unit == 'tops' else 'GFLOP'}/s")
     return ", ".join(shown)
+
+
+def seconds_outside_library(llm: LLM, tokens: int) -> float | None:
+    """Median seconds that a decode step spends outside native calls; None where there is no library."""
+    level = active().level
+    if level is None:
+        return None
+    params = SamplingParams(max_tokens=tokens + 2, temperature=0, ignore_eos=True)
+    with timed_calls(load(level.name)) as seconds:
+        ends: list[int] = []
+        llm.on_step = lambda *_: ends.append(len(seconds))
+        llm.reset_timings()
+        llm.generate([[1] * PROMPT], params)
+        llm.on_step = None
+    steps = llm.metrics()["decode_step_s"]
+    native = [sum(seconds[first:end]) for first, end in zip(ends[:-1], ends[1:], strict=True)]
+    return statistics.median(step - inside for step, inside in zip(steps, native, strict=True))
+
+
+@contextmanager
+def timed_calls(loaded: Library) -> Iterator[list[float]]:
+    """Within it: the seconds of each call of a C function of the library."""
+    seconds: list[float] = []
+
+    def timed(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            started = time.perf_counter()
+            result = function(*args)
+            seconds.append(time.perf_counter() - started)
+            return result
+
+        return call
+
+    functions = {name: value for name, value in vars(loaded).items() if hasattr(value, "argtypes")}
+    for name, function in functions.items():
+        setattr(loaded, name, timed(function))
+    try:
+        yield seconds
+    finally:
+        for name, function in functions.items():
+            setattr(loaded, name, function)
 
 
 def token_bytes(model: Decoder, config: ModelConfig) -> int:
