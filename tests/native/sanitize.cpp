@@ -157,8 +157,8 @@ static void linear(int format, int stored, int rows, int outputs, int inputs, in
   char* weight = packed(w, outputs, inputs, 1, 0, nullptr);
   for (int o = 0; o < outputs; o++) scale.set(o, .01f * (1 + scale.floats[o]));
   const bool scaled = stored == FORMAT_I8;
-  LinearCall c = {x.data, weight, scaled ? scale.floats : nullptr, bias.data, out.data, nullptr, inputs, outputs,
-                  rows, inputs, outputs, format, stored, format, format, threads};
+  LinearCall c = {x.data, {weight, scaled ? scale.floats : nullptr, outputs, inputs, stored}, bias.data, out.data,
+                  nullptr, inputs, outputs, rows, format, format, format, threads};
   with_scratch(c, atb_linear_scratch, atb_linear);
   for (int r = 0; r < rows; r++)
     for (int o = 0; o < outputs; o++) {
@@ -185,9 +185,10 @@ static void experts(int format, int stored, int tokens, int hidden, int width, i
     packed(down, hidden, width, 1, 0, downs + e * down_bytes);
   }
   const bool scaled = stored == FORMAT_I8;
-  ExpertsCall c = {x.data, chosen, weights.floats, ups, downs, scaled ? s13.floats : nullptr,
-                   scaled ? s2.floats : nullptr, out.data, counts, nullptr, hidden, tokens, hidden, width, E, K, format,
-                   stored, threads};
+  const PackedWeight gate_up = {ups, scaled ? s13.floats : nullptr, 2 * width, hidden, stored};
+  const PackedWeight out_of = {downs, scaled ? s2.floats : nullptr, hidden, width, stored};
+  ExpertsCall c = {x.data, chosen, weights.floats, gate_up, out_of, out.data, counts, nullptr, hidden,
+                   tokens, E, K, format, threads};
   with_scratch(c, atb_experts_scratch, atb_experts);
   failures += counts[3] != 0 || counts[4] != tokens;
   const double factor = scaled ? .01 : 1;

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, scratch, threads
-from atb_models.ops.native.linear import FLOATS, packed_shape
+from atb_models.ops.native.linear import FLOATS, packed_shape, packed_weight
 from atb_models.ops.native.structs import FORMATS, ExpertsCall
 
 
@@ -45,21 +45,16 @@ def experts(
         x_TH.data_ptr(),
         chosen_TK.data_ptr(),
         weights_TK.data_ptr(),
-        gate_up.data_ptr(),
-        down.data_ptr(),
-        None if gate_up_scale is None else gate_up_scale.data_ptr(),
-        None if down_scale is None else down_scale.data_ptr(),
+        packed_weight(gate_up, gate_up_scale, 2 * width, hidden),
+        packed_weight(down, down_scale, hidden, width),
         out_TH.data_ptr(),
         None if counter_E is None else counter_E.data_ptr(),
         None,
         x_TH.stride(0),
         tokens,
-        hidden,
-        width,
         num_experts,
         chosen_TK.shape[1],
         FORMATS[x_TH.dtype],
-        FORMATS[gate_up.dtype],
         threads(),
     )
     if not tokens:
@@ -69,12 +64,12 @@ def experts(
     return out_TH
 
 
-def scratch_floats(library: Library, x_TH: Tensor, gate_up: Tensor, width: int, top_k: int) -> int:
+def scratch_floats(library: Library, x_TH: Tensor, gate_up: Tensor, down: Tensor, width: int, top_k: int) -> int:
     """Floats that a call works with; the tensors may be on meta."""
     tokens, hidden = x_TH.shape
     call = ExpertsCall(
-        tokens=tokens, hidden=hidden, width=width, experts=gate_up.shape[0], top_k=top_k, format=FORMATS[x_TH.dtype],
-        weight_format=FORMATS[gate_up.dtype], threads=threads(),
+        gate_up=packed_weight(gate_up, None, 2 * width, hidden), down=packed_weight(down, None, hidden, width),
+        tokens=tokens, experts=gate_up.shape[0], top_k=top_k, format=FORMATS[x_TH.dtype], threads=threads(),
     )  # fmt: skip
     return int(library.experts_scratch(byref(call))) if tokens else 0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, scratch, threads
-from atb_models.ops.native.structs import FORMATS, LinearCall, PackCall
+from atb_models.ops.native.structs import FORMATS, LinearCall, PackCall, PackedWeight
 
 PANEL = 16
 FILL = 4
@@ -23,6 +23,12 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int]:
     """[panels, inputs, 16] of a weight [outputs, inputs]."""
     return -(-outputs // PANEL), -(-inputs // FILL) * FILL, PANEL
+
+
+def packed_weight(packed: Tensor, scale: Tensor | None, outputs: int, inputs: int) -> PackedWeight:
+    """A weight [outputs, inputs], or a stack of them, as the C side takes it; the tensors may be on meta."""
+    at_scale = None if scale is None else scale.data_ptr()
+    return PackedWeight(packed.data_ptr(), at_scale, outputs, inputs, FORMATS[packed.dtype])
 
 
 def pack_into(library: Library, weight_OI: Tensor, packed: Tensor, step: int = 1) -> None:
@@ -68,18 +74,14 @@ def linear(
     _check(x_TI, packed, outputs, bias_O, scale_O, out_TO)
     call = LinearCall(
         x_TI.data_ptr(),
-        packed.data_ptr(),
-        None if scale_O is None else scale_O.data_ptr(),
+        packed_weight(packed, scale_O, outputs, inputs),
         None if bias_O is None else bias_O.data_ptr(),
         out_TO.data_ptr(),
         None,
         x_TI.stride(0),
         outputs,
         rows,
-        inputs,
-        outputs,
         FORMATS[x_TI.dtype],
-        FORMATS[packed.dtype],
         0 if bias_O is None else FORMATS[bias_O.dtype],
         FORMATS[out_TO.dtype],
         threads(),
@@ -93,10 +95,8 @@ def linear(
 def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor, outputs: int) -> int:
     """Floats that a call works with; the tensors may be on meta."""
     rows, inputs = x_TI.shape
-    call = LinearCall(
-        rows=rows, inputs=inputs, outputs=outputs, x_format=FORMATS[x_TI.dtype], weight_format=FORMATS[packed.dtype],
-        threads=threads(),
-    )  # fmt: skip
+    weight = packed_weight(packed, None, outputs, inputs)
+    call = LinearCall(rows=rows, weight=weight, x_format=FORMATS[x_TI.dtype], threads=threads())
     return int(library.linear_scratch(byref(call))) if rows else 0
 
 

@@ -123,7 +123,7 @@ def _experts_shape(
     _need(fits and weights_TK.shape == experts_TK.shape, x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK)
     if counter_E is not None:
         counter_E.add_(counter_E.new_empty(num_experts))
-    floats = experts.scratch_floats(library, x_TH, gate_up_EGH.data, width, experts_TK.shape[1])
+    floats = experts.scratch_floats(library, x_TH, gate_up_EGH.data, down_EHF.data, width, experts_TK.shape[1])
     _workspace = x_TH.new_empty(floats, dtype=torch.float32)
     return torch.empty_like(x_TH)
 

@@ -23,11 +23,17 @@ class AttentionCall(Structure):
     ]
 
 
+class PackedWeight(Structure):
+    _fields_ = [*_fields(c_void_p, "data scale"), *_fields(c_int32, "outputs inputs format")]
+
+
 class LinearCall(Structure):
     _fields_ = [
-        *_fields(c_void_p, "x weight scale bias out scratch"),
+        ("x", c_void_p),
+        ("weight", PackedWeight),
+        *_fields(c_void_p, "bias out scratch"),
         *_fields(c_int64, "x_row out_row"),
-        *_fields(c_int32, "rows inputs outputs x_format weight_format bias_format out_format threads"),
+        *_fields(c_int32, "rows x_format bias_format out_format threads"),
     ]
 
 
@@ -41,9 +47,11 @@ class PackCall(Structure):
 
 class ExpertsCall(Structure):
     _fields_ = [
-        *_fields(c_void_p, "x chosen weights gate_up down gate_up_scale down_scale out counter scratch"),
+        *_fields(c_void_p, "x chosen weights"),
+        *_fields(PackedWeight, "gate_up down"),
+        *_fields(c_void_p, "out counter scratch"),
         *_fields(c_int64, "x_row"),
-        *_fields(c_int32, "tokens hidden width experts top_k format weight_format threads"),
+        *_fields(c_int32, "tokens experts top_k format threads"),
     ]
 
 

@@ -22,15 +22,23 @@ struct AttentionCall {
   float scale;
 };
 
-// out = x w^T, times `scale` of each output where the weight is int8, plus `bias`.
+// A weight [outputs, inputs], or a stack of them, in panels (see panels.h). What a storage needs beside its values is
+// described here and nowhere else.
+struct PackedWeight {
+  const void* data;
+  const float* scale;  // of each output, for int8
+  int32_t outputs, inputs, format;
+};
+
+// out = x w^T + bias.
 struct LinearCall {
-  const void *x, *weight;  // packed, see panels.h
-  const float* scale;
+  const void* x;
+  PackedWeight weight;
   const void* bias;
   void* out;
   float* scratch;
   int64_t x_row, out_row;
-  int32_t rows, inputs, outputs, x_format, weight_format, bias_format, out_format, threads;
+  int32_t rows, x_format, bias_format, out_format, threads;
 };
 
 // A matrix of `outputs` rows of `inputs` elements into panels. Of several matrices with the same shape, panel p of
@@ -47,13 +55,14 @@ struct ExpertsCall {
   const void* x;
   const int64_t* chosen;  // [T, K]
   const float* weights;   // [T, K]
-  const void *gate_up, *down;
-  const float *gate_up_scale, *down_scale;  // [E, 2 F] and [E, H], for int8
-  void* out;                                // [T, H], contiguous
-  int64_t* counter;                         // [E], to which each expert's rows are added, or null
+  PackedWeight gate_up, down;  // [E, 2 F, H] and [E, H, F], of one format
+  void* out;                   // [T, H], contiguous
+  int64_t* counter;            // [E], to which each expert's rows are added, or null
   float* scratch;
   int64_t x_row;
-  int32_t tokens, hidden, width, experts, top_k, format, weight_format, threads;
+  int32_t tokens, experts, top_k, format, threads;
+  int hidden() const { return down.outputs; }
+  int width() const { return down.inputs; }
 };
 
 // RMS norm of x, or of x + residual, which then goes to `sum`.

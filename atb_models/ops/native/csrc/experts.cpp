@@ -58,12 +58,12 @@ template <class W, class X> class Experts {
  public:
   explicit Experts(const ExpertsCall& call)
       : c(call),
-        hidden((int)round_up(c.hidden, K_STEP)),
-        width((int)round_up(c.width, K_STEP)),
-        hidden_panels(pieces(c.hidden, PANEL)),
-        width_panels(pieces(c.width, PANEL)),
+        hidden((int)round_up(c.hidden(), K_STEP)),
+        width((int)round_up(c.width(), K_STEP)),
+        hidden_panels(pieces(c.hidden(), PANEL)),
+        width_panels(pieces(c.width(), PANEL)),
         choices(least(c.tokens, SLICE) * c.top_k) {
-    threads = (int64_t)choices * c.hidden * c.width < FORK_PRODUCTS ? 1 : c.threads;
+    threads = (int64_t)choices * c.hidden() * c.width() < FORK_PRODUCTS ? 1 : c.threads;
     own = choices <= OWN_ROWS;
     sum_row = hidden_panels * PANEL + PANEL;  // no power of two, which would put all rows into the same cache sets
     lists = round_up(Routing::ints(choices, c.experts), 16);
@@ -123,14 +123,14 @@ template <class W, class X> class Experts {
       const Block& block = routing.blocks[i / outer_groups];
       const int panel = (int)(i % outer_groups) * GROUP, n = least(GROUP, hidden_panels - panel);
       multiply<W>(placed_row(inner_rows, block.first, width), block.rows,
-                  panels_of<W>(c.down, (int64_t)block.expert * hidden_panels + panel, n, width),
+                  panels_of<W>(c.down.data, (int64_t)block.expert * hidden_panels + panel, n, width),
                   outputs + (int64_t)block.first * sum_row + panel * PANEL, sum_row, wide);
     });
     team.barrier();
-    const int parts = pieces(c.hidden, SUM_COLUMNS);
+    const int parts = pieces(c.hidden(), SUM_COLUMNS);
     team.each((int64_t)tokens * parts, [&](int64_t i) {
       const int token = (int)(i / parts), first = (int)(i % parts) * SUM_COLUMNS;
-      weigh(routing, start, token, first, least(SUM_COLUMNS, c.hidden - first), outputs);
+      weigh(routing, start, token, first, least(SUM_COLUMNS, c.hidden() - first), outputs);
     });
   }
 
@@ -139,7 +139,7 @@ template <class W, class X> class Experts {
     for (int t = 0; t < tiles.count; t++)
       for (int m = 0; m < tiles.rows(t); m++) {
         const int token = start + routing.source[block.first + tiles.first(t) + m] / c.top_k;
-        place_row<W, X>((const T*)c.x + token * c.x_row, c.hidden, hidden, placed_row((float*)to, tiles.first(t), hidden),
+        place_row<W, X>((const T*)c.x + token * c.x_row, c.hidden(), hidden, placed_row((float*)to, tiles.first(t), hidden),
                         tiles.rows(t), m);
       }
   }
@@ -147,7 +147,7 @@ template <class W, class X> class Experts {
   // Panels `panel` to `panel + GROUP` of gate and up, which lie in turns, for a block of rows.
   void gate_up(const Block& block, int panel, const A* rows, A* to, float* products, float* wide) const {
     const int n = least(GROUP, width_panels - panel), row_floats = 2 * n * PANEL;
-    multiply<W>(rows, block.rows, panels_of<W>(c.gate_up, 2 * ((int64_t)block.expert * width_panels + panel), 2 * n, hidden),
+    multiply<W>(rows, block.rows, panels_of<W>(c.gate_up.data, 2 * ((int64_t)block.expert * width_panels + panel), 2 * n, hidden),
                 products, row_floats, wide);
     const Tiles tiles(block.rows);
     for (int t = 0; t < tiles.count; t++)
@@ -155,7 +155,7 @@ template <class W, class X> class Experts {
         float* row = products + (tiles.first(t) + m) * row_floats;
         T activated[GROUP * PANEL];
         for (int p = 0; p < n; p++) activate(block.expert, (panel + p) * PANEL, row + 2 * p * PANEL, activated + p * PANEL);
-        place_part(activated, panel * PANEL, least(n * PANEL, c.width - panel * PANEL),
+        place_part(activated, panel * PANEL, least(n * PANEL, c.width() - panel * PANEL),
                    placed_row((float*)to, tiles.first(t), width), tiles.rows(t), m);
       }
   }
@@ -164,12 +164,12 @@ template <class W, class X> class Experts {
   void activate(int expert, int column, const float* pair, T* to) const {
     for (int v = 0; v < PANEL; v += VL) {
       vf gate = load(pair + v), up = load(pair + PANEL + v);
-      if (c.gate_up_scale) {
-        const float* scale = c.gate_up_scale + (int64_t)expert * 2 * c.width + column + v;
-        const int n = c.width - column - v;
+      if (c.gate_up.scale) {
+        const float* scale = c.gate_up.scale + (int64_t)expert * 2 * c.width() + column + v;
+        const int n = c.width() - column - v;
         if (n <= 0) break;
         gate *= n < VL ? load_part<F32>(scale, n) : load(scale);
-        up *= n < VL ? load_part<F32>(scale + c.width, n) : load(scale + c.width);
+        up *= n < VL ? load_part<F32>(scale + c.width(), n) : load(scale + c.width());
       }
       X::store(to + v, gate * sigmoid(gate) * up);
     }
@@ -177,7 +177,7 @@ template <class W, class X> class Experts {
 
   // `n` inputs of the down product from `column` on, for row m of a tile; what fills up the last of them is zero.
   void place_part(const T* from, int column, int n, A* tile, int rows, int m) const {
-    const int filled = column + n == c.width ? width - column : n;
+    const int filled = column + n == c.width() ? width - column : n;
     A* to = tile + (int64_t)column * rows * W::A_STEP / W::KI;
     if constexpr (W::A_STEP < W::KI || sizeof(T) == sizeof(float)) {
       place_row<W, X>(from, n, filled, to, rows, m);
@@ -196,7 +196,7 @@ template <class W, class X> class Experts {
     float total[SUM_COLUMNS + VL];
     for (int k = 0; k < c.top_k; k++) {
       const float* row = outputs + (int64_t)routing.row[token * c.top_k + k] * sum_row + first;
-      const float* scale = c.down_scale ? c.down_scale + c.chosen[choice + k] * c.hidden + first : nullptr;
+      const float* scale = c.down.scale ? c.down.scale + c.chosen[choice + k] * c.hidden() + first : nullptr;
       const vf weight = splat(c.weights[choice + k]);
       for (int i = 0; i < n; i += VL) {
         vf y = load(row + i);
@@ -204,7 +204,7 @@ template <class W, class X> class Experts {
         store(total + i, k ? fma(weight, y, load(total + i)) : weight * y);
       }
     }
-    narrow<X>(total, n, (T*)c.out + (int64_t)(start + token) * c.hidden + first);
+    narrow<X>(total, n, (T*)c.out + (int64_t)(start + token) * c.hidden() + first);
   }
 
   const ExpertsCall& c;
@@ -215,7 +215,7 @@ template <class W, class X> class Experts {
 
 // Weights have the activations' format, or are int8: their forms are W and W8.
 template <class X, class W, class W8, class Call> static int64_t with_storage(const ExpertsCall& c, const Call& call) {
-  return c.weight_format == FORMAT_I8 ? call(Experts<W8, X>(c)) : call(Experts<W, X>(c));
+  return c.gate_up.format == FORMAT_I8 ? call(Experts<W8, X>(c)) : call(Experts<W, X>(c));
 }
 
 template <class Call> static int64_t with_experts(const ExpertsCall& c, const Call& call) {

@@ -14,12 +14,12 @@ template <class W> class Linear {
   typedef typename W::A A;
 
  public:
-  explicit Linear(const LinearCall& call) : c(call), filled((int)round_up(c.inputs, K_STEP)) {
+  explicit Linear(const LinearCall& call) : c(call), filled((int)round_up(c.weight.inputs, K_STEP)) {
     const int blocks = pieces(least(c.rows, SLICE), ROW_BLOCK);
     block_rows = pieces(least(c.rows, SLICE), blocks);
-    threads = (int64_t)c.rows * c.inputs * c.outputs < FORK_PRODUCTS ? 1 : c.threads;
+    threads = (int64_t)c.rows * c.weight.inputs * c.weight.outputs < FORK_PRODUCTS ? 1 : c.threads;
     own = c.rows <= OWN_ROWS || threads == 1;
-    group = threads == 1 ? GROUP : most(LEAST_GROUP, least(GROUP, pieces(pieces(c.outputs, PANEL), 4 * threads)));
+    group = threads == 1 ? GROUP : most(LEAST_GROUP, least(GROUP, pieces(pieces(c.weight.outputs, PANEL), 4 * threads)));
     shared_floats = own ? 0 : placed_floats(least(c.rows, SLICE));
     own_floats = (own ? placed_floats(least(c.rows, SLICE)) : 0) + WIDE_FLOATS + block_rows * GROUP * PANEL;
   }
@@ -43,7 +43,7 @@ template <class W> class Linear {
   }
 
   void slice(Team& team, int start, int rows, A* placed, float* desk) const {
-    const int blocks = pieces(rows, block_rows), panels = pieces(c.outputs, PANEL), groups = pieces(panels, group);
+    const int blocks = pieces(rows, block_rows), panels = pieces(c.weight.outputs, PANEL), groups = pieces(panels, group);
     if (own) {
       for (int i = 0; i < blocks; i++) place(start, rows, i, placed);
     } else {
@@ -55,7 +55,7 @@ template <class W> class Linear {
       const int first = (int)(i % blocks) * block_rows, count = least(block_rows, rows - first);
       const int panel = (int)(i / blocks) * group, n = least(group, panels - panel);
       float* sums = desk + WIDE_FLOATS;
-      multiply<W>(placed + (int64_t)first * filled * W::A_STEP / W::KI, count, panels_of<W>(c.weight, panel, n, filled),
+      multiply<W>(placed + (int64_t)first * filled * W::A_STEP / W::KI, count, panels_of<W>(c.weight.data, panel, n, filled),
                   sums, n * PANEL, desk);
       for (int r = 0; r < count; r++) write(start + first + r, panel * PANEL, n * PANEL, sums + r * n * PANEL);
     });
@@ -70,16 +70,16 @@ template <class W> class Linear {
         with_format(c.x_format, [&](auto x) {
           typedef decltype(x) X;
           const auto* row = (const typename X::T*)c.x + (start + first + tiles.first(t) + m) * c.x_row;
-          place_row<W, X>(row, c.inputs, filled, tile, tiles.rows(t), m);
+          place_row<W, X>(row, c.weight.inputs, filled, tile, tiles.rows(t), m);
         });
       }
   }
 
   // Scales, adds the bias, rounds: `columns` outputs from `first` on, some of the last panel's being padding.
   void write(int64_t row, int first, int columns, float* sums) const {
-    const int n = least(columns, c.outputs - first);
-    if (c.scale)
-      for (int i = 0; i < n; i += VL) store(sums + i, load(sums + i) * load_floats(c.scale + first + i, n - i));
+    const int n = least(columns, c.weight.outputs - first);
+    if (c.weight.scale)
+      for (int i = 0; i < n; i += VL) store(sums + i, load(sums + i) * load_floats(c.weight.scale + first + i, n - i));
     if (c.bias)
       with_format(c.bias_format, [&](auto b) {
         const auto* bias = (const typename decltype(b)::T*)c.bias + first;
@@ -100,11 +100,11 @@ template <class W> class Linear {
 
 // Floats of `scratch` that the call needs.
 API int64_t atb_linear_scratch(const LinearCall* c) {
-  return with_weight(c->weight_format, c->x_format, [&](auto w) { return Linear<decltype(w)>(*c).scratch(); });
+  return with_weight(c->weight, c->x_format, [&](auto w) { return Linear<decltype(w)>(*c).scratch(); });
 }
 
 API int atb_linear(const LinearCall* c) {
-  with_weight(c->weight_format, c->x_format, [&](auto w) {
+  with_weight(c->weight, c->x_format, [&](auto w) {
     Linear<decltype(w)>(*c).run();
     return (int64_t)0;
   });
