@@ -29,9 +29,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Weight) and not value.layout.quantized:
         return Weight.plain(function(value.rows))
     if is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: getattr(value, field.name) for field in fields(value)}
-        changed = {name: function(x) for name, x in named.items() if isinstance(x, Tensor)}
-        return replace(value, **changed) if changed else value
+        named = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        held = {name: x for name, x in named.items() if isinstance(x, Tensor) or is_dataclass(x)}
+        return replace(value, **{name: map_tensors(function, x) for name, x in held.items()}) if held else value
     return value
 
 

@@ -34,17 +34,14 @@ class ModulePaths:
         self._hooks.clear()
 
     def current(self, args: tuple[Any, ...]) -> str:
-        """The innermost running module, or the one within it that owns a parameter among `args`.
+        """The innermost running module, or the one within it that owns all of its parameters among `args`.
 
         The second is needed for methods other than `forward`, such as a norm's `add`.
         """
         path = self._stack[-1] if self._stack else ""
-        for arg in args:
-            if isinstance(arg, Tensor):
-                owner = self._owners.get(storage_key(arg), "")
-                if owner and (not path or owner.startswith(f"{path}.")):
-                    return owner
-        return path
+        owners = {self._owners.get(storage_key(arg), "") for arg in args if isinstance(arg, Tensor)}
+        within = [owner for owner in owners if owner and (not path or owner.startswith(f"{path}."))]
+        return within[0] if len(within) == 1 else path
 
     @property
     def running(self) -> bool:

@@ -8,9 +8,11 @@ from atb_models import ops
 from atb_models.layers.build import Build
 from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.layers.linear import qkv_linear, row_linear
+from atb_models.layers.norm import RmsNorm
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane, key_and_value
 from atb_models.ops.step import StepInput
+from atb_models.ops.sublayers import AttentionSublayer
 
 
 class Attention(nn.Module):
@@ -40,3 +42,16 @@ class Attention(nn.Module):
     def before_rotation(self, q_TND: Tensor, k_TMD: Tensor) -> tuple[Tensor, Tensor]:
         """What a family does to queries and keys before they are rotated, such as a norm: nothing here."""
         return q_TND, k_TMD
+
+
+def attention_sublayer(norm: RmsNorm, attention: Attention) -> AttentionSublayer | None:
+    """Plain attention behind `norm` as one operation takes it; None for what always runs in parts: a family's own
+    attention, a norm with a bias, linear maps of int8 activations."""
+    described = norm.described()
+    if type(attention) is not Attention or described is None:
+        return None
+    qkv, o = attention.qkv, attention.o
+    if not (qkv.takes_floats and o.takes_floats):
+        return None
+    heads = attention.heads, attention.kv_heads, attention.head_dim
+    return AttentionSublayer(described, qkv.stored, qkv.added_bias, o.stored, o.added_bias, *heads)

@@ -14,6 +14,8 @@ from atb_models.ops.weight import Activations, Weight
 class Linear(nn.Module):
     """y = x W^T + b with this rank's share of W; where the ranks' results are summed, only one of them adds b."""
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         weight_OI: Weight,
@@ -33,7 +35,17 @@ class Linear(nn.Module):
         self.product = _product(weight_OI.layout.activations)
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        return self.product(x_TI, self.stored, self.bias if self.adds_bias else None)
+        return self.product(x_TI, self.stored, self.added_bias)
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether its activations are multiplied as floats."""
+        return self.product is ops.linear
+
+    @property
+    def added_bias(self) -> Tensor | None:
+        """The bias, where this rank is the one that adds it."""
+        return self.bias if self.adds_bias else None
 
 
 def _product(activations: Activations) -> Op:

@@ -8,12 +8,16 @@ from torch import Tensor, nn
 from atb_models import ops
 from atb_models.layers.build import Build, Wanted
 from atb_models.layers.linear import column_linear, row_linear
+from atb_models.layers.norm import RmsNorm
 from atb_models.layers.parameter import Part, cut, hold, whole
 from atb_models.ops.gating import Gating
+from atb_models.ops.sublayers import FeedForwardSublayer, MlpWeights, RoutedWeights
 
 
 class Mlp(nn.Module):
     """down(silu(gate(x)) * up(x)); the caller sums the ranks' results."""
+
+    counter_E: Tensor | None = None  # an MLP has no experts to count the tokens of
 
     def __init__(self, build: Build, hidden: int, width: int) -> None:
         super().__init__()
@@ -23,6 +27,14 @@ class Mlp(nn.Module):
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return self.down(ops.swiglu(self.gate_up(x_TH)))
+
+    @property
+    def weights(self) -> MlpWeights | None:
+        """As the operation of a sublayer takes them; None where it has no place for a bias or int8 activations."""
+        for linear in (self.gate_up, self.down):
+            if linear.bias is not None or not linear.takes_floats:
+                return None
+        return MlpWeights(self.gate_up.stored, self.down.stored)
 
 
 class Router(nn.Module):
@@ -110,6 +122,14 @@ class MoE(nn.Module):
         self.shared_gate = SharedGate(build, hidden) if shared_gate else None
         self.counter_E: Tensor | None = None
 
+    @property
+    def weights(self) -> RoutedWeights:
+        """As the operation of a sublayer takes them, without those of the shared experts."""
+        gate_1H = None if self.shared_gate is None else self.shared_gate.weight
+        router, experts = self.router, self.experts
+        chosen = router.stored, router.bias, self.gating
+        return RoutedWeights(*chosen, experts.stored_gate_up, experts.stored_down, gate_1H)
+
     def count_tokens(self) -> Tensor:
         """Start counting the tokens each expert is given -> the counter, [E] int64."""
         self.counter_E = torch.zeros(self.experts.num_experts, dtype=torch.int64, device=self.router.weight.device)
@@ -124,3 +144,17 @@ class MoE(nn.Module):
         if self.shared_gate is not None:
             shared_TH = self.shared_gate(shared_TH, x_TH)
         return ops.add(y_TH, shared_TH)
+
+
+def feed_forward_sublayer(norm: RmsNorm, layer: Mlp | MoE) -> FeedForwardSublayer | None:
+    """A feed-forward layer behind `norm` as one operation takes it; None for what always runs in parts: a bias of the
+    norm or of a linear map, and int8 activations."""
+    described, mlp = norm.described(), layer if isinstance(layer, Mlp) else layer.shared
+    if described is None or (mlp is not None and mlp.weights is None):
+        return None
+    weights = None if mlp is None else mlp.weights
+    if isinstance(layer, Mlp):
+        return FeedForwardSublayer(described, weights, None)
+    if layer.experts.operation is not ops.moe_experts:
+        return None
+    return FeedForwardSublayer(described, weights, layer.weights)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from atb_models import ops
 from atb_models.layers.build import Build
 from atb_models.layers.parameter import whole
+from atb_models.ops.sublayers import Norm
 
 
 class RmsNorm(nn.Module):
@@ -29,10 +30,16 @@ class RmsNorm(nn.Module):
     def forward(self, x_TH: Tensor) -> Tensor:
         return self._shifted(ops.rms_norm(x_TH, self.weight, self.eps))
 
-    def add(self, x_TH: Tensor, residual_TH: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm of the sum, the sum)."""
+    def add(self, x_TH: Tensor | None, residual_TH: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of the sum, the sum); without x the residual is the sum."""
+        if x_TH is None:
+            return self(residual_TH), residual_TH
         normed_TH, sum_TH = ops.add_rms_norm(x_TH, residual_TH, self.weight, self.eps)
         return self._shifted(normed_TH), sum_TH
 
     def _shifted(self, normed_TH: Tensor) -> Tensor:
         return normed_TH if self.bias is None else ops.add(normed_TH, self.bias)
+
+    def described(self) -> Norm | None:
+        """As the operation of a sublayer takes it; None with a bias, which that has no place for."""
+        return Norm(self.weight, self.eps) if self.bias is None else None

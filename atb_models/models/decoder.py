@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from atb_models import ops
-from atb_models.layers.attention import Attention
+from atb_models.layers.attention import Attention, attention_sublayer
 from atb_models.layers.build import Build
 from atb_models.layers.embedding import Embedding, Head
-from atb_models.layers.mlp import Mlp, MoE
+from atb_models.layers.mlp import Mlp, MoE, feed_forward_sublayer
 from atb_models.layers.norm import RmsNorm
 from atb_models.models.config import ModelConfig
 from atb_models.models.families import FAMILIES
@@ -20,8 +21,25 @@ from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
 
 
+@dataclass
+class ResidualStream:
+    """The residual stream between two sublayers, and x, which is yet to be added to it; None before the first.
+
+    It is the only one that holds these tensors, so that each is freed as soon as the next one is there.
+    """
+
+    x_TH: Tensor | None
+    residual_TH: Tensor
+
+    def take(self) -> tuple[Tensor | None, Tensor]:
+        """Both tensors, which it holds no longer."""
+        taken = self.x_TH, self.residual_TH
+        del self.x_TH, self.residual_TH
+        return taken
+
+
 class DecoderLayer(nn.Module):
-    """One layer between two norms: the add that ends it is fused with the norm that follows, the next layer's."""
+    """Two sublayers, each with its norm. The add that ends the layer is fused with the norm that follows."""
 
     def __init__(self, build: Build, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -31,14 +49,33 @@ class DecoderLayer(nn.Module):
         self.attn = attention(build.within("attn"), config, config.moe_layers[index])
         self.post_norm = RmsNorm(build.within("post_norm"), config.hidden_size, config.rms_norm_eps)
         self.mlp = feed_forward(build.within("mlp"), config, is_moe=config.moe_layers[index])
+        self._attention_sublayer = attention_sublayer(self.input_norm, self.attn)
+        self._feed_forward_sublayer = feed_forward_sublayer(self.post_norm, self.mlp)
 
-    def forward(
-        self, x_TH: Tensor, residual_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache
-    ) -> tuple[Tensor, Tensor]:
-        """x: the normed input; returns the feed-forward's output and the residual stream it is to be added to."""
-        x_TH = self.reduce(self.attn(x_TH, step, rope, cache))
-        x_TH, residual_TH = self.post_norm.add(x_TH, residual_TH)
-        return self.reduce(self.mlp(x_TH)), residual_TH
+    def forward(self, stream: ResidualStream, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> None:
+        """Take the stream through the layer."""
+        stream.x_TH = self.reduce(self._attend(stream, step, rope, cache))
+        stream.x_TH = self.reduce(self._feed_forward(stream))
+
+    def _attend(
+        self, stream: ResidualStream, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache
+    ) -> Tensor:
+        if self._attention_sublayer is not None and ops.attention_sublayer.is_served:
+            x_TH, stream.residual_TH = ops.attention_sublayer(
+                *stream.take(), self._attention_sublayer, *rope, cache, step
+            )
+            return x_TH
+        x_TH, stream.residual_TH = self.input_norm.add(*stream.take())
+        return self.attn(x_TH, step, rope, cache)
+
+    def _feed_forward(self, stream: ResidualStream) -> Tensor:
+        if self._feed_forward_sublayer is not None and ops.feed_forward_sublayer.is_served:
+            x_TH, stream.residual_TH = ops.feed_forward_sublayer(
+                *stream.take(), self._feed_forward_sublayer, self.mlp.counter_E
+            )
+            return x_TH
+        x_TH, stream.residual_TH = self.post_norm.add(*stream.take())
+        return self.mlp(x_TH)
 
     def reduce(self, x_TH: Tensor) -> Tensor:
         ranks = self.build.tensor
@@ -58,7 +95,7 @@ def plain_attention(build: Build, config: ModelConfig, is_moe: bool) -> Attentio
     )
 
 
-def feed_forward(build: Build, config: ModelConfig, *, is_moe: bool) -> nn.Module:
+def feed_forward(build: Build, config: ModelConfig, *, is_moe: bool) -> Mlp | MoE:
     """The dense or the mixture-of-experts feed-forward of a layer."""
     if not is_moe:
         return Mlp(build, config.hidden_size, config.intermediate_size)
@@ -108,11 +145,10 @@ class Decoder(nn.Module):
         Where the step has `top_logits`: instead what `ops.top_logits` gives, of all ranks side by side.
         """
         rope = ops.rope_tables(step.positions_T, self.inv_freq_D, self.config.rope_scaling_factor)
-        residual_TH = self.embed(step.token_ids_T)
-        x_TH = self.layers[0].input_norm(residual_TH)
-        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
-        for layer, cache, norm in zip(self.layers, caches, next_norms, strict=True):
-            x_TH, residual_TH = norm.add(*layer(x_TH, residual_TH, step, rope, cache))
+        stream = ResidualStream(None, self.embed(step.token_ids_T))
+        for layer, cache in zip(self.layers, caches, strict=True):
+            layer(stream, step, rope, cache)
+        x_TH, _ = self.norm.add(*stream.take())
         return self.lm_head(ops.select_rows(x_TH, step.logits_rows_L), step.top_logits)
 
 

@@ -23,6 +23,7 @@ from atb_models.ops.moe import (
 )
 from atb_models.ops.quantized.experts import moe_route_scales, quant_grouped_matmul, quant_moe_experts
 from atb_models.ops.quantized.linear import quant_linear, quant_matmul, quantize, quantize_static
+from atb_models.ops.sublayers import attention_sublayer, feed_forward_sublayer
 from atb_models.ops.table import bind, kv_plane_shape, laid_out_for, operations
 from atb_models.ops.top_logits import top_logits
 
@@ -31,9 +32,11 @@ __all__ = [
     "add_rms_norm",
     "all_gather",
     "all_reduce",
+    "attention_sublayer",
     "bind",
     "count_expert_tokens",
     "embedding",
+    "feed_forward_sublayer",
     "grouped_matmul",
     "kv_plane_shape",
     "laid_out_for",

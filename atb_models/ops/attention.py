@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atb_models.ops.cost import Cost, cost, nbytes
+from atb_models.ops.cost import Cost, cost
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import op
@@ -53,10 +53,11 @@ def _rotate(x_TND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _cache_operands(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> dict[str, Any]:
-    return {"k_TMD": k_TMD, "v_TMD": v_TMD, **_planes(cache), "slots_T": step.slots_T}
+    return {"k_TMD": k_TMD, "v_TMD": v_TMD, **planes_by_name(cache), "slots_T": step.slots_T}
 
 
-def _planes(cache: LayerCache) -> dict[str, Tensor]:
+def planes_by_name(cache: LayerCache) -> dict[str, Tensor]:
+    """The planes as operands."""
     return {f"{name}_cache_PS{'MD' if plane.dim() == 4 else 'D'}": plane for name, plane in cache.items()}
 
 
@@ -113,17 +114,22 @@ def rope_and_cache(
 
 def _attention_operands(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> dict[str, Any]:
     lengths = {"query_lens": step.query_lens, "kv_lens": step.kv_lens}
-    return {"q_TND": q_TND, **_planes(cache), "block_table_BC": step.block_table_BC, **lengths, "scale": scale}
+    return {"q_TND": q_TND, **planes_by_name(cache), "block_table_BC": step.block_table_BC, **lengths, "scale": scale}
 
 
 def _attention_cost(out_TND: Tensor, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Cost:
-    """By real lengths: two products for each pair of a query and a key that it sees, each sequence's K and V once."""
-    heads, head_dim = q_TND.shape[1:]
+    _, heads, head_dim = q_TND.shape
+    return attending(heads, head_dim, cache, step) + cost(0, (q_TND,), (out_TND,))
+
+
+def attending(heads: int, head_dim: int, cache: LayerCache, step: StepInput) -> Cost:
+    """Of attention without its queries and results, by real lengths: two products for each pair of a query and a key
+    that it sees, each sequence's K and V once."""
     pairs = sum(q * kv - q * (q - 1) // 2 for q, kv in zip(step.query_lens, step.kv_lens, strict=True))
     token = sum(math.prod(plane.shape[2:]) * plane.element_size() for plane in cache.values())
     block_size = cache.k_PSMD.shape[1]
     blocks = sum(-(-kv // block_size) for kv in step.kv_lens) * step.block_table_BC.element_size()
-    return Cost(4 * heads * head_dim * pairs, nbytes(q_TND) + sum(step.kv_lens) * token + blocks, nbytes(out_TND))
+    return Cost(4 * heads * head_dim * pairs, sum(step.kv_lens) * token + blocks)
 
 
 @op("PagedAttention", cost=_attention_cost, operands=_attention_operands)

@@ -38,6 +38,13 @@ class Gating:
         """True for softmax over all experts: no groups, no scaling."""
         return self.score == "softmax" and self.groups == self.top_groups and self.scaling == 1.0
 
+    def flops(self, scores: int, chosen: int, has_bias: bool) -> int:
+        """Of so many scores, so many of which are chosen."""
+        flops = 4 * scores if self.score == "softmax" else 3 * scores  # maximum, exp, add, divide; negate is in exp
+        flops += scores if has_bias else 0
+        flops += 0 if self.renormalize_eps is None else 2 * chosen
+        return flops + (0 if self.scaling == 1.0 else chosen)
+
 
 def _operands(scores_TE: Tensor, gating: Gating, bias_E: Tensor | None = None) -> dict[str, Any]:
     """What differs from the plain rule is shown; the rule has no more to it elsewhere."""
@@ -52,11 +59,7 @@ def _operands(scores_TE: Tensor, gating: Gating, bias_E: Tensor | None = None) -
 
 
 def _cost(out: tuple[Tensor, Tensor], scores_TE: Tensor, gating: Gating, bias_E: Tensor | None = None) -> Cost:
-    chosen, scores = out[0].numel(), scores_TE.numel()
-    flops = 4 * scores if gating.score == "softmax" else 3 * scores  # maximum, exp, add, divide; negate is in exp
-    flops += scores if bias_E is not None else 0
-    flops += 0 if gating.renormalize_eps is None else 2 * chosen
-    flops += 0 if gating.scaling == 1.0 else chosen
+    flops = gating.flops(scores_TE.numel(), out[0].numel(), bias_E is not None)
     return cost(flops, (scores_TE, bias_E), out)
 
 

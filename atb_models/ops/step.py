@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class StepInput:
     query_lens: list[int]  # tokens of each sequence in this step
     kv_lens: list[int]  # tokens of each sequence in the cache once this step's are written
     top_logits: int = 0  # how many of the greatest logits of each row are wanted; 0: all logits
+    bound: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What the backend makes of the step for its first layer and keeps for the others."""
 
     @cached_property
     def query_ends(self) -> list[int]:

@@ -61,6 +61,11 @@ class Op:
     def __repr__(self) -> str:
         return f"<op {self.name} on {self.backend}>"
 
+    @property
+    def is_served(self) -> bool:
+        """Whether the bound backend has a body of its own for it."""
+        return self.backend != "reference"
+
     @cached_property
     def _parameters(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.reference).parameters)
@@ -222,7 +227,7 @@ def recorded(wrap: Wrap) -> Iterator[None]:
     """
     global _recording
     assert not _recording, "a recording is open already"
-    shown = [operation for operation in TABLE.values() if not operation.in_parts or operation.backend != "reference"]
+    shown = [operation for operation in TABLE.values() if not operation.in_parts or operation.is_served]
     bound = [(operation, operation.run) for operation in shown]
     _recording = True
     try:

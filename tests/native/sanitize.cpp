@@ -7,20 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-API int64_t atb_attention_scratch(const AttentionCall*);
-API int atb_attention(const AttentionCall*);
-API int64_t atb_linear_scratch(const LinearCall*);
-API int atb_linear(const LinearCall*);
-API int atb_pack(const PackCall*);
-API int64_t atb_experts_scratch(const ExpertsCall*);
-API int atb_experts(const ExpertsCall*);
-API int atb_norm(const NormCall*);
-API int atb_swiglu(const SwigluCall*);
-API int atb_shared_gate(const SharedGateCall*);
-API int atb_rope(const RopeCall*);
-API int atb_top_logits(const TopLogitsCall*);
-API int64_t atb_gating_scratch(const GatingCall*);
-API int atb_gating(const GatingCall*);
 API double atb_limit_read(const char*, int64_t, int, int, int32_t*);
 API double atb_limit_floats(int, int, int32_t*);
 API double atb_limit_bf16(int, int, int32_t*);

@@ -13,7 +13,6 @@ import torch
 from atb_models import LLM, SamplingParams, ops
 from atb_models.demo import questions
 from atb_models.errors import ConfigError
-from atb_models.graph import meta_model, meta_step, trace
 from atb_models.layers.parameter import fillings
 from atb_models.limits import Limits
 from atb_models.models.config_reader import load_model_config
@@ -22,7 +21,6 @@ from atb_models.ops.native import rope
 from atb_models.ops.native.build import levels_of
 from atb_models.ops.native.library import active, cpu_flags
 from atb_models.plan.memory import rank_memory
-from atb_models.profiler import Recorder
 from tests.records import map_tensors, slots_step
 from tests.tiny import write_checkpoint, write_weights
 
@@ -52,7 +50,7 @@ def test_the_toys_answers(monkeypatch: pytest.MonkeyPatch, level: str, dtype: st
     monkeypatch.setenv("ATB_CPU_ISA", level)
     asked = questions()[:: 1 if dtype == "fp16" else 8]
     with LLM(dtype=dtype, device="cpu", quantize=quantize) as llm:
-        assert ops.moe_experts.backend == "cpu"
+        assert ops.attention_sublayer.backend == ops.feed_forward_sublayer.backend == "cpu"
         chats = [[{"role": "user", "content": str(one["question"])}] for one in asked]
         outs = llm.chat(chats, [SamplingParams(max_tokens=int(one["max_tokens"])) for one in asked])
     assert [out.text for out in outs] == [one["answer"] for one in asked]
@@ -111,37 +109,6 @@ def test_packed_weights_are_planned_and_held(tmp_path: Path, tied: bool) -> None
         packed = {name for name, filling in fillings(model).items() if filling.weight.layout.packing}
         assert {"layers.1.mlp.router.weight", "layers.0.attn.qkv.weight", "layers.1.mlp.experts.down"} <= packed
         assert ("lm_head.weight" in packed) == (not tied) and "embed.weight" not in packed
-
-
-def test_experts_are_one_node_and_one_call(demo: Path) -> None:
-    config = load_model_config(demo)
-    ops.bind("cpu")
-    graph = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
-    moe = sum(config.moe_layers)
-    assert graph.counts()["MoeExperts"] == moe and "GroupedMatmul" not in graph.counts() and graph.stray == ()
-    node = next(node for node in graph.nodes if node.op == "MoeExperts")
-    assert node.backend == "cpu" and node.inputs[1].shape == (16, 2 * 64, 128)
-    assert node.peak_bytes > 41 * config.num_experts_per_tok * 64 * 2, "the library's workspace is counted"
-    with LLM(demo, device="cpu", kv_blocks=4) as llm, Recorder(llm._runner) as recorder:
-        llm.prompt_logits([5, 6, 7])
-    assert sum(call.op == "MoeExperts" for call in recorder.profile.calls) == moe
-
-
-def test_rope_and_the_write_to_the_cache_are_one_node_and_one_call(demo: Path) -> None:
-    config = load_model_config(demo)
-    ops.bind("cpu")
-    graph = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
-    layers = config.num_hidden_layers
-    assert graph.counts()["RopeAndCache"] == layers and not {"Rope", "ReshapeAndCache"} & graph.counts().keys()
-    node = next(node for node in graph.nodes if node.op == "RopeAndCache")
-    assert node.backend == "cpu" and node.outputs[0].shape == (41, 8, 16)
-    assert set(node.writes) == {"layers.0.k_PSMD", "layers.0.v_PSMD"} and graph.stray == ()
-    attention = next(node for node in graph.nodes if node.op == "PagedAttention")
-    assert [value.node for value in attention.inputs[:3]] == [node.index] * 3
-    with LLM(demo, device="cpu", kv_blocks=4) as llm, Recorder(llm._runner) as recorder:
-        llm.prompt_logits([5, 6, 7])
-    called = [call.op for call in recorder.profile.calls]
-    assert called.count("RopeAndCache") == layers and not {"Rope", "ReshapeAndCache"} & set(called)
 
 
 @pytest.mark.parametrize("tp", [1, 4])

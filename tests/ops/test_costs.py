@@ -16,6 +16,7 @@ from atb_models import ops
 from atb_models.graph.meta import MetaGroup
 from atb_models.ops.cost import Cost
 from atb_models.ops.gating import Gating
+from atb_models.ops.sublayers import AttentionSublayer, FeedForwardSublayer, MlpWeights, Norm, RoutedWeights
 from atb_models.ops.table import TABLE
 from atb_models.ops.weight import Layout, Weight
 from tests.records import attention_step, kv_cache, shape_rule, slots_step
@@ -44,6 +45,16 @@ X, KV = meta(3, 4), meta(3, 1, 4)  # 24 bytes each
 X8, W8 = meta(3, 4, dtype=torch.int8), integers(5, 4)
 X6 = torch.zeros(6, 4).half()  # with values: the experts that have rows are counted
 CACHE = kv_cache(meta(9, 4, 1, 4), meta(9, 4, 1, 4))
+
+NORM, TABLES = Norm(meta(4), 1e-6), (meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=SINGLE))
+# 2 heads and a KV head of 4: 16 rows and biases of queries, keys and values
+ATTENTION = AttentionSublayer(NORM, Weight.plain(meta(16, 4)), meta(16), Weight.plain(meta(4, 8)), None, 2, 1, 4)
+ATTENDED = attention_step([3], [5], meta(1, 2, dtype=INT), meta(3, dtype=INT))
+MLP = MlpWeights(Weight.plain(meta(6, 4)), Weight.plain(meta(4, 3)))
+ROUTED = RoutedWeights(
+    Weight.plain(meta(4, 4, dtype=SINGLE)), None, Gating(2), Weight.plain(meta(4, 6, 4)), Weight.plain(meta(4, 4, 3)),
+    meta(1, 4),
+)  # fmt: skip
 
 # Name, arguments, FLOPs, bytes read, bytes written: all worked out on paper.
 BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
@@ -109,6 +120,20 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     # 24 + 24 and 12 + 16 bytes of each expert
     ("QuantMoeExperts", (X, integers(4, 6, 4), integers(4, 4, 3), meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=LONG)),
         6 * (72 + 15 + 8), 24 + 24 + 48 + 3.5 * 76, 24),
+    # the norm of the sum; queries, keys and values with biases; rotation; 12 pairs in each of 2 heads; the output.
+    # read: the stream, the norm, qkv and its biases, tables, slots, 5 cached tokens in 2 blocks, the output's weight
+    ("AttentionSublayer", (X, X, ATTENTION, *TABLES, CACHE, ATTENDED), 60 + 384 + 48 + 108 + 12 * 16 * 2 + 192,
+        48 + 8 + 128 + 32 + 48 + 12 + 80 + 8 + 64, 48 + 48),
+    # the first layer's, without a sum
+    ("AttentionSublayer", (None, X, ATTENTION, *TABLES, CACHE, ATTENDED), 48 + 384 + 48 + 108 + 12 * 16 * 2 + 192,
+        24 + 8 + 128 + 32 + 48 + 12 + 80 + 8 + 64, 24 + 48),
+    ("FeedForwardSublayer", (X, X, FeedForwardSublayer(NORM, MLP, None)), 60 + 3 * 87, 48 + 8 + 72, 48),
+    # shared experts with a gate, the router's scores, the choice, 6 rows of experts, a counter, the sum; 3.5 of the 4
+    # experts are read
+    ("FeedForwardSublayer", (X, X, FeedForwardSublayer(NORM, MLP, ROUTED), meta(4, dtype=LONG)),
+        60 + 3 * 87 + 36 + 96 + 48 + 6 * 95 + 4 + 12, 48 + 8 + 72 + 8 + 64 + 252 + 32, 48 + 32),
+    ("FeedForwardSublayer", (X, X, FeedForwardSublayer(NORM, None, ROUTED)),
+        60 + 36 + 96 + 48 + 6 * 95, 48 + 8 + 8 + 64 + 252, 48),
     ("CountExpertTokens", (meta(5, dtype=LONG), meta(5, dtype=LONG)), 5, 80, 40),
 ]  # fmt: skip
 

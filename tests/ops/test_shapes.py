@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from atb_models.graph.meta import MetaGroup
 from atb_models.ops import cpu, cpu_torch
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.sublayers import AttentionSublayer, FeedForwardSublayer, MlpWeights, Norm, RoutedWeights
 from atb_models.ops.table import TABLE, Op
 from atb_models.ops.weight import Layout, Weight
 from tests.records import attention_step, kv_cache, map_tensors, shape_rule, slots_step
@@ -107,6 +108,36 @@ def attention(d: Draw) -> tuple[Any, ...]:
     return d.floats(sum(query_lens), d.N, d.D), d.cache(30), attention_step(query_lens, kv_lens, table), d.D**-0.5
 
 
+def attention_sublayer(d: Draw) -> tuple[Any, ...]:
+    kv_lens = [d.to(1, 20) for _ in range(d.to(1, 4))]
+    query_lens = [d.random.choice((1, d.to(1, n))) for n in kv_lens]
+    tokens, blocks = sum(query_lens), 30
+    table = d.integers(blocks, len(kv_lens), -(-max(kv_lens) // d.S) + d.to(0, 2))
+    slots = torch.randperm(blocks * d.S, generator=d.torch)[:tokens].int()
+    rows, width = (d.N + 2 * d.M) * d.D, d.N * d.D
+    sublayer = AttentionSublayer(
+        Norm(d.floats(d.H), 1e-6), d.weight(rows, d.H), d.random.choice((None, d.floats(rows))),
+        d.weight(d.H, width), d.random.choice((None, d.floats(d.H))), d.N, d.M, d.D,
+    )  # fmt: skip
+    x = d.random.choice((None, d.floats(tokens, d.H)))
+    angles = d.single(tokens, d.D // 2), d.single(tokens, d.D // 2)
+    step = attention_step(query_lens, kv_lens, table, slots)
+    return x, d.floats(tokens, d.H), sublayer, *angles, d.cache(blocks), step
+
+
+def feed_forward_sublayer(d: Draw) -> tuple[Any, ...]:
+    mlp = MlpWeights(d.weight(2 * d.V, d.H), d.weight(d.H, d.V))
+    routed = RoutedWeights(
+        Weight.plain(d.single(d.E, d.H)), d.random.choice((None, d.single(d.E))), Gating(d.K),
+        d.weight(d.E, 2 * d.V, d.H), d.weight(d.E, d.H, d.V), d.random.choice((None, d.floats(1, d.H))),
+    )  # fmt: skip
+    norm, rows = Norm(d.floats(d.H), 1e-6), (d.floats(d.T, d.H), d.floats(d.T, d.H))
+    kinds = ((mlp, None), (mlp, routed), (None, replace(routed, shared_gate_1H=None)))
+    sublayer = FeedForwardSublayer(norm, *d.random.choice(kinds))
+    counter = None if sublayer.routed is None else d.random.choice((None, d.integers(90, d.E).long()))
+    return *rows, sublayer, counter
+
+
 def grouped(d: Draw) -> tuple[Any, ...]:
     counts = torch.bincount(d.choices().flatten(), minlength=d.E)
     return d.floats(d.T * d.K, d.H), d.weight(d.E, d.V, d.H), counts, d.K
@@ -160,6 +191,8 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
         d.random.choice((None, d.integers(90, d.E).long())),
     ),
     "MoeFinalizeRouting": finalize,
+    "AttentionSublayer": attention_sublayer,
+    "FeedForwardSublayer": feed_forward_sublayer,
     "SharedExpertGate": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H), d.floats(1, d.H)),
     "Quantize": lambda d: (d.floats(d.T, d.H),),
     "QuantizeStatic": static,
@@ -204,6 +237,8 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "QuantGroupedMatmul": (2, lambda d: d.quantized(d.E, d.V, d.H + 1)),
     "MoeRouteScales": (0, lambda d: d.single(d.T + 1)),
     "QuantMoeExperts": (2, lambda d: d.quantized(d.E, d.H, d.V + 1)),
+    "AttentionSublayer": (1, lambda d: d.floats(d.T, d.H + 1)),
+    "FeedForwardSublayer": (1, lambda d: d.floats(d.T, d.H + 1)),
     "CountExpertTokens": (1, lambda d: d.integers(9, d.E + 1).long()),
 }
 WITHOUT_INNER_DIMENSION = {

@@ -13,7 +13,6 @@ import torch
 
 from atb_models import LLM, SamplingParams, ops
 from atb_models.graph import meta_model, meta_step, trace
-from atb_models.layers.mlp import Mlp
 from atb_models.ops.cost import Cost
 from atb_models.ops.table import TABLE
 from atb_models.ops.top_logits import greedy_logits
@@ -68,8 +67,8 @@ def test_time_is_counted_where_it_is_spent(llm: LLM, monkeypatch: pytest.MonkeyP
     elif place == "recorder":
         monkeypatch.setattr(embedding, "cost", slow(embedding.cost))
     elif place == "between operations":
-        monkeypatch.setattr(llm._runner.model.layers[0].mlp, "forward", slow(llm._runner.model.layers[0].mlp.forward))
-        assert isinstance(llm._runner.model.layers[0].mlp, Mlp)
+        layer = llm._runner.model.layers[0]
+        monkeypatch.setattr(layer, "forward", slow(layer.forward))
     else:
         monkeypatch.setattr(llm, "on_step", lambda *_: sleep(0.03))
     profile = recorded(llm)
@@ -172,7 +171,7 @@ def test_an_error_in_a_step_puts_everything_back(llm: LLM, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TABLE["SwiGlu"], "run", fail)
+        patch.setattr(TABLE["SelectRows"], "run", fail)
         before = [operation.run for operation in ops.operations()]
         with pytest.raises(KeyboardInterrupt):
             recorded(llm)

@@ -38,7 +38,7 @@ def experts(
     and scales are float32. Sums are float32, the one over k in the order of k; silu(gate) * up is rounded to x's dtype,
     as is the result. Raises ValueError for tensors that do not go together and for an expert that there is not.
     """
-    _check(x_TH, chosen_TK, weights_TK, gate_up, down, width, gate_up_scale, down_scale, counter_E)
+    check(x_TH, chosen_TK, weights_TK, gate_up, down, width, gate_up_scale, down_scale, counter_E)
     (tokens, hidden), num_experts = x_TH.shape, gate_up.shape[0]
     out_TH = torch.empty(tokens, hidden, dtype=x_TH.dtype)
     call = ExpertsCall(
@@ -74,7 +74,7 @@ def scratch_floats(library: Library, x_TH: Tensor, gate_up: Tensor, down: Tensor
     return int(library.experts_scratch(byref(call))) if tokens else 0
 
 
-def _check(
+def check(
     x_TH: Tensor,
     chosen_TK: Tensor,
     weights_TK: Tensor,
@@ -85,6 +85,7 @@ def _check(
     down_scale: Tensor | None,
     counter_E: Tensor | None,
 ) -> None:
+    """Raises ValueError for tensors that do not go together."""
     scales = [scale for scale in (gate_up_scale, down_scale) if scale is not None]
     counters = [] if counter_E is None else [counter_E]
     on_cpu("experts", x_TH, chosen_TK, weights_TK, gate_up, down, *scales, *counters)

@@ -29,8 +29,7 @@ def moe_gating(
         dense("MoeGating", x, x.dim())
         if x.dtype != torch.float32 or x.shape[-1] != experts:
             raise ValueError(f"MoeGating: scores {tuple(scores_TE.shape)} and a tensor {tuple(x.shape)} of {x.dtype}")
-    if gating.top_k > experts or experts % gating.groups:
-        raise ValueError(f"MoeGating: the {gating.top_k} best of {experts} experts in {gating.groups} groups")
+    check_rule(gating, experts)
     weights_TK = torch.empty(tokens, gating.top_k, dtype=torch.float32)
     experts_TK = torch.empty(tokens, gating.top_k, dtype=torch.int64)
     call = GatingCall(
@@ -38,22 +37,34 @@ def moe_gating(
         None if bias_E is None else bias_E.data_ptr(),
         weights_TK.data_ptr(),
         experts_TK.data_ptr(),
-        None,
-        tokens,
-        experts,
-        gating.top_k,
-        gating.score == "sigmoid",
-        gating.groups,
-        gating.top_groups,
-        1 if gating.group_score == "max" else 2,
-        gating.renormalize_eps is not None,
-        threads(),
-        gating.renormalize_eps or 0.0,
-        gating.scaling,
+        tokens=tokens,
+        experts=experts,
+        top_k=gating.top_k,
+        threads=threads(),
+        **rule(gating),
     )
     call.scratch = scratch(library.gating_scratch(byref(call)))
     refuse(library.gating(byref(call)), "MoeGating")
     return weights_TK, experts_TK
+
+
+def rule(gating: Gating) -> dict[str, float]:
+    """The rule as the C side takes it."""
+    return {
+        "sigmoid": gating.score == "sigmoid",
+        "groups": gating.groups,
+        "top_groups": gating.top_groups,
+        "group_best": 1 if gating.group_score == "max" else 2,
+        "renormalize": gating.renormalize_eps is not None,
+        "renormalize_eps": gating.renormalize_eps or 0.0,
+        "scaling": gating.scaling,
+    }
+
+
+def check_rule(gating: Gating, experts: int) -> None:
+    """Raises ValueError for a rule that so many experts do not fit."""
+    if gating.top_k > experts or experts % gating.groups:
+        raise ValueError(f"MoeGating: the {gating.top_k} best of {experts} experts in {gating.groups} groups")
 
 
 def route(

@@ -120,6 +120,16 @@ class Library:
         self.shared_gate = self._function("atb_shared_gate", c_int, POINTER(structs.SharedGateCall))
         self.top_logits = self._function("atb_top_logits", c_int, POINTER(structs.TopLogitsCall))
         self.rope = self._function("atb_rope", c_int, POINTER(structs.RopeCall))
+        self.attention_sublayer = self._function(
+            "atb_attention_sublayer",
+            c_int,
+            POINTER(structs.AttentionLayer),
+            POINTER(structs.AttentionStep),
+            POINTER(structs.SublayerCall),
+        )
+        self.feed_forward_sublayer = self._function(
+            "atb_feed_forward_sublayer", c_int, POINTER(structs.FeedForwardLayer), POINTER(structs.SublayerCall)
+        )
         self.pack = self._function("atb_pack", c_int, POINTER(structs.PackCall))
         measured = (c_int, c_int, POINTER(c_int32))
         self.limit_read = self._function("atb_limit_read", c_double, c_void_p, c_int64, *measured)
@@ -194,15 +204,26 @@ def threads(wanted: int | None = None) -> int:
 
 class _Scratch(threading.local):
     tensor: torch.Tensor | None = None
+    held: tuple[int | None, int] = (None, 0)  # its address and size
 
 
 _scratch = _Scratch()
 
 
-def scratch(floats: int) -> int:
-    """Address of so many floats that belong to this Python thread until its next call; they are kept and grow."""
-    held = _scratch.tensor
-    if held is None or held.numel() < floats:
-        _scratch.tensor = None  # before the new one is made
-        held = _scratch.tensor = torch.empty(floats, dtype=torch.float32, device="cpu")
-    return held.data_ptr()
+def held_scratch() -> tuple[int | None, int]:
+    """Address and number of the floats that belong to this Python thread until its next call; they are kept."""
+    return _scratch.held
+
+
+def grown_scratch(floats: int) -> tuple[int | None, int]:
+    """`held_scratch` after it has grown to so many floats, if there were fewer."""
+    if _scratch.held[1] < floats:
+        _scratch.tensor, _scratch.held = None, (None, 0)  # before the new one is made
+        made = _scratch.tensor = torch.empty(floats, dtype=torch.float32, device="cpu")
+        _scratch.held = made.data_ptr(), floats
+    return _scratch.held
+
+
+def scratch(floats: int) -> int | None:
+    """Address of so many floats that belong to this Python thread until its next call."""
+    return grown_scratch(floats)[0]

@@ -71,7 +71,7 @@ def linear(
     """
     rows, inputs = x_TI.shape
     out_TO = torch.empty(rows, outputs, dtype=out_dtype or x_TI.dtype)
-    _check(x_TI, packed, outputs, bias_O, scale_O, out_TO)
+    check(x_TI, packed, outputs, bias_O, scale_O, out_TO.dtype)
     call = LinearCall(
         x_TI.data_ptr(),
         packed_weight(packed, scale_O, outputs, inputs),
@@ -100,9 +100,15 @@ def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor, outputs: int)
     return int(library.linear_scratch(byref(call))) if rows else 0
 
 
-def _check(
-    x_TI: Tensor, packed: Tensor, outputs: int, bias_O: Tensor | None, scale_O: Tensor | None, out_TO: Tensor
+def check(
+    x_TI: Tensor,
+    packed: Tensor,
+    outputs: int,
+    bias_O: Tensor | None,
+    scale_O: Tensor | None,
+    out_dtype: torch.dtype,
 ) -> None:
+    """Raises ValueError for tensors that do not go together."""
     on_cpu("Linear", x_TI, packed)
     dense("Linear", x_TI)
     dense("Linear", packed, 3)
@@ -112,8 +118,8 @@ def _check(
             dense("Linear", vector)
     dtype, stored = x_TI.dtype, packed.dtype
     bias, scales = None if bias_O is None else bias_O.dtype, None if scale_O is None else scale_O.dtype
-    if dtype not in FLOATS or out_TO.dtype not in FLOATS or bias not in (None, *FLOATS):
-        raise ValueError(f"Linear: x of {dtype}, a bias of {bias} and a result of {out_TO.dtype}")
+    if dtype not in FLOATS or out_dtype not in FLOATS or bias not in (None, *FLOATS):
+        raise ValueError(f"Linear: x of {dtype}, a bias of {bias} and a result of {out_dtype}")
     if stored not in (dtype, torch.float32, torch.int8) or scales != (torch.float32 if stored == torch.int8 else None):
         raise ValueError(f"Linear: x of {dtype} beside a weight of {stored} with scales of {scales}")
     if (

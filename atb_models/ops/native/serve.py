@@ -20,6 +20,8 @@ from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import attention, experts, gating, linear, rope, rows, top_logits
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import GateUpPanels, Panels
+from atb_models.ops.native.sublayers.attention import attention_sublayer, attention_sublayer_shape
+from atb_models.ops.native.sublayers.feed_forward import feed_forward_sublayer, feed_forward_sublayer_shape
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
 from atb_models.ops.weight import Packing, Weight
@@ -33,6 +35,8 @@ def native_backend(library: Library) -> Backend:
         "Router": _router,
         "MoeGating": gating.moe_gating,
         "MoeExperts": _experts,
+        "AttentionSublayer": attention_sublayer,
+        "FeedForwardSublayer": feed_forward_sublayer,
         "RopeAndCache": _rope_and_cache,
         "PagedAttention": _attention,
         "RmsNorm": rows.rms_norm,
@@ -45,6 +49,8 @@ def native_backend(library: Library) -> Backend:
         "Linear": _linear_shape,
         "Router": _router_shape,
         "MoeExperts": _experts_shape,
+        "AttentionSublayer": attention_sublayer_shape,
+        "FeedForwardSublayer": feed_forward_sublayer_shape,
         "RopeAndCache": _rope_and_cache_shape,
         "PagedAttention": _attention_shape,
         "MoeGating": _like(moe_gating.reference),

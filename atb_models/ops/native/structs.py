@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+MORE_SCRATCH = 5  # Status
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 
 
@@ -96,5 +97,44 @@ class GatingCall(Structure):
     _fields_ = [
         *_fields(c_void_p, "scores bias weights chosen scratch"),
         *_fields(c_int32, "tokens experts top_k sigmoid groups top_groups group_best renormalize threads"),
-        *_fields(c_float, "eps scaling"),
+        *_fields(c_float, "renormalize_eps scaling"),
+    ]
+
+
+class SublayerCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x residual out sum scratch"),
+        *_fields(c_int64, "scratch_floats x_row residual_row"),
+        *_fields(c_int32, "tokens threads"),
+    ]
+
+
+class AttentionLayer(Structure):
+    _fields_ = [
+        ("norm", c_void_p),
+        *_fields(PackedWeight, "qkv o"),
+        *_fields(c_void_p, "qkv_bias o_bias k_cache v_cache"),
+        *_fields(c_int64, "k_block k_slot k_head v_block v_slot v_head"),
+        *_fields(c_int32, "heads kv_heads head_dim block_size blocks"),
+        *_fields(c_int32, "format norm_format qkv_bias_format o_bias_format"),
+        *_fields(c_float, "eps scale"),
+    ]
+
+
+class AttentionStep(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "cos sin slots table starts kv_lens"),
+        ("table_row", c_int64),
+        *_fields(c_int32, "sequences table_width half"),
+    ]
+
+
+class FeedForwardLayer(Structure):
+    _fields_ = [
+        ("norm", c_void_p),
+        *_fields(PackedWeight, "gate_up down router experts_gate_up experts_down"),
+        *_fields(c_void_p, "router_bias shared_gate counter"),
+        *_fields(c_int32, "experts top_k sigmoid groups top_groups group_best renormalize"),
+        *_fields(c_int32, "format norm_format shared_gate_format"),
+        *_fields(c_float, "eps renormalize_eps scaling"),
     ]

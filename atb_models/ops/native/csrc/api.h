@@ -7,7 +7,7 @@
 enum Format { FORMAT_F32 = 0, FORMAT_F16 = 1, FORMAT_BF16 = 2, FORMAT_I8 = 3 };
 
 // What a call returns: 0, or what it refused before it wrote anything.
-enum Status { DONE = 0, BAD_LENGTH = 1, BAD_BLOCK = 2, BAD_SLOT = 3, BAD_EXPERT = 4 };
+enum Status { DONE = 0, BAD_LENGTH = 1, BAD_BLOCK = 2, BAD_SLOT = 3, BAD_EXPERT = 4, MORE_SCRATCH = 5 };
 
 // Attention over the paged cache. Element (p, s, m, d) of a cache is at p * block + s * slot + m * head + d.
 struct AttentionCall {
@@ -112,12 +112,74 @@ struct TopLogitsCall {
 // The `top_k` experts of each row of scores. Sigmoid: scores become sigmoids, else the softmax over all experts; `bias`
 // is added for the choice only. Experts are in `groups` equal runs; those outside the `top_groups` best are not chosen
 // while there are others. A group is worth the sum of its `group_best` best (1 or 2) choices. The weights are divided by
-// their sum + eps where `renormalize`, then multiplied by `scaling`.
+// their sum + renormalize_eps where `renormalize`, then multiplied by `scaling`.
 struct GatingCall {
   const float *scores, *bias;  // [T, E], contiguous
   float* weights;              // [T, K]
   int64_t* chosen;             // [T, K]
   float* scratch;
   int32_t tokens, experts, top_k, sigmoid, groups, top_groups, group_best, renormalize, threads;
-  float eps, scaling;
+  float renormalize_eps, scaling;
 };
+
+// The rows that a sublayer of a decoder layer works on in one call. It norms x + residual, which goes to `sum`, and
+// writes what is to be added to that to `out`.
+struct SublayerCall {
+  const void *x, *residual;  // x: null in the first layer, where the residual is normed and `sum` is not written
+  void *out, *sum;           // [T, H], contiguous
+  float* scratch;
+  int64_t scratch_floats;  // that there are; after MORE_SCRATCH: that are needed
+  int64_t x_row, residual_row;
+  int32_t tokens, threads;
+};
+
+// The attention of a layer: what does not change from step to step.
+struct AttentionLayer {
+  const void* norm;    // [H]
+  PackedWeight qkv, o;  // [(N + 2 M) D, H] and [H, N D]
+  const void *qkv_bias, *o_bias;
+  void *k_cache, *v_cache;
+  int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
+  int32_t heads, kv_heads, head_dim, block_size, blocks, format, norm_format, qkv_bias_format, o_bias_format;
+  float eps, scale;
+};
+
+// What all the layers' attention takes of a step.
+struct AttentionStep {
+  const float *cos, *sin;  // [T, half], contiguous
+  const int32_t *slots, *table, *starts, *kv_lens;
+  int64_t table_row;
+  int32_t sequences, table_width, half;
+};
+
+// The feed-forward of a layer: an MLP, or routed experts and beside them maybe an MLP of shared experts.
+struct FeedForwardLayer {
+  const void* norm;             // [H]
+  PackedWeight gate_up, down;   // of the MLP, [2 F, H] and [H, F]; no outputs where there is none
+  PackedWeight router;          // [E, H], float32; no outputs where there are no routed experts
+  PackedWeight experts_gate_up, experts_down;
+  const float* router_bias;     // [E], or null
+  const void* shared_gate;      // [H], or null
+  int64_t* counter;             // as in ExpertsCall
+  int32_t experts, top_k, sigmoid, groups, top_groups, group_best, renormalize;  // as in GatingCall
+  int32_t format, norm_format, shared_gate_format;
+  float eps, renormalize_eps, scaling;
+};
+
+// Each function runs a call; each `_scratch` gives the floats of scratch that the call needs.
+API int64_t atb_attention_scratch(const AttentionCall*);
+API int atb_attention(const AttentionCall*);
+API int64_t atb_linear_scratch(const LinearCall*);
+API int atb_linear(const LinearCall*);
+API int atb_pack(const PackCall*);
+API int64_t atb_experts_scratch(const ExpertsCall*);
+API int atb_experts(const ExpertsCall*);
+API int atb_norm(const NormCall*);
+API int atb_swiglu(const SwigluCall*);
+API int atb_shared_gate(const SharedGateCall*);
+API int atb_rope(const RopeCall*);
+API int atb_top_logits(const TopLogitsCall*);
+API int64_t atb_gating_scratch(const GatingCall*);
+API int atb_gating(const GatingCall*);
+API int atb_attention_sublayer(const AttentionLayer*, const AttentionStep*, SublayerCall*);
+API int atb_feed_forward_sublayer(const FeedForwardLayer*, SublayerCall*);

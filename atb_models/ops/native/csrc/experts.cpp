@@ -226,7 +226,6 @@ template <class Call> static int64_t with_experts(const ExpertsCall& c, const Ca
   }
 }
 
-// Floats of `scratch` that the call needs.
 API int64_t atb_experts_scratch(const ExpertsCall* c) {
   return with_experts(*c, [](const auto& experts) { return experts.scratch(); });
 }

@@ -63,7 +63,7 @@ struct Gating {
       total += weights[k] = p[best];
     }
     for (int k = 0; k < c.top_k; k++)
-      weights[k] = (c.renormalize ? weights[k] / (total + c.eps) : weights[k]) * c.scaling;
+      weights[k] = (c.renormalize ? weights[k] / (total + c.renormalize_eps) : weights[k]) * c.scaling;
   }
 };
 

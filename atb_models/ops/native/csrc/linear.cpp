@@ -98,7 +98,6 @@ template <class W> class Linear {
   int64_t shared_floats, own_floats;
 };
 
-// Floats of `scratch` that the call needs.
 API int64_t atb_linear_scratch(const LinearCall* c) {
   return with_weight(c->weight, c->x_format, [&](auto w) { return Linear<decltype(w)>(*c).scratch(); });
 }

@@ -1,6 +1,7 @@
 // Rotary positions and the write to the paged cache.
 #include "api.h"
 #include "formats.h"
+#include "sublayer.h"
 #include "team.h"
 
 constexpr int64_t FORK_ELEMENTS = 1 << 15;
@@ -43,9 +44,15 @@ template <class X> static void rope_token(const RopeCall& c, int64_t token) {
   }
 }
 
+int rope_status(const RopeCall& c) {
+  for (int t = 0; t < c.tokens; t++)
+    if (c.slots[t] < 0 || c.slots[t] >= (int64_t)c.blocks * c.block_size) return BAD_SLOT;
+  return DONE;
+}
+
 API int atb_rope(const RopeCall* c) {
-  for (int t = 0; t < c->tokens; t++)
-    if (c->slots[t] < 0 || c->slots[t] >= (int64_t)c->blocks * c->block_size) return BAD_SLOT;
+  const int status = rope_status(*c);
+  if (status != DONE) return status;
   const int64_t elements = (int64_t)c->tokens * (c->heads + 2 * c->kv_heads) * c->head_dim;
   with_format(c->format, [&](auto x) {
     parallel(elements < FORK_ELEMENTS ? 1 : c->threads, [&](Team& team, int) {

@@ -1,6 +1,7 @@
 // Operations on rows that need no weight matrix: norms, SwiGLU, the shared expert's gate.
 #include "api.h"
 #include "formats.h"
+#include "sublayer.h"
 #include "team.h"
 
 // Elements below which a second thread costs more than it brings.
@@ -93,4 +94,18 @@ API int atb_shared_gate(const SharedGateCall* c) {
     });
   });
   return DONE;
+}
+
+void add_to(void* to, const void* more, int64_t elements, int format, int threads) {
+  constexpr int PIECE = 1 << 11;
+  with_format(format, [&](auto x) {
+    typedef decltype(x) X;
+    each_row(pieces(elements, PIECE), PIECE, threads, [&](int64_t piece) {
+      auto* sum = (typename X::T*)to + piece * PIECE;
+      const auto* term = (const typename X::T*)more + piece * PIECE;
+      const int count = least(PIECE, (int)(elements - piece * PIECE));
+      for (int i = 0; i < count; i += VL)
+        store_some<X>(sum + i, load_some<X>(sum + i, count - i) + load_some<X>(term + i, count - i), count - i);
+    });
+  });
 }

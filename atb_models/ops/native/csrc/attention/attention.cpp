@@ -1,6 +1,7 @@
 // PagedAttention: checks a call and hands its items to the threads.
 #include "decode.h"
 #include "prompt.h"
+#include "../sublayer.h"
 
 // Floats of the call's scratch: the first items of the sequences, then what chunks of decoding leave to be joined.
 static int64_t list_floats(const AttentionCall& c) { return round_up(2 * (c.sequences + 1), 16); }
@@ -32,7 +33,7 @@ template <class S, class DecodeForm, class PromptForm> static void attend(const 
   });
 }
 
-static int check(const AttentionCall& c) {
+int attention_status(const AttentionCall& c) {
   if (c.starts[0] != 0 || c.starts[c.sequences] != c.tokens) return BAD_LENGTH;
   for (int b = 0; b < c.sequences; b++) {
     const int kv_len = c.kv_lens[b], used = pieces(kv_len, c.block_size);
@@ -45,13 +46,12 @@ static int check(const AttentionCall& c) {
   return DONE;
 }
 
-// Floats of `scratch` that the call needs.
 API int64_t atb_attention_scratch(const AttentionCall* c) {
   return list_floats(*c) + partial_floats(*c) + c->threads * Desk::floats(*c);
 }
 
 API int atb_attention(const AttentionCall* c) {
-  const int status = check(*c);
+  const int status = attention_status(*c);
   if (status != DONE) return status;
   switch (c->format) {
     case FORMAT_F16: attend<F16, Widened<F16>, Widened<F32>>(*c); break;

@@ -1,0 +1,247 @@
+"""The two sublayers of a decoder layer, each with the norm before it, as composite operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from atb_models.ops.attention import attending, paged_attention, planes_by_name, rope_and_cache
+from atb_models.ops.basic import add, add_rms_norm, linear, rms_norm, swiglu
+from atb_models.ops.cost import Cost, nbytes
+from atb_models.ops.gating import Gating, moe_gating
+from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.moe import moe_experts, router, shared_expert_gate, touched_experts
+from atb_models.ops.step import StepInput
+from atb_models.ops.table import op
+from atb_models.ops.weight import Weight
+
+
+@dataclass(eq=False)
+class Norm:
+    """The norm before a sublayer."""
+
+    weight_H: Tensor
+    eps: float
+
+    def __call__(self, x_TH: Tensor | None, residual_TH: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of the sum, the sum); without x, in the first layer, the residual is the sum."""
+        if x_TH is None:
+            return rms_norm(residual_TH, self.weight_H, self.eps), residual_TH
+        return add_rms_norm(x_TH, residual_TH, self.weight_H, self.eps)
+
+
+@dataclass(eq=False)
+class AttentionSublayer:
+    """Plain attention: heads N, KV heads M, `qkv` [(N + 2 M) D, H], queries first, then keys; `o` [H, N D].
+
+    bound: what the backend keeps of it from step to step.
+    """
+
+    norm: Norm
+    qkv: Weight
+    qkv_bias_O: Tensor | None
+    o: Weight
+    o_bias_H: Tensor | None
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bound: Any = field(default=None, init=False)
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        return float(self.head_dim**-0.5)
+
+
+@dataclass(frozen=True)
+class MlpWeights:
+    """`gate_up` [2 F, H], gate above up; `down` [H, F]."""
+
+    gate_up: Weight
+    down: Weight
+
+
+@dataclass(frozen=True)
+class RoutedWeights:
+    """`router` [E, H] with the bias of its choice [E]; of the experts `gate_up` [E, 2 F, H] and `down` [E, H, F].
+
+    shared_gate_1H: how much of the shared experts a token takes, where the family has it.
+    """
+
+    router: Weight
+    router_bias_E: Tensor | None
+    gating: Gating
+    gate_up: Weight
+    down: Weight
+    shared_gate_1H: Tensor | None
+
+
+@dataclass(eq=False)
+class FeedForwardSublayer:
+    """An MLP; or routed experts, beside which `mlp` is that of the shared experts, None where there are none.
+
+    bound: what the backend keeps of it from step to step.
+    """
+
+    norm: Norm
+    mlp: MlpWeights | None
+    routed: RoutedWeights | None
+    bound: Any = field(default=None, init=False)
+
+
+def _attention_operands(
+    x_TH: Tensor | None,
+    residual_TH: Tensor,
+    sublayer: AttentionSublayer,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    cache: LayerCache,
+    step: StepInput,
+) -> dict[str, Any]:
+    norm = {"x_TH": x_TH, "residual_TH": residual_TH, "norm_H": sublayer.norm.weight_H, "eps": sublayer.norm.eps}
+    qkv = {"qkv_OH": sublayer.qkv, "qkv_bias_O": sublayer.qkv_bias_O}
+    tables = {"cos_TD": cos_TD, "sin_TD": sin_TD, **planes_by_name(cache), "slots_T": step.slots_T}
+    lengths = {"query_lens": step.query_lens, "kv_lens": step.kv_lens, "scale": sublayer.scale}
+    output = {"o_HI": sublayer.o, "o_bias_H": sublayer.o_bias_H}
+    return {**norm, **qkv, **tables, "block_table_BC": step.block_table_BC, **lengths, **output}
+
+
+def _attention_cost(
+    out: tuple[Tensor, Tensor],
+    x_TH: Tensor | None,
+    residual_TH: Tensor,
+    sublayer: AttentionSublayer,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    cache: LayerCache,
+    step: StepInput,
+) -> Cost:
+    """The FLOPs of the parts. Rows between them stay where they are made; keys and values go to the cache."""
+    tokens, width = residual_TH.shape[0], sublayer.heads * sublayer.head_dim
+    kept = 2 * tokens * sublayer.kv_heads * sublayer.head_dim
+    rotated = tokens * (sublayer.heads + sublayer.kv_heads) * sublayer.head_dim
+    products = 2 * tokens * (sublayer.qkv.shape[0] * sublayer.qkv.shape[1] + sublayer.o.shape[0] * width)
+    biases = tokens * sum(bias.numel() for bias in (sublayer.qkv_bias_O, sublayer.o_bias_H) if bias is not None)
+    read = nbytes(sublayer.qkv_bias_O, sublayer.o_bias_H, cos_TD, sin_TD, step.slots_T)
+    read += sublayer.qkv.nbytes + sublayer.o.nbytes
+    projections = Cost(products + biases + 3 * rotated, read, kept * residual_TH.element_size())
+    attention = attending(sublayer.heads, sublayer.head_dim, cache, step)
+    return _norm_cost(out, x_TH, residual_TH, sublayer.norm) + projections + attention
+
+
+@op(
+    "AttentionSublayer",
+    cost=_attention_cost,
+    operands=_attention_operands,
+    in_parts=True,
+    products=("x_TH", "residual_TH", "qkv_OH", "o_HI"),
+)
+def attention_sublayer(
+    x_TH: Tensor | None,
+    residual_TH: Tensor,
+    sublayer: AttentionSublayer,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    cache: LayerCache,
+    step: StepInput,
+) -> tuple[Tensor, Tensor]:
+    """(attention of the norm of the sum, the sum) of x and the residual stream -> two [T, H].
+
+    Without x the residual is the sum. On several ranks each has its share of the first result.
+    """
+    x_TH, residual_TH = sublayer.norm(x_TH, residual_TH)
+    qkv_TND = linear(x_TH, sublayer.qkv, sublayer.qkv_bias_O).view(len(x_TH), -1, sublayer.head_dim)
+    q_TND, k_TMD, v_TMD = qkv_TND.split((sublayer.heads, sublayer.kv_heads, sublayer.kv_heads), dim=1)
+    q_TND = rope_and_cache(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
+    out_TND = paged_attention(q_TND, cache, step, sublayer.scale)
+    return linear(out_TND.flatten(1), sublayer.o, sublayer.o_bias_H), residual_TH
+
+
+def _feed_forward_operands(
+    x_TH: Tensor, residual_TH: Tensor, sublayer: FeedForwardSublayer, counter_E: Tensor | None = None
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {"x_TH": x_TH, "residual_TH": residual_TH, "norm_H": sublayer.norm.weight_H}
+    shown["eps"] = sublayer.norm.eps
+    if (routed := sublayer.routed) is not None:
+        shown |= {"router_EH": routed.router, "router_bias_E": routed.router_bias_E, "top_k": routed.gating.top_k}
+        shown |= {"experts_gate_up_EGH": routed.gate_up, "experts_down_EHF": routed.down, "counter_E": counter_E}
+        shown["shared_gate_1H"] = routed.shared_gate_1H
+    if (mlp := sublayer.mlp) is not None:
+        shown |= {"gate_up_GH": mlp.gate_up, "down_HF": mlp.down}
+    return shown
+
+
+def _feed_forward_cost(
+    out: tuple[Tensor, Tensor],
+    x_TH: Tensor,
+    residual_TH: Tensor,
+    sublayer: FeedForwardSublayer,
+    counter_E: Tensor | None = None,
+) -> Cost:
+    """The FLOPs of the parts. Rows between them stay where they are made.
+
+    Which experts are read does not come out of a call, so that their expected number counts, the exact one of a token.
+    """
+    tokens, hidden = x_TH.shape
+    total = _norm_cost(out, x_TH, residual_TH, sublayer.norm)
+    if (mlp := sublayer.mlp) is not None:
+        width = mlp.down.shape[1]
+        total += Cost(tokens * (6 * hidden * width + 5 * width), mlp.gate_up.nbytes + mlp.down.nbytes)
+    if (routed := sublayer.routed) is not None:
+        total += _routed_cost(tokens, routed, counter_E)
+        total += Cost(0 if mlp is None else tokens * hidden)
+    return total
+
+
+def _routed_cost(tokens: int, routed: RoutedWeights, counter_E: Tensor | None) -> Cost:
+    (experts, hidden, width), gating = routed.down.shape, routed.gating
+    rows, scores = tokens * gating.top_k, tokens * experts
+    touched = touched_experts(experts, rows, gating.top_k)
+    flops = 2 * scores * hidden + gating.flops(scores, rows, routed.router_bias_E is not None)
+    flops += rows * (6 * hidden * width + 5 * width + 2 * hidden) + (0 if counter_E is None else experts)
+    flops += 0 if routed.shared_gate_1H is None else 3 * tokens * hidden
+    weights = touched / experts * (routed.gate_up.nbytes + routed.down.nbytes) + routed.router.nbytes
+    read = weights + nbytes(routed.router_bias_E, routed.shared_gate_1H, counter_E)
+    return Cost(flops, read, nbytes(counter_E))
+
+
+@op(
+    "FeedForwardSublayer",
+    cost=_feed_forward_cost,
+    operands=_feed_forward_operands,
+    in_parts=True,
+    products=("x_TH", "residual_TH", "gate_up_GH", "down_HF", "experts_gate_up_EGH", "experts_down_EHF"),
+)
+def feed_forward_sublayer(
+    x_TH: Tensor, residual_TH: Tensor, sublayer: FeedForwardSublayer, counter_E: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(feed-forward of the norm of the sum, the sum) of x and the residual stream -> two [T, H].
+
+    counter_E: the tokens of each routed expert are added to it. On several ranks each has its share of the first
+    result.
+    """
+    x_TH, residual_TH = sublayer.norm(x_TH, residual_TH)
+    if (routed := sublayer.routed) is None:
+        assert sublayer.mlp is not None
+        return _mlp(x_TH, sublayer.mlp), residual_TH
+    weights_TK, experts_TK = moe_gating(router(x_TH, routed.router), routed.gating, routed.router_bias_E)
+    y_TH = moe_experts(x_TH, routed.gate_up, routed.down, weights_TK, experts_TK, counter_E)
+    if sublayer.mlp is None:
+        return y_TH, residual_TH
+    shared_TH = _mlp(x_TH, sublayer.mlp)
+    if routed.shared_gate_1H is not None:
+        shared_TH = shared_expert_gate(shared_TH, x_TH, routed.shared_gate_1H)
+    return add(y_TH, shared_TH), residual_TH
+
+
+def _mlp(x_TH: Tensor, mlp: MlpWeights) -> Tensor:
+    return linear(swiglu(linear(x_TH, mlp.gate_up)), mlp.down)
+
+
+def _norm_cost(out: tuple[Tensor, Tensor], x_TH: Tensor | None, residual_TH: Tensor, norm: Norm) -> Cost:
+    """What is read of the stream, and what is written of it and of the sublayer's own result."""
+    if x_TH is None:
+        return Cost(4 * residual_TH.numel(), nbytes(residual_TH, norm.weight_H), nbytes(out[0]))
+    return Cost(5 * residual_TH.numel(), nbytes(x_TH, residual_TH, norm.weight_H), nbytes(*out))
