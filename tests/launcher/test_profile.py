@@ -83,7 +83,8 @@ def test_flag_on_one_rank(root: Path, tmp_path: Path) -> None:
     served = f"the CPU library's read loop ({level.name})" if level else "torch, no level of the CPU library serves"
     assert served in content["chip"]["sources"]["bandwidth_gb_s"] and served in err
     rows = {row["name"]: row for row in content["operations"]}
-    assert ("MoeExperts" in rows) == (level is not None) != ("GroupedMatmul" in rows)  # a composite is one row
+    whole = level is not None  # a composite is one row then
+    assert ("FeedForwardSublayer" in rows) == whole != ("GroupedMatmul" in rows)
     for row in rows.values():
         bound = row["roofline_s_by_limit"]
         assert bound.keys() <= {"memory", "compute"} and sum(bound.values()) == pytest.approx(row["roofline_s"])

@@ -278,7 +278,7 @@ def test_a_layer_of_a_decode_step_is_two_calls(demo: Path, monkeypatch: pytest.M
         llm._runner.model.register_forward_pre_hook(lambda *_: steps.append([]))
         llm.generate([[5, 6, 7]], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
     layers = load_model_config(demo).num_hidden_layers
-    made = "aten.empty.memory_format"
+    made = "aten.empty_like.default"
     first = [made, "attention_sublayer", made, made, "feed_forward_sublayer"]
     named = [names[: names.index("end")] for names in steps[-1]]
     assert named == [first, *[[made, *first]] * (layers - 1)]

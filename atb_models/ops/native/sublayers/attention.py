@@ -85,7 +85,7 @@ def attention_sublayer(
     at = step.bound.get(NAME)
     if at is None or at.cos_TD is not cos_TD or at.sin_TD is not sin_TD:
         at = step.bound[NAME] = BoundStep(cos_TD, sin_TD, step)
-    if at.tokens != len(residual_TH) or 2 * at.half > bound.head_dim:
+    if at.tokens != residual_TH.shape[0] or 2 * at.half > bound.head_dim:
         raise ValueError(
             f"{NAME}: {len(residual_TH)} rows and heads of {bound.head_dim} beside tables {tuple(cos_TD.shape)}"
         )

@@ -46,12 +46,12 @@ def run(
     Raises ValueError for rows that do not go with the layer, and for what the C side refuses.
     """
     _check_rows(name, bound, x_TH, residual_TH)
-    out_TH = torch.empty(residual_TH.shape, dtype=bound.dtype)
+    out_TH = torch.empty_like(residual_TH, memory_format=torch.contiguous_format)
     if x_TH is None:
         sum_TH = residual_TH
         call = SublayerCall(None, residual_TH.data_ptr(), out_TH.data_ptr(), None, *held_scratch(), 0)
     else:
-        sum_TH = torch.empty(residual_TH.shape, dtype=bound.dtype)
+        sum_TH = torch.empty_like(out_TH)
         pointers = x_TH.data_ptr(), residual_TH.data_ptr(), out_TH.data_ptr(), sum_TH.data_ptr()
         call = SublayerCall(*pointers, *held_scratch(), x_TH.stride(0))
     call.residual_row, call.tokens, call.threads = residual_TH.stride(0), residual_TH.shape[0], threads()
@@ -85,7 +85,7 @@ def result_shapes(name: str, x_TH: Tensor | None, residual_TH: Tensor, hidden: i
 
 def _check_rows(name: str, bound: Bound, x_TH: Tensor | None, residual_TH: Tensor) -> None:
     for rows in (residual_TH,) if x_TH is None else (residual_TH, x_TH):
-        if not (rows.is_cpu and rows.dtype is bound.dtype and rows.shape == (len(residual_TH), bound.hidden)):
+        if not (rows.is_cpu and rows.dtype is bound.dtype and rows.shape == (residual_TH.shape[0], bound.hidden)):
             raise ValueError(
                 f"{name}: rows {tuple(rows.shape)} of {rows.dtype} on {rows.device} do not go with a residual stream"
                 f" {tuple(residual_TH.shape)} of {residual_TH.dtype} and a layer of {bound.hidden} in {bound.dtype}"
