@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
 from atb_models.graph.fold import Folded, within_layer
-from atb_models.graph.graph import Node, OpGraph
+from atb_models.graph.graph import Node, OpGraph, Value
 from atb_models.ops.cost import Cost
 from atb_models.wording import counted, precision
 
@@ -33,7 +34,7 @@ def operands(folded: Folded, node: Node) -> list[str]:
 
 def is_weight(argument: str) -> bool:
     """Whether the definitions of operations call a parameter so."""
-    return without_letters(argument) in ("weight", "bias")
+    return without_letters(argument).rpartition("_")[2] in ("weight", "bias")
 
 
 def weights_read(graph: OpGraph) -> float:
@@ -43,8 +44,23 @@ def weights_read(graph: OpGraph) -> float:
         weights = [value for value in node.inputs if value.node is None and is_weight(value.argument)]
         others = [value for value in node.inputs if value not in weights]
         if weights:
-            total += node.cost.read - sum(torch.Size(v.shape).numel() * v.dtype.itemsize for v in others)
+            total += node.cost.read - sum(_read(value, node, graph) for value in others)
     return total
+
+
+def _read(value: Value, node: Node, graph: OpGraph) -> int:
+    """Bytes that a node reads of an operand that is no weight: of the KV cache what the sequences have there."""
+    elements = math.prod(value.shape)
+    if _is_plane(value):
+        elements = sum(graph.kv_lens) * math.prod(value.shape[2:])
+    elif value.argument == "block_table_BC":
+        block_size = next(plane.shape[1] for plane in node.inputs if _is_plane(plane))
+        elements = sum(-(-length // block_size) for length in graph.kv_lens)
+    return elements * value.dtype.itemsize
+
+
+def _is_plane(value: Value) -> bool:
+    return without_letters(value.argument).endswith("_cache")
 
 
 def without_letters(name: str) -> str:

@@ -100,11 +100,11 @@ def _attention_operands(
     cache: LayerCache,
     step: StepInput,
 ) -> dict[str, Any]:
-    norm = {"x_TH": x_TH, "residual_TH": residual_TH, "norm_H": sublayer.norm.weight_H, "eps": sublayer.norm.eps}
-    qkv = {"qkv_OH": sublayer.qkv, "qkv_bias_O": sublayer.qkv_bias_O}
+    norm = {"x_TH": x_TH, "residual_TH": residual_TH, "norm_weight_H": sublayer.norm.weight_H, "eps": sublayer.norm.eps}
+    qkv = {"qkv_weight_OH": sublayer.qkv, "qkv_bias_O": sublayer.qkv_bias_O}
     tables = {"cos_TD": cos_TD, "sin_TD": sin_TD, **planes_by_name(cache), "slots_T": step.slots_T}
     lengths = {"query_lens": step.query_lens, "kv_lens": step.kv_lens, "scale": sublayer.scale}
-    output = {"o_HI": sublayer.o, "o_bias_H": sublayer.o_bias_H}
+    output = {"o_weight_HI": sublayer.o, "o_bias_H": sublayer.o_bias_H}
     return {**norm, **qkv, **tables, "block_table_BC": step.block_table_BC, **lengths, **output}
 
 
@@ -136,7 +136,7 @@ def _attention_cost(
     cost=_attention_cost,
     operands=_attention_operands,
     in_parts=True,
-    products=("x_TH", "residual_TH", "qkv_OH", "o_HI"),
+    products=("x_TH", "residual_TH", "qkv_weight_OH", "o_weight_HI"),
 )
 def attention_sublayer(
     x_TH: Tensor | None,
@@ -162,14 +162,15 @@ def attention_sublayer(
 def _feed_forward_operands(
     x_TH: Tensor, residual_TH: Tensor, sublayer: FeedForwardSublayer, counter_E: Tensor | None = None
 ) -> dict[str, Any]:
-    shown: dict[str, Any] = {"x_TH": x_TH, "residual_TH": residual_TH, "norm_H": sublayer.norm.weight_H}
+    shown: dict[str, Any] = {"x_TH": x_TH, "residual_TH": residual_TH, "norm_weight_H": sublayer.norm.weight_H}
     shown["eps"] = sublayer.norm.eps
     if (routed := sublayer.routed) is not None:
-        shown |= {"router_EH": routed.router, "router_bias_E": routed.router_bias_E, "top_k": routed.gating.top_k}
-        shown |= {"experts_gate_up_EGH": routed.gate_up, "experts_down_EHF": routed.down, "counter_E": counter_E}
-        shown["shared_gate_1H"] = routed.shared_gate_1H
+        shown |= {"router_weight_EH": routed.router, "router_bias_E": routed.router_bias_E}
+        shown |= {"experts_gate_up_weight_EGH": routed.gate_up, "experts_down_weight_EHF": routed.down}
+        shown |= {"shared_gate_weight_1H": routed.shared_gate_1H, "counter_E": counter_E}
+        shown["top_k"] = routed.gating.top_k
     if (mlp := sublayer.mlp) is not None:
-        shown |= {"gate_up_GH": mlp.gate_up, "down_HF": mlp.down}
+        shown |= {"gate_up_weight_GH": mlp.gate_up, "down_weight_HF": mlp.down}
     return shown
 
 
@@ -212,7 +213,14 @@ def _routed_cost(tokens: int, routed: RoutedWeights, counter_E: Tensor | None) -
     cost=_feed_forward_cost,
     operands=_feed_forward_operands,
     in_parts=True,
-    products=("x_TH", "residual_TH", "gate_up_GH", "down_HF", "experts_gate_up_EGH", "experts_down_EHF"),
+    products=(
+        "x_TH",
+        "residual_TH",
+        "gate_up_weight_GH",
+        "down_weight_HF",
+        "experts_gate_up_weight_EGH",
+        "experts_down_weight_EHF",
+    ),
 )
 def feed_forward_sublayer(
     x_TH: Tensor, residual_TH: Tensor, sublayer: FeedForwardSublayer, counter_E: Tensor | None = None

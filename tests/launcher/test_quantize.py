@@ -140,8 +140,8 @@ def test_dummy_weights_stand_for_quantised_ones(capsys: pytest.CaptureFixture[st
 
 
 # Weights of a layer's linear maps, as operations name them: alone, and as parts of a sublayer.
-LINEAR_MAPS = {"weight_OI", "gate_up_EGH", "down_EHF"} | {
-    "qkv_OH", "o_HI", "gate_up_GH", "down_HF", "experts_gate_up_EGH", "experts_down_EHF"
+LINEAR_MAPS = {"weight_OI", "gate_up_EGH", "down_EHF", "qkv_weight_OH", "o_weight_HI"} | {
+    "gate_up_weight_GH", "down_weight_HF", "experts_gate_up_weight_EGH", "experts_down_weight_EHF"
 }  # fmt: skip
 
 

@@ -292,6 +292,88 @@ static void gating(int experts, int top_k, int groups) {
   free(chosen);
 }
 
+// One call of a sublayer, whose memory of every kind ends where its numbers end.
+template <class Run> static void sublayer(SublayerCall c, const Run& run) {
+  failures += run(&c) != MORE_SCRATCH;
+  c.scratch = (float*)malloc(c.scratch_floats * sizeof(float));
+  failures += run(&c) != DONE;
+  free(c.scratch);
+}
+
+static const float* const_floats(int count, float value) {
+  float* made = (float*)malloc(count * sizeof(float));
+  for (int i = 0; i < count; i++) made[i] = value;
+  return made;
+}
+
+// Attention over values that are all alike gives that value, whatever the weights of the queries and keys are.
+static void attention_sublayer(int format, int stored, int tokens, bool first, int threads) {
+  enum { N = 4, M = 2, D = 10, H = 21, SIZE = 4 };
+  const int rows = (N + 2 * M) * D, blocks = tokens / SIZE + 1;
+  Numbers x(tokens * H, format), residual(x.count, format), out(x.count, format), sum(x.count, format), norm(H, format),
+      w((int64_t)rows * H, stored), o(H * N * D, stored), bias(rows, format), k(blocks * SIZE * M * D, format), v(k.count, format);
+  for (int64_t i = (int64_t)(N + M) * D * H; i < w.count; i++) w.set(i, 0);
+  for (int i = (N + M) * D; i < rows; i++) bias.set(i, .5f);
+  char *qkv = packed(w, rows, H, 1, 0, nullptr), *last = packed(o, H, N * D, 1, 0, nullptr);
+  const float *ones = const_floats(rows, .01f), *angles = const_floats(tokens * D / 2, .6f);
+  int32_t *slots = (int32_t*)malloc(tokens * 4), *table = (int32_t*)malloc(blocks * 4);
+  for (int i = 0; i < blocks; i++) table[i] = blocks - 1 - i;
+  for (int i = 0; i < tokens; i++) slots[i] = table[i / SIZE] * SIZE + i % SIZE;
+  const int32_t starts[] = {0, tokens}, lengths[] = {tokens};
+  const bool scaled = stored == FORMAT_I8;
+  AttentionLayer l = {};
+  l.norm = norm.data, l.qkv = {qkv, scaled ? ones : nullptr, rows, H, stored}, l.o = {last, scaled ? ones : nullptr, H, N * D, stored};
+  l.qkv_bias = bias.data, l.qkv_bias_format = format, l.k_cache = k.data, l.v_cache = v.data;
+  l.k_block = l.v_block = SIZE * M * D, l.k_slot = l.v_slot = M * D, l.k_head = l.v_head = D;
+  l.heads = N, l.kv_heads = M, l.head_dim = D, l.block_size = SIZE, l.blocks = blocks;
+  l.format = l.norm_format = format, l.eps = 1e-5f, l.scale = .3f;
+  const AttentionStep step = {angles, angles, slots, table, starts, lengths, blocks, 1, blocks, D / 2};
+  SublayerCall c = {first ? nullptr : x.data, residual.data, out.data, sum.data, nullptr, 0, H, H, tokens, threads};
+  sublayer(c, [&](SublayerCall* call) { return atb_attention_sublayer(&l, &step, call); });
+  for (int t = 0; t < tokens; t++)
+    for (int h = 0; h < H; h++) {
+      double expected = 0;
+      for (int i = 0; i < N * D; i++) expected += .5 * o.floats[h * N * D + i] * (scaled ? .01 : 1);
+      // what attention gives was rounded, which errs with the size of what is summed
+      compare(out.get(t * H + h) / 8, expected / 8, format);
+      if (!first) compare(sum.get(t * H + h), (double)x.floats[t * H + h] + residual.floats[t * H + h], format);
+    }
+  free(qkv), free(last), free((void*)ones), free((void*)angles), free(slots), free(table);
+}
+
+// Experts that are all alike, of weights that sum to 1, beside shared ones like them with a gate of a half: one and a
+// half times what an MLP of these weights gives.
+static void feed_forward_sublayer(int format, int stored, int tokens, int threads) {
+  enum { E = 5, K = 2, H = 21, F = 19 };
+  Numbers x(tokens * H, format), residual(x.count, format), alone(x.count, format), out(x.count, format), sum(x.count, format),
+      norm(H, format), up(2 * F * H, stored), down(H * F, stored), router(E * H, FORMAT_F32), gate(H, format);
+  for (int i = 0; i < H; i++) gate.set(i, 0);
+  const int64_t up_bytes = 2ll * 16 * 2 * 24 * up.size(), down_bytes = 16ll * 2 * 20 * up.size();
+  char *ups = (char*)malloc(E * up_bytes), *downs = (char*)malloc(E * down_bytes);
+  for (int e = 0; e < E; e++) {
+    for (int part = 0; part < 2; part++) packed(up, F, H, 2, part, ups + e * up_bytes);
+    packed(down, H, F, 1, 0, downs + e * down_bytes);
+  }
+  char *both = packed(up, 2 * F, H, 1, 0, nullptr), *scores = packed(router, E, H, 1, 0, nullptr);
+  const float* scales = const_floats(E * 2 * F, .01f);
+  const float* given = stored == FORMAT_I8 ? scales : nullptr;
+  int64_t counts[E] = {}, total = 0;
+  FeedForwardLayer l = {};
+  l.norm = norm.data, l.gate_up = {both, given, 2 * F, H, stored}, l.down = {downs, given, H, F, stored};
+  l.format = l.norm_format = l.shared_gate_format = format, l.eps = 1e-5f;
+  SublayerCall c = {x.data, residual.data, alone.data, sum.data, nullptr, 0, H, H, tokens, threads};
+  const auto run = [&](SublayerCall* call) { return atb_feed_forward_sublayer(&l, call); };
+  sublayer(c, run);
+  l.router = {scores, nullptr, E, H, FORMAT_F32}, l.experts = E, l.top_k = K, l.groups = l.top_groups = l.group_best = 1;
+  l.experts_gate_up = {ups, given, 2 * F, H, stored}, l.experts_down = {downs, given, H, F, stored};
+  l.shared_gate = gate.data, l.counter = counts, l.renormalize = 1, l.scaling = 1, c.out = out.data;
+  sublayer(c, run);
+  for (int e = 0; e < E; e++) total += counts[e];
+  failures += total != tokens * K;
+  for (int i = 0; i < tokens * H; i++) compare(out.get(i), 1.5 * alone.get(i), format);
+  free(ups), free(downs), free(both), free(scores), free((void*)scales);
+}
+
 int main() {
   for (int format : FLOATS) {
     for (int threads : {1, 3}) {
@@ -307,6 +389,9 @@ int main() {
       report("linear");
       for (int tokens : {1, 3, 40}) experts(format, stored, tokens, 70, 21, 1 + tokens % 3);
       report("experts");
+      for (int tokens : {1, 3, 530}) attention_sublayer(format, stored, tokens, tokens == 3, 1 + tokens % 3);
+      for (int tokens : {1, 3, 530}) feed_forward_sublayer(format, stored, tokens, 1 + tokens % 3);
+      report("sublayers");
     }
     for (int width : {1, 16, 67}) rows(format, width);
     report("rows");

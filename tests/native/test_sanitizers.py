@@ -59,4 +59,5 @@ def check(*command: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     reported = {line.partition(":")[0] for line in ended.stdout.splitlines()}
-    assert reported == {"attention", "linear", "experts", "rows", "top_logits", "rope", "gating", "limits"}
+    operations = {"attention", "linear", "experts", "rows", "top_logits", "rope", "gating", "sublayers"}
+    assert reported == {*operations, "limits"}

@@ -16,14 +16,14 @@ from atb_models.ops.native.attention import MAX_HEAD_DIM
 from atb_models.ops.native.checks import dense, on_cpu
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.structs import FORMATS, AttentionLayer, AttentionStep
-from atb_models.ops.native.sublayers.call import Bound, address, check_norm, result_shapes, run, scratch_floats
+from atb_models.ops.native.sublayers.call import BoundSublayer, address, check_norm, result_shapes, run, scratch_floats
 from atb_models.ops.step import StepInput
 from atb_models.ops.sublayers import AttentionSublayer
 
 NAME = "AttentionSublayer"
 
 
-class BoundAttention(Bound):
+class BoundAttention(BoundSublayer):
     """A layer and its cache."""
 
     def __init__(self, sublayer: AttentionSublayer, cache: LayerCache) -> None:

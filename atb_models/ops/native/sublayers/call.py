@@ -16,7 +16,7 @@ from atb_models.ops.native.structs import MORE_SCRATCH, SublayerCall
 from atb_models.ops.sublayers import Norm
 
 
-class Bound:
+class BoundSublayer:
     """A sublayer's tensors as the C side takes them: checked once, and again where one of them lies elsewhere."""
 
     def __init__(self, layer: Structure, tensors: Iterable[Tensor | None], hidden: int, dtype: torch.dtype) -> None:
@@ -36,7 +36,7 @@ class Bound:
 def run(
     name: str,
     function: Callable[..., int],
-    bound: Bound,
+    bound: BoundSublayer,
     x_TH: Tensor | None,
     residual_TH: Tensor,
     *more: Any,
@@ -83,7 +83,7 @@ def result_shapes(name: str, x_TH: Tensor | None, residual_TH: Tensor, hidden: i
     return out_TH, residual_TH if x_TH is None else residual_TH.new_empty(residual_TH.shape)
 
 
-def _check_rows(name: str, bound: Bound, x_TH: Tensor | None, residual_TH: Tensor) -> None:
+def _check_rows(name: str, bound: BoundSublayer, x_TH: Tensor | None, residual_TH: Tensor) -> None:
     for rows in (residual_TH,) if x_TH is None else (residual_TH, x_TH):
         if not (rows.is_cpu and rows.dtype is bound.dtype and rows.shape == (residual_TH.shape[0], bound.hidden)):
             raise ValueError(

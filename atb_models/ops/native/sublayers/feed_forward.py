@@ -11,7 +11,7 @@ from atb_models.ops.native.gating import check_rule, rule
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.structs import FORMATS, FeedForwardLayer
 from atb_models.ops.native.sublayers.call import (
-    Bound,
+    BoundSublayer,
     address,
     check_norm,
     check_vector,
@@ -25,7 +25,7 @@ from atb_models.ops.weight import Weight
 NAME = "FeedForwardSublayer"
 
 
-class BoundFeedForward(Bound):
+class BoundFeedForward(BoundSublayer):
     """A layer and the counter of its experts."""
 
     def __init__(self, sublayer: FeedForwardSublayer, counter_E: Tensor | None) -> None:

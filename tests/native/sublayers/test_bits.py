@@ -1,0 +1,34 @@
+"""A sublayer as one call gives the bits of its parts."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atb_models.layers.quantization import quantization
+from atb_models.ops.native.library import Library
+from tests.native.cases import DTYPES
+from tests.native.sublayers.layers import MODELS, STEPS, Layer, build_layers, check_layer, random_step
+from tests.records import build_of
+
+
+@pytest.mark.parametrize("fields", MODELS, ids=["qwen", "xverse", "deepseek"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", [None, "w8a16"])
+@torch.inference_mode()
+def test_the_bits_of_the_parts(
+    bound: Library, tmp_path: Path, fields: dict[str, Any], dtype: torch.dtype, method: str | None
+) -> None:
+    """On one rank, and on the last of several, whose widths are padded and which adds no bias."""
+    torch.set_num_threads(2)
+    for rank, size in ((0, 1), (3, 4)):
+        build = build_of(dtype, rank, size, quantization=quantization(method))
+        model = build_layers(tmp_path, fields, build)
+        for index, (queries, lengths) in itertools.product(range(2), STEPS):
+            check_layer(Layer(model, index), random_step(queries, lengths), first=index == 0)
+
+

@@ -1,0 +1,95 @@
+"""What a step calls, and how graphs, costs and profiles show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from atb_models import LLM, SamplingParams, ops
+from atb_models.graph import meta_model, meta_step, trace
+from atb_models.graph.labels import weights_read
+from atb_models.models.config_reader import load_model_config
+from atb_models.models.decoder import DecoderLayer
+from atb_models.ops.native import library as loader
+from atb_models.profiler import Recorder
+
+
+class Called(TorchDispatchMode):
+    """Notes torch's functions, and the library's by `noting`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    def noting(self, name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            self.names.append(name)
+            return function(*args)
+
+        return call
+
+
+def test_a_layer_of_a_decode_step_is_two_calls(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the library; torch makes the memory of the results, and does nothing else."""
+    level = loader.active().level
+    assert level is not None
+    library, called = loader.load(level.name), Called()
+    functions = {name: value for name, value in vars(library).items() if hasattr(value, "argtypes")}
+    assert len(functions) > 15
+    steps: list[list[list[str]]] = [[]]
+    forward = DecoderLayer.forward
+
+    def noted(self: DecoderLayer, *args: Any) -> None:
+        called.names = []
+        with called:
+            forward(self, *args)
+            called.names.append("end")
+        steps[-1].append(called.names)
+
+    monkeypatch.setattr(DecoderLayer, "forward", noted)
+    with LLM(demo, device="cpu", kv_blocks=4) as llm:
+        for name, function in functions.items():
+            monkeypatch.setattr(library, name, called.noting(name, function))
+        llm._runner.model.register_forward_pre_hook(lambda *_: steps.append([]))
+        llm.generate([[5, 6, 7]], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
+    layers = load_model_config(demo).num_hidden_layers
+    made = "aten.empty_like.default"
+    first = [made, "attention_sublayer", made, made, "feed_forward_sublayer"]
+    named = [names[: names.index("end")] for names in steps[-1]]
+    assert named == [first, *[[made, *first]] * (layers - 1)]
+
+
+def test_sublayers_are_one_node_and_one_call(demo: Path) -> None:
+    config = load_model_config(demo)
+    ops.bind("cpu")
+    graph = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
+    layers, sublayers = config.num_hidden_layers, {"AttentionSublayer", "FeedForwardSublayer"}
+    assert all(graph.counts()[name] == layers for name in sublayers) and graph.stray == ()
+    outside = {"RopeTables", "Embedding", "AddRmsNorm", "SelectRows", "Linear", "ToFloat"}
+    assert graph.counts().keys() - sublayers == outside
+    attention, feed_forward, second = (node for node in graph.nodes if node.op in sublayers and node.index < 5)
+    assert {node.backend for node in (attention, feed_forward)} == {"cpu"}
+    assert (attention.module, feed_forward.module, second.module) == ("layers.0", "layers.0", "layers.1")
+    assert set(attention.writes) == {"layers.0.k_PSMD", "layers.0.v_PSMD"}
+    assert [value.node for value in feed_forward.inputs[:2]] == [attention.index] * 2
+    assert all(output.shape == (41, config.hidden_size) for output in feed_forward.outputs)
+    routed = next(node for node in graph.nodes if node.module == "layers.1" and node.op == "FeedForwardSublayer")
+    assert routed.peak_bytes > 41 * config.num_experts_per_tok * 64 * 2, "the library's workspace is counted"
+    ops.bind("reference")
+    parts = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
+    assert sum(node.cost.flops for node in graph.nodes) == sum(node.cost.flops for node in parts.nodes)
+    assert graph.cost.read < parts.cost.read and graph.cost.written < parts.cost.written
+    assert weights_read(graph) == pytest.approx(weights_read(parts), rel=1e-9)
+    with LLM(demo, device="cpu", kv_blocks=4) as llm, Recorder(llm._runner) as recorder:
+        llm.prompt_logits([5, 6, 7])
+    called = [call.op for call in recorder.profile.calls]
+    assert all(called.count(name) == layers for name in sublayers) and set(called) - sublayers == outside
