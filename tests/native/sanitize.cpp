@@ -370,7 +370,8 @@ static void feed_forward_sublayer(int format, int stored, int tokens, int thread
   sublayer(c, run);
   for (int e = 0; e < E; e++) total += counts[e];
   failures += total != tokens * K;
-  for (int i = 0; i < tokens * H; i++) compare(out.get(i), 1.5 * alone.get(i), format);
+  // an MLP rounds gate and up, which experts do not; that errs with the size of what is summed
+  for (int i = 0; i < tokens * H; i++) compare(out.get(i) / F, 1.5 * alone.get(i) / F, format);
   free(ups), free(downs), free(both), free(scores), free((void*)scales);
 }
 
