@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from atb_models.layers.quantization import quantization
+from atb_models.layers.storage import METHODS, Quantization
 from atb_models.ops.native.library import Library
 from tests.native.cases import DTYPES
 from tests.native.sublayers.layers import MODELS, STEPS, Layer, build_layers, check_layer, random_step
@@ -25,8 +25,9 @@ def test_the_bits_of_the_parts(
 ) -> None:
     """On one rank, and on the last of several, whose widths are padded and which adds no bias."""
     torch.set_num_threads(2)
+    stored = None if method is None else Quantization(method, every=METHODS[method])
     for rank, size in ((0, 1), (3, 4)):
-        build = build_of(dtype, rank, size, quantization=quantization(method))
+        build = build_of(dtype, rank, size, quantization=stored)
         model = build_layers(tmp_path, fields, build)
         for index, (queries, lengths) in itertools.product(range(2), STEPS):
             check_layer(Layer(model, index), random_step(queries, lengths), first=index == 0)

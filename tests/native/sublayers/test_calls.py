@@ -93,3 +93,15 @@ def test_sublayers_are_one_node_and_one_call(demo: Path) -> None:
         llm.prompt_logits([5, 6, 7])
     called = [call.op for call in recorder.profile.calls]
     assert all(called.count(name) == layers for name in sublayers) and set(called) - sublayers == outside
+
+
+def test_int8_activations_run_in_parts(demo: Path) -> None:
+    """Which the sublayers' operations have no place for; their parts are shown instead."""
+    ops.bind("cpu")
+    config = load_model_config(demo)
+    graph = trace(meta_model(config, torch.float16, quantize="w8a8_dynamic"), meta_step([4], [4], 16))
+    assert {"RopeAndCache", "PagedAttention", "MoeGating"} < graph.counts().keys()
+    assert not {"AttentionSublayer", "FeedForwardSublayer"} & graph.counts().keys()
+    with LLM(demo, device="cpu", kv_blocks=4, quantize="w8a8_dynamic") as llm, Recorder(llm._runner) as recorder:
+        assert llm.prompt_logits([5, 6, 7]).isfinite().all()
+    assert not {"AttentionSublayer", "FeedForwardSublayer"} & {call.op for call in recorder.profile.calls}

@@ -1,0 +1,105 @@
+// Numbers in memory of exactly their size, and how results are compared, for sanitize.cpp.
+#pragma once
+#include "api.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__aarch64__)
+typedef __fp16 Half;
+#else
+typedef _Float16 Half;
+#endif
+
+static uint32_t state = 1;
+static float random_float() {
+  state = state * 1664525u + 1013904223u;
+  return (float)(state >> 8) / (1 << 23) - 1;
+}
+
+// Floats, and the same numbers in a format: memory that ends where the numbers end.
+struct Numbers {
+  int64_t count;
+  int format;
+  float* floats;
+  char* data;
+  Numbers(int64_t n, int f) : count(n), format(f), floats((float*)malloc(n * 4)), data((char*)malloc(n * size())) {
+    for (int64_t i = 0; i < n; i++) set(i, random_float());
+  }
+  ~Numbers() {
+    free(floats);
+    free(data);
+  }
+  int size() const { return format == FORMAT_F32 ? 4 : format == FORMAT_I8 ? 1 : 2; }
+  void set(int64_t i, float x) {
+    if (format == FORMAT_F32) {
+      memcpy(data + 4 * i, &x, 4);
+    } else if (format == FORMAT_I8) {
+      data[i] = (char)(signed char)(x * 100);
+    } else if (format == FORMAT_BF16) {
+      uint32_t bits;
+      memcpy(&bits, &x, 4);
+      const uint16_t high = (uint16_t)(bits >> 16);
+      memcpy(data + 2 * i, &high, 2);
+    } else {
+      const Half half = (Half)x;
+      memcpy(data + 2 * i, &half, 2);
+    }
+    floats[i] = get(i);
+  }
+  float get(int64_t i) const {
+    if (format == FORMAT_I8) return (float)(signed char)data[i];
+    if (format == FORMAT_F32) {
+      float x;
+      memcpy(&x, data + 4 * i, 4);
+      return x;
+    }
+    uint16_t bits;
+    memcpy(&bits, data + 2 * i, 2);
+    if (format == FORMAT_F16) {
+      Half half;
+      memcpy(&half, &bits, 2);
+      return (float)half;
+    }
+    const uint32_t wide = (uint32_t)bits << 16;
+    float x;
+    memcpy(&x, &wide, 4);
+    return x;
+  }
+};
+
+static double tolerance(int format) { return format == FORMAT_F32 ? 1e-5 : format == FORMAT_F16 ? 2e-3 : 2e-2; }
+static int failures = 0;
+static double worst = 0;
+static void compare(double ours, double exact, int format) {
+  const double error = fabs(ours - exact) / (1 + fabs(exact)) / tolerance(format);
+  if (!(error <= worst)) worst = error;
+}
+static void report(const char* name) {
+  printf("%s: %.2f of the tolerance\n", name, worst);
+  failures += !(worst <= 1);
+  worst = 0;
+}
+template <class Call> static void with_scratch(Call& call, int64_t (*size)(const Call*), int (*run)(const Call*)) {
+  call.scratch = (float*)malloc(size(&call) * sizeof(float));
+  failures += run(&call) != DONE;
+  free(call.scratch);
+}
+
+static const int FLOATS[] = {FORMAT_F32, FORMAT_F16, FORMAT_BF16};
+
+static char* packed(const Numbers& from, int outputs, int inputs, int step, int part, char* into) {
+  const int64_t panel = (int64_t)16 * ((inputs + 3) / 4 * 4) * from.size();
+  char* to = into ? into : (char*)malloc(panel * ((outputs + 15) / 16) * step);
+  PackCall c = {from.data + (int64_t)part * outputs * inputs * from.size(), to + part * panel, inputs, outputs, inputs,
+                step, from.format, 2};
+  failures += atb_pack(&c) != DONE;
+  return to;
+}
+
+static const float* const_floats(int count, float value) {
+  float* made = (float*)malloc(count * sizeof(float));
+  for (int i = 0; i < count; i++) made[i] = value;
+  return made;
+}
