@@ -13,6 +13,7 @@ import torch
 from atb_models import LLM, SamplingParams, ops
 from atb_models.demo import questions
 from atb_models.errors import ConfigError
+from atb_models.graph import meta_model, meta_step, trace
 from atb_models.layers.parameter import fillings
 from atb_models.limits import Limits
 from atb_models.models.config_reader import load_model_config
