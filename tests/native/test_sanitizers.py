@@ -1,4 +1,4 @@
-"""The C++ sources in a program of their own, sanitize.cpp: with AddressSanitizer and UBSan, and on aarch64."""
+"""The C++ sources in a program of their own, sanitize/sanitize.cpp: with AddressSanitizer and UBSan, and on aarch64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EACH = [pytest.param(name, marks=[pytest.mark.full] if name != LEVELS[-1] else [
 
 
 def compile_program(compiler: str, level: Level, folder: Path, how: tuple[str, ...] = SANITIZE) -> Path:
-    sources = [*SOURCES.rglob("*.cpp"), Path(__file__).with_name("sanitize.cpp")]
+    sources = [*SOURCES.rglob("*.cpp"), Path(__file__).parent / "sanitize" / "sanitize.cpp"]
 
     def compile_one(source: Path) -> str:
         done = folder / f"{source.stem}.o"
