@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, scratch, threads
-from atb_models.ops.native.linear import FLOATS, packed_shape, packed_weight
+from atb_models.ops.native.linear import FLOATS, packed_shape, panel_weight
 from atb_models.ops.native.structs import FORMATS, ExpertsCall
 
 
@@ -45,8 +45,8 @@ def experts(
         x_TH.data_ptr(),
         chosen_TK.data_ptr(),
         weights_TK.data_ptr(),
-        packed_weight(gate_up, gate_up_scale, 2 * width, hidden),
-        packed_weight(down, down_scale, hidden, width),
+        panel_weight(gate_up, gate_up_scale, 2 * width, hidden),
+        panel_weight(down, down_scale, hidden, width),
         out_TH.data_ptr(),
         None if counter_E is None else counter_E.data_ptr(),
         None,
@@ -68,7 +68,7 @@ def scratch_floats(library: Library, x_TH: Tensor, gate_up: Tensor, down: Tensor
     """Floats that a call works with; the tensors may be on meta."""
     tokens, hidden = x_TH.shape
     call = ExpertsCall(
-        gate_up=packed_weight(gate_up, None, 2 * width, hidden), down=packed_weight(down, None, hidden, width),
+        gate_up=panel_weight(gate_up, None, 2 * width, hidden), down=panel_weight(down, None, hidden, width),
         tokens=tokens, experts=gate_up.shape[0], top_k=top_k, format=FORMATS[x_TH.dtype], threads=threads(),
     )  # fmt: skip
     return int(library.experts_scratch(byref(call))) if tokens else 0

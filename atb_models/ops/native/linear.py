@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, scratch, threads
-from atb_models.ops.native.structs import FORMATS, LinearCall, PackCall, PackedWeight
+from atb_models.ops.native.structs import FORMATS, LinearCall, PackCall, PanelWeight
 
 PANEL = 16
 FILL = 4
@@ -25,10 +25,10 @@ def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int]:
     return -(-outputs // PANEL), -(-inputs // FILL) * FILL, PANEL
 
 
-def packed_weight(packed: Tensor, scale: Tensor | None, outputs: int, inputs: int) -> PackedWeight:
+def panel_weight(packed: Tensor, scale: Tensor | None, outputs: int, inputs: int) -> PanelWeight:
     """A weight [outputs, inputs], or a stack of them, as the C side takes it; the tensors may be on meta."""
     at_scale = None if scale is None else scale.data_ptr()
-    return PackedWeight(packed.data_ptr(), at_scale, outputs, inputs, FORMATS[packed.dtype])
+    return PanelWeight(packed.data_ptr(), at_scale, outputs, inputs, FORMATS[packed.dtype])
 
 
 def pack_into(library: Library, weight_OI: Tensor, packed: Tensor, step: int = 1) -> None:
@@ -74,7 +74,7 @@ def linear(
     check(x_TI, packed, outputs, bias_O, scale_O, out_TO.dtype)
     call = LinearCall(
         x_TI.data_ptr(),
-        packed_weight(packed, scale_O, outputs, inputs),
+        panel_weight(packed, scale_O, outputs, inputs),
         None if bias_O is None else bias_O.data_ptr(),
         out_TO.data_ptr(),
         None,
@@ -95,7 +95,7 @@ def linear(
 def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor, outputs: int) -> int:
     """Floats that a call works with; the tensors may be on meta."""
     rows, inputs = x_TI.shape
-    weight = packed_weight(packed, None, outputs, inputs)
+    weight = panel_weight(packed, None, outputs, inputs)
     call = LinearCall(rows=rows, weight=weight, x_format=FORMATS[x_TI.dtype], threads=threads())
     return int(library.linear_scratch(byref(call))) if rows else 0
 

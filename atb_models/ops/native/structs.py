@@ -24,14 +24,14 @@ class AttentionCall(Structure):
     ]
 
 
-class PackedWeight(Structure):
+class PanelWeight(Structure):
     _fields_ = [*_fields(c_void_p, "data scale"), *_fields(c_int32, "outputs inputs format")]
 
 
 class LinearCall(Structure):
     _fields_ = [
         ("x", c_void_p),
-        ("weight", PackedWeight),
+        ("weight", PanelWeight),
         *_fields(c_void_p, "bias out scratch"),
         *_fields(c_int64, "x_row out_row"),
         *_fields(c_int32, "rows x_format bias_format out_format threads"),
@@ -49,7 +49,7 @@ class PackCall(Structure):
 class ExpertsCall(Structure):
     _fields_ = [
         *_fields(c_void_p, "x chosen weights"),
-        *_fields(PackedWeight, "gate_up down"),
+        *_fields(PanelWeight, "gate_up down"),
         *_fields(c_void_p, "out counter scratch"),
         *_fields(c_int64, "x_row"),
         *_fields(c_int32, "tokens experts top_k format threads"),
@@ -112,7 +112,7 @@ class SublayerCall(Structure):
 class AttentionLayer(Structure):
     _fields_ = [
         ("norm", c_void_p),
-        *_fields(PackedWeight, "qkv o"),
+        *_fields(PanelWeight, "qkv o"),
         *_fields(c_void_p, "qkv_bias o_bias k_cache v_cache"),
         *_fields(c_int64, "k_block k_slot k_head v_block v_slot v_head"),
         *_fields(c_int32, "heads kv_heads head_dim block_size blocks"),
@@ -132,7 +132,7 @@ class AttentionStep(Structure):
 class FeedForwardLayer(Structure):
     _fields_ = [
         ("norm", c_void_p),
-        *_fields(PackedWeight, "gate_up down router experts_gate_up experts_down"),
+        *_fields(PanelWeight, "gate_up down router experts_gate_up experts_down"),
         *_fields(c_void_p, "router_bias shared_gate counter"),
         *_fields(c_int32, "experts top_k sigmoid groups top_groups group_best renormalize"),
         *_fields(c_int32, "format norm_format shared_gate_format"),

@@ -75,8 +75,8 @@ static void experts(int format, int stored, int tokens, int hidden, int width, i
     packed(down, hidden, width, 1, 0, downs + e * down_bytes);
   }
   const bool scaled = stored == FORMAT_I8;
-  const PackedWeight gate_up = {ups, scaled ? s13.floats : nullptr, 2 * width, hidden, stored};
-  const PackedWeight out_of = {downs, scaled ? s2.floats : nullptr, hidden, width, stored};
+  const PanelWeight gate_up = {ups, scaled ? s13.floats : nullptr, 2 * width, hidden, stored};
+  const PanelWeight out_of = {downs, scaled ? s2.floats : nullptr, hidden, width, stored};
   ExpertsCall c = {x.data, chosen, weights.floats, gate_up, out_of, out.data, counts, nullptr, hidden,
                    tokens, E, K, format, threads};
   with_scratch(c, atb_experts_scratch, atb_experts);

@@ -24,7 +24,7 @@ struct AttentionCall {
 
 // A weight [outputs, inputs], or a stack of them, in panels (see panels.h). What a storage needs beside its values is
 // described here and nowhere else.
-struct PackedWeight {
+struct PanelWeight {
   const void* data;
   const float* scale;  // of each output, for int8
   int32_t outputs, inputs, format;
@@ -33,7 +33,7 @@ struct PackedWeight {
 // out = x w^T + bias.
 struct LinearCall {
   const void* x;
-  PackedWeight weight;
+  PanelWeight weight;
   const void* bias;
   void* out;
   float* scratch;
@@ -55,7 +55,7 @@ struct ExpertsCall {
   const void* x;
   const int64_t* chosen;  // [T, K]
   const float* weights;   // [T, K]
-  PackedWeight gate_up, down;  // [E, 2 F, H] and [E, H, F], of one format
+  PanelWeight gate_up, down;  // [E, 2 F, H] and [E, H, F], of one format
   void* out;                   // [T, H], contiguous
   int64_t* counter;            // [E], to which each expert's rows are added, or null
   float* scratch;
@@ -136,7 +136,7 @@ struct SublayerCall {
 // The attention of a layer: what does not change from step to step.
 struct AttentionLayer {
   const void* norm;    // [H]
-  PackedWeight qkv, o;  // [(N + 2 M) D, H] and [H, N D]
+  PanelWeight qkv, o;  // [(N + 2 M) D, H] and [H, N D]
   const void *qkv_bias, *o_bias;
   void *k_cache, *v_cache;
   int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
@@ -155,9 +155,9 @@ struct AttentionStep {
 // The feed-forward of a layer: an MLP, or routed experts and beside them maybe an MLP of shared experts.
 struct FeedForwardLayer {
   const void* norm;             // [H]
-  PackedWeight gate_up, down;   // of the MLP, [2 F, H] and [H, F]; no outputs where there is none
-  PackedWeight router;          // [E, H], float32; no outputs where there are no routed experts
-  PackedWeight experts_gate_up, experts_down;
+  PanelWeight gate_up, down;   // of the MLP, [2 F, H] and [H, F]; no outputs where there is none
+  PanelWeight router;          // [E, H], float32; no outputs where there are no routed experts
+  PanelWeight experts_gate_up, experts_down;
   const float* router_bias;     // [E], or null
   const void* shared_gate;      // [H], or null
   int64_t* counter;             // as in ExpertsCall

@@ -13,7 +13,7 @@ template <class Call> INLINE void with_format(int format, const Call& call) {
 }
 
 // Calls `call` with the form of a weight beside activations of a format.
-template <class Call> INLINE int64_t with_weight(const PackedWeight& weight, int activations, const Call& call) {
+template <class Call> INLINE int64_t with_weight(const PanelWeight& weight, int activations, const Call& call) {
   switch (weight.format) {
     case FORMAT_F16: return call(Plain<F16>());
     case FORMAT_I8: return activations == FORMAT_BF16 ? call(I8BesideBF16()) : call(Plain<I8>());

@@ -53,7 +53,7 @@ INLINE NormCall norm_call(const SublayerCall& c, const void* weight, int weight_
 }
 
 // x w^T + bias of rows that lie one after the other, into such rows.
-INLINE LinearCall linear_call(const PackedWeight& weight, const void* bias, int bias_format, const void* x, int format,
+INLINE LinearCall linear_call(const PanelWeight& weight, const void* bias, int bias_format, const void* x, int format,
                               int rows, void* out, int out_format, int threads) {
   LinearCall linear = {};
   linear.x = x, linear.weight = weight, linear.bias = bias, linear.out = out;

@@ -128,8 +128,8 @@ def _layer(sublayer: AttentionSublayer, cache: LayerCache) -> AttentionLayer:
     blocks, block_size, _, _ = k_PSMD.shape
     return AttentionLayer(
         norm.weight_H.data_ptr(),
-        linear.packed_weight(qkv.data, qkv.scale, *qkv.shape),
-        linear.packed_weight(o.data, o.scale, *o.shape),
+        linear.panel_weight(qkv.data, qkv.scale, *qkv.shape),
+        linear.panel_weight(o.data, o.scale, *o.shape),
         *(address(x) for x in (sublayer.qkv_bias_O, sublayer.o_bias_H, k_PSMD, v_PSMD)),
         *k_PSMD.stride()[:3],
         *v_PSMD.stride()[:3],

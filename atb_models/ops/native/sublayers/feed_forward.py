@@ -99,11 +99,11 @@ def _layer(sublayer: FeedForwardSublayer, counter_E: Tensor | None) -> FeedForwa
     )
     if mlp is not None:
         for name, weight in (("gate_up", mlp.gate_up), ("down", mlp.down)):
-            setattr(layer, name, linear.packed_weight(weight.data, weight.scale, *weight.shape))
+            setattr(layer, name, linear.panel_weight(weight.data, weight.scale, *weight.shape))
     if routed is not None:
         named = (("router", routed.router), ("experts_gate_up", routed.gate_up), ("experts_down", routed.down))
         for name, weight in named:
-            setattr(layer, name, linear.packed_weight(weight.data, weight.scale, *weight.shape[-2:]))
+            setattr(layer, name, linear.panel_weight(weight.data, weight.scale, *weight.shape[-2:]))
         layer.experts, layer.top_k = routed.router.shape[0], routed.gating.top_k
         for field, value in rule(routed.gating).items():
             setattr(layer, field, value)
