@@ -12,11 +12,8 @@ from torch import nn
 
 from atb_models.layers.storage import Quantization, Storage
 from atb_models.ops.collectives import Collective
-from atb_models.ops.table import Op, check_quantized
+from atb_models.ops.table import Op, check_quantized, group_step
 from atb_models.ops.weight import Layout, Weight
-
-# Inputs of weights with groups are cut at multiples of this, so that no group is cut into single numbers.
-GROUP_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class Build:
         storages = [self.storage(parameter) for parameter in parameters]
         if not any(storage is not None and (storage.group or storage.bits == 4) for storage in storages):
             return self
-        return replace(self, tensor=replace(self.tensor, step=GROUP_STEP))
+        return replace(self, tensor=replace(self.tensor, step=group_step()))
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None, padded: bool = False) -> nn.Parameter:
         """An unfilled parameter; `padded` ones start as zeros because their parts do not cover them."""
@@ -118,7 +115,7 @@ class Build:
     def weights(self, operation: Op, wanted: dict[str, Wanted]) -> dict[str, Weight]:
         """The unfilled weights of an operation, by argument: packed as the bound backend takes them, if it does.
 
-        A backend takes all of them, and only weights that are stored alike.
+        See `Op.packed`.
         """
         plain = {argument: _layout(one, self.dtype) for argument, one in wanted.items()}
         packed = operation.packed(plain)
@@ -128,8 +125,8 @@ class Build:
         data = self.parameter(*layout.stored, dtype=layout.dtype, padded=padded)
         beside: dict[str, Any] = {
             # only the rank with the first inputs adds the bias of integers, the others add zeros
-            name: self.parameter(*shape, dtype=dtype, padded=padded or name == "quant_bias")
-            for name, (shape, dtype) in layout.beside.items()
+            name: self.parameter(*one.stored, dtype=one.dtype, padded=padded or name == "quant_bias")
+            for name, one in layout.beside.items()
         }
         return Weight(layout, data, **beside)
 
@@ -151,4 +148,5 @@ def _layout(wanted: Wanted, dtype: torch.dtype) -> Layout:
         unit=None if storage.group is None else math.gcd(storage.group, wanted.shape[-1]),
         offsets=storage.offset,
         activations=storage.activations,
+        meets=dtype,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from atb_models.layers.norm import RmsNorm
 from atb_models.layers.parameter import Part, cut, hold, whole
 from atb_models.ops.gating import Gating
 from atb_models.ops.sublayers import FeedForwardSublayer, MlpWeights, RoutedWeights
+from atb_models.ops.table import Op
+from atb_models.ops.weight import Activations
 
 
 class Mlp(nn.Module):
@@ -76,14 +80,20 @@ class Experts(nn.Module):
             "gate_up_EGH": Wanted((num_experts, 2 * local, hidden), build.storage("gate_up"), padded=padded),
             "down_EHF": Wanted((num_experts, hidden, local), build.storage("down"), padded=padded),
         }
-        by_floats = all(one.storage is None or one.storage.activations == "float" for one in wanted.values())
-        self.operation = ops.moe_experts if by_floats else ops.quant_moe_experts
-        self.stored_gate_up, self.stored_down = build.weights(self.operation, wanted).values()
+        operation = _experts_operation(one.storage.activations for one in wanted.values() if one.storage is not None)
+        self.stored_gate_up, self.stored_down = build.weights(operation, wanted).values()
+        stored = (self.stored_gate_up, self.stored_down)
+        self.operation = _experts_operation(one.layout.activations for one in stored)
         hold(self, "gate_up", self.stored_gate_up, gate_up)
         hold(self, "down", self.stored_down, down)
 
     def forward(self, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor, counter_E: Tensor | None) -> Tensor:
         return self.operation(x_TH, self.stored_gate_up, self.stored_down, weights_TK, experts_TK, counter_E)
+
+
+def _experts_operation(activations: Iterable[Activations]) -> Op:
+    """The one for products with such activations."""
+    return ops.moe_experts if set(activations) <= {"float"} else ops.quant_moe_experts
 
 
 class SharedGate(nn.Module):

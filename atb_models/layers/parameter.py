@@ -79,7 +79,10 @@ class Filling:
             "quant_bias": Part.of_sums,
         }
         return {
-            name: Filling({role: part_of[name](part) for role, part in self.parts.items()}, Weight.plain(tensor))
+            name: Filling(
+                {role: part_of[name](part) for role, part in self.parts.items()},
+                Weight(self.weight.layout.beside[name], tensor),
+            )
             for name, tensor in self.weight.beside.items()
         }
 

@@ -12,7 +12,6 @@ have not run on hardware.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -21,21 +20,22 @@ import torch_npu
 from torch import Tensor
 
 from atb_models.errors import ConfigError
-from atb_models.ops import attention, basic, moe
+from atb_models.ops import attention, moe
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
-from atb_models.ops.npu_layout import HEAD_SIZE, QUANTIZED
+from atb_models.ops.npu_layout import HEAD_SIZE, INTEGER_SHAPES, packings
 from atb_models.ops.plane import Plane
+from atb_models.ops.quantized import npu as npu_quantized
+from atb_models.ops.quantized.npu_packing import GROUP_STEP
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
-from atb_models.ops.weight import Layout, Weight
 
 BLOCK_SIZES = (128, 256, 384, 512)
 # With sparse_mode 3 the operator takes this square whatever the lengths, and aligns it to the end of the keys.
 MASK_SIZE = 2048
 CAUSAL = 3
 SOFTMAX = 0
-COUNTS = 1  # group_list_type, expert_tokens_num_type: counts, not running totals
+COUNTS = 1  # expert_tokens_num_type: counts, not running totals
 
 
 def plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
@@ -153,35 +153,6 @@ def moe_init_routing(x_TH: Tensor, experts_TK: Tensor, num_experts: int) -> tupl
     return x_RH, rows_R.view(experts_TK.shape), counts_E
 
 
-class Transposed:
-    """Experts as [E, I, O], the order in which the grouped product reads them."""
-
-    name = "transposed"
-    rows = 1
-
-    def takes(self, plain: Layout) -> bool:
-        return not plain.quantized
-
-    def layout(self, plain: Layout) -> Layout:
-        experts, outputs, inputs = plain.shape
-        return replace(plain, stored=(experts, inputs, outputs), packing=self)
-
-    def pack(self, band_OI: Tensor, weight: Weight, unit: int | None, first: int = 0) -> None:
-        assert unit is not None
-        weight.data[unit][:, first : first + len(band_OI)].copy_(band_OI.t())
-
-
-def grouped_matmul(x_RI: Tensor, weight_EOI: Weight, counts_E: Tensor, top_k: int) -> Tensor:
-    return torch_npu.npu_grouped_matmul(
-        [x_RI],
-        [weight_EOI.data],
-        group_list=counts_E,
-        group_list_type=COUNTS,
-        group_type=0,  # groups of rows
-        split_item=2,  # one result for all of them
-    )[0]
-
-
 def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """The operator takes the weights in the dtype of the rows; its sum is float32."""
     return torch_npu.npu_moe_token_unpermute(y_RH, rows_TK.flatten(), weights_TK.to(y_RH.dtype))
@@ -190,7 +161,6 @@ def moe_finalize_routing(y_RH: Tensor, rows_TK: Tensor, weights_TK: Tensor) -> T
 BODIES: dict[str, Body] = {
     "RmsNorm": rms_norm,
     "AddRmsNorm": add_rms_norm,
-    "Linear": basic.linear.reference,  # torch's product is the vendor's own there
     "SwiGlu": swiglu,
     "RopeTables": rope_tables,
     "Rope": rope,
@@ -199,12 +169,17 @@ BODIES: dict[str, Body] = {
     "Router": moe.router.reference,
     "MoeGating": moe_gating,
     "MoeInitRouting": moe_init_routing,
-    "GroupedMatmul": grouped_matmul,
     "MoeFinalizeRouting": moe_finalize_routing,
+    **npu_quantized.BODIES,
 }
-PACKINGS = {"MoeExperts": {"gate_up_EGH": Transposed(), "down_EHF": Transposed()}}
 
 
 def backend() -> Backend:
     """What this module serves."""
-    return Backend(BODIES, packings=PACKINGS, plane_shape=plane_shape, quantized=QUANTIZED)
+    return Backend(
+        BODIES,
+        INTEGER_SHAPES,
+        packings=packings(npu_quantized.CONVERSIONS),
+        plane_shape=plane_shape,
+        group_step=GROUP_STEP,
+    )

@@ -73,13 +73,20 @@ class Op:
     def packed(self, plain: Mapping[str, Layout]) -> dict[str, Layout]:
         """How the bound backend stores its weights that would lie so, by argument.
 
-        Packed if the backend has a packing that takes each of them, and they are stored alike; else 4 bits as nibbles.
+        Packed if the backend has a packing that takes it; where one body serves the whole operation only if all of its
+        weights are taken and stored alike. Else 4 bits as nibbles.
         """
-        packings = self.packings
-        takes = all(name in packings and packings[name].takes(layout) for name, layout in plain.items())
-        if takes and len({layout.kind for layout in plain.values()}) == 1:
-            return {name: packings[name].layout(layout) for name, layout in plain.items()}
-        return {name: NIBBLES.layout(one) if NIBBLES.takes(one) else one for name, one in plain.items()}
+        whole = not self.in_parts or self.is_served
+        alike = len({layout.kind for layout in plain.values()}) == 1
+        taken = {name for name, layout in plain.items() if name in self.packings and self.packings[name].takes(layout)}
+        if whole and (len(taken) < len(plain) or not alike):
+            taken = set()
+        return {name: self._stored(name, layout, name in taken) for name, layout in plain.items()}
+
+    def _stored(self, argument: str, plain: Layout, taken: bool) -> Layout:
+        if taken:
+            return self.packings[argument].layout(plain)
+        return NIBBLES.layout(plain) if NIBBLES.takes(plain) else plain
 
     def _arguments(self, *args: Any) -> dict[str, Any]:
         return dict(zip(self._parameters, args, strict=False))
@@ -99,7 +106,7 @@ class Backend:
     bodies: by operation, functions of the definition's signature. shapes: by operation, its shape rule; without one
     the definition's is taken, or else the body is called with meta tensors: one that calls a library must have a rule.
     packings: by operation, how weights among its arguments are stored. plane_shape: see `kv_plane_shape`.
-    quantized: whether its operations take weights of integers with scales.
+    quantized: whether its operations take weights of integers with scales. group_step: see the function.
     """
 
     bodies: Mapping[str, Body]
@@ -107,6 +114,7 @@ class Backend:
     packings: Mapping[str, Mapping[str, Packing]] = field(default_factory=dict)
     plane_shape: PlaneShape = _plain_shape
     quantized: bool = True
+    group_step: int = 8
 
 
 TABLE: dict[str, Op] = {}
@@ -180,6 +188,12 @@ def kv_plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
     Raises ConfigError for what the backend's attention does not take.
     """
     return _bound[1].plane_shape(block_size, plane)
+
+
+def group_step() -> int:
+    """Ranks cut the inputs of weights with groups, or of 4 bits, at multiples of this on the bound backend, so that no
+    group is cut into pieces that it has no product for."""
+    return _bound[1].group_step
 
 
 def takes_quantized(device_type: str | None = None) -> bool:

@@ -7,7 +7,7 @@ shape for whoever prices, plans or shows it; the tensors that hold it are the ba
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
@@ -17,10 +17,12 @@ from torch import Tensor
 from atb_models.ops.quantized.nibbles import pack_nibbles, packed_width, unpack_nibbles
 
 Activations = Literal["float", "token", "static"]
+# `Packed.rows` of what is packed only as a whole.
+WHOLE = 1 << 62
 
 
-class Packing(Protocol):
-    """How a backend stores the weights of an operation."""
+class Packed(Protocol):
+    """How a tensor is written that does not lie as it is read."""
 
     @property
     def name(self) -> str: ...
@@ -29,15 +31,22 @@ class Packing(Protocol):
     def rows(self) -> int:
         """Packed independently of the others: so many rows of a matrix, from a multiple of as many on."""
 
+    def pack(self, band_OI: Tensor, weight: Weight, unit: int | None, first: int = 0) -> None:
+        """Write plain rows of a matrix, from row `first` on, to their place. unit: its number in a stack, None where
+        there is but one. A matrix is packed whole, or in bands that begin and end at multiples of `rows`."""
+
+
+class Packing(Packed, Protocol):
+    """How a backend stores the weights of an operation."""
+
     def takes(self, plain: Layout) -> bool:
         """Whether it stores weights that would lie like `plain`; those that it does not take go to the reference."""
 
     def layout(self, plain: Layout) -> Layout:
-        """How a weight that would lie like `plain` is stored instead; runs on meta tensors' shapes, before loading."""
+        """How a weight that would lie like `plain` is stored instead; runs on meta tensors' shapes, before loading.
 
-    def pack(self, band_OI: Tensor, weight: Weight, unit: int | None, first: int = 0) -> None:
-        """Write plain rows of a matrix, from row `first` on, to their place. unit: its number in a stack, None where
-        there is but one. A matrix is packed whole, or in bands that begin and end at multiples of `rows`."""
+        Integers that the backend has no product for become floats: a plain layout whose `instead` says why. Raises
+        ConfigError where they cannot."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,12 @@ class Layout:
 
     dtype: of the stored values. stored: shape of the tensor that holds them. scales: shape of the float32 scales
     beside them, None without. loaded: data type in which the rows of a matrix are read. packing: None where the stored
-    tensor is the weight itself, its rows one after the other.
+    tensor is the weight itself, its rows one after the other. instead: why it is of floats, where integers were wanted.
 
     Of a weight of integers: bits of each. unit: inputs of this rank that share a scale, None: whole rows do. offsets:
     whether each scale has an offset, which is subtracted from its integers first. activations: what meets the weight,
-    see `ops.quantized.linear`.
+    see `ops.quantized.linear`. meets: data type of the model's floats, None where no packing needs to know it.
+    beside_as: how a tensor beside the weight, given by its name and its plain layout, is stored; None: as it is read.
     """
 
     shape: tuple[int, ...]
@@ -58,11 +68,14 @@ class Layout:
     stored: tuple[int, ...]
     loaded: torch.dtype
     scales: tuple[int, ...] | None = None
-    packing: Packing | None = None
+    packing: Packed | None = None
     bits: int = 8
     unit: int | None = None
     offsets: bool = False
     activations: Activations = "float"
+    meets: torch.dtype | None = None
+    beside_as: Callable[[str, Layout], Layout] | None = None
+    instead: str = ""
 
     @classmethod
     def plain(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Layout:
@@ -78,12 +91,13 @@ class Layout:
         unit: int | None = None,
         offsets: bool = False,
         activations: Activations = "float",
+        meets: torch.dtype | None = None,
     ) -> Layout:
         """Of a weight of integers, one in each int8."""
         assert activations == "float" or (bits == 8 and unit is None), "int8 activations meet int8 rows with one scale"
         assert activations != "static" or not offsets, "with static activations weights are symmetric"
         scales = shape[:-1] if unit is None else (*shape[:-1], shape[-1] // unit)
-        return cls(shape, torch.int8, shape, torch.int8, scales, None, bits, unit, offsets, activations)
+        return cls(shape, torch.int8, shape, torch.int8, scales, None, bits, unit, offsets, activations, meets)
 
     @property
     def quantized(self) -> bool:
@@ -101,24 +115,24 @@ class Layout:
         return self.packing is None or self.packing is NIBBLES
 
     @property
-    def beside(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and data type of the tensors beside the values, by their names in `Weight`."""
-        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    def beside(self) -> dict[str, Layout]:
+        """The tensors beside the values, by their names in `Weight`."""
+        found: dict[str, Layout] = {}
         if self.scales is not None:
-            found["scale"] = (self.scales, torch.float32)
+            found["scale"] = Layout.plain(self.scales, torch.float32)
             if self.offsets:
-                found["offset"] = (self.scales, torch.float32)
+                found["offset"] = found["scale"]
         if self.activations == "static":
-            inputs = (*self.shape[:-2], 1)
-            found |= {"input_scale": (inputs, torch.float32), "input_offset": (inputs, torch.float32)}
-            found["quant_bias"] = (self.shape[:-1], torch.int32)
-        return found
+            found["input_scale"] = found["input_offset"] = Layout.plain((*self.shape[:-2], 1), torch.float32)
+            found["quant_bias"] = Layout.plain(self.shape[:-1], torch.int32)
+        stored = self.beside_as
+        return found if stored is None else {name: stored(name, plain) for name, plain in found.items()}
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes, padding and all that lies beside it included."""
-        tensors = [(self.stored, self.dtype), *self.beside.values()]
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors)
+        own = math.prod(self.stored) * self.dtype.itemsize
+        return own + sum(beside.nbytes for beside in self.beside.values())
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,8 @@ class Weight:
     """A weight of a linear map, as operations take it.
 
     scale, offset: float32 [O], or [O, I / unit]. For static activations: input_scale and input_offset, float32 [1], and
-    quant_bias, int32 [O], which is added to the integer sums. Of a stack all have E in front.
+    quant_bias, int32 [O], which is added to the integer sums. Of a stack all have E in front. Where the layout has
+    `beside_as` they are as the backend's products take them.
     """
 
     layout: Layout

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RECORDED = Path(__file__).with_name("schemas.txt")
-BACKEND = Path(__file__).parents[2] / "atb_models" / "ops" / "npu.py"
+OPS = Path(__file__).parents[2] / "atb_models" / "ops"
+BACKEND = (OPS / "npu.py", OPS / "quantized" / "npu.py")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def calls(source: str) -> list[tuple[str, int, list[str]]]:
     return found
 
 
+def backend_calls() -> list[tuple[str, int, list[str]]]:
+    """Those of the backend."""
+    return [call for path in BACKEND for call in calls(path.read_text())]
+
+
 def installed(name: str) -> str:
     """The text of the installed torch_npu."""
     import torch
@@ -74,7 +80,7 @@ def record() -> None:
     """Write schemas.txt."""
     from importlib.metadata import version
 
-    names = sorted({name for name, _, _ in calls(BACKEND.read_text())})
+    names = sorted({name for name, _, _ in backend_calls()})
     RECORDED.write_text("\n".join([f"torch_npu {version('torch_npu')}", *map(installed, names), ""]))
 
 

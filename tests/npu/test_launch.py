@@ -49,12 +49,18 @@ def crowd() -> list[str]:
     return [*CROWDED, *(",".join(map(str, prompt)) for prompt in prompts)]
 
 
-@pytest.mark.parametrize("words", [("run",), ("run", "--plan"), ("launch", "--tp", "2")])
-def test_int8_weights_are_refused_by_name(soft_npu: Run, words: tuple[str, ...]) -> None:
-    done = soft_npu("-m", "atb_models", *words, "--device", "npu", "--quantize", "w8a16", devices=2)
-    assert done.returncode == 2, done.stderr
-    said = "error: npu takes no quantised weights yet, and quantize is w8a16; leave it out there"
-    assert done.stderr.strip().splitlines()[-1].endswith(said)
+@pytest.mark.parametrize(
+    ("words", "quantize"), [(("run",), "w8a16"), (("run",), "w4a16"), (("launch", "--tp", "2"), "w8a8_dynamic")]
+)
+def test_quantised_weights_answer(soft_npu: Run, words: tuple[str, ...], quantize: str) -> None:
+    flags = ("--device", "npu", "--max_output_length", "3", "--quantize", quantize)
+    done = soft_npu("-m", "atb_models", *words, *flags, devices=2)
+    assert done.returncode == 0 and "Answer[0]: Deep learning is" in done.stdout, done.stderr
+
+
+def test_the_plan_of_quantised_weights_says_no_refusal(soft_npu: Run) -> None:
+    done = soft_npu("-m", "atb_models", "run", "--plan", "--device", "npu", "--quantize", "w4a16")
+    assert done.returncode == 0 and "w4a16" in done.stdout and "refuses" not in done.stdout, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def weight(*shape: int, activations: str, offsets: bool = False) -> Weight:
         "input_offset": torch.randint(-20, 20, (*shape[:-2], 1)).float(),
         "quant_bias": torch.randint(-9000, 9000, shape[:-1], dtype=torch.int32),
     }
-    held = {name: beside[name].to(dtype) for name, (_, dtype) in layout.beside.items()}
+    held = {name: beside[name].to(one.dtype) for name, one in layout.beside.items()}
     return Weight(layout, torch.randint(-128, 128, shape, dtype=torch.int8), **held)
 
 

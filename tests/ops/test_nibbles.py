@@ -36,7 +36,8 @@ def test_bytes_of_a_layout() -> None:
     assert plain.nbytes == 240 + 2 * 4 * 30 and NIBBLES.layout(plain).nbytes == 120 + 2 * 4 * 30
     static = Layout.integers((5, 6, 40), activations="static")
     assert static.nbytes == 1200 + 4 * 30 + 2 * 4 * 5 + 4 * 30
-    assert static.beside["quant_bias"] == ((5, 6), torch.int32) and static.beside["input_scale"][0] == (5, 1)
+    assert static.beside["quant_bias"] == Layout.plain((5, 6), torch.int32)
+    assert static.beside["input_scale"].shape == (5, 1)
 
 
 class Taking:
@@ -58,6 +59,7 @@ def test_a_backend_packs_all_weights_of_an_operation_or_none(monkeypatch: pytest
     """Of two products in one operation those that are stored alike; 4 bits lie as nibbles where nobody takes them."""
     op, taking = ops.moe_experts, Taking()
     monkeypatch.setattr(op, "packings", {"gate_up_EGH": taking, "down_EHF": taking})
+    monkeypatch.setattr(op, "backend", "whole")
     int8, int4 = Layout.integers((2, 6, 8)), Layout.integers((2, 8, 3), bits=4)
     floats, offsets = Layout.plain((2, 6, 8), torch.float16), Layout.integers((2, 6, 8), offsets=True)
 
@@ -69,4 +71,7 @@ def test_a_backend_packs_all_weights_of_an_operation_or_none(monkeypatch: pytest
     assert packed(int8, floats) == packed(int8, offsets) == packed(offsets, offsets) == [None, None]
     monkeypatch.setattr(op, "packings", {"down_EHF": taking})
     assert packed(int8, int8) == [None, None]
+    monkeypatch.setattr(op, "backend", "reference")  # its parts multiply, each as its weight is stored
+    assert packed(int8, int8) == packed(offsets, floats) == [None, taking]
+    assert packed(int4, int8) == [NIBBLES, taking] and packed(int8, int4) == [None, NIBBLES]
     assert table.TABLE["QuantMoeExperts"].packed({"down_EHF": int4})["down_EHF"].packing is NIBBLES

@@ -81,8 +81,8 @@ class Draw:
         """With int8 activations, whose scales are static or made at run time."""
         layout = Layout.integers(shape, activations=self.random.choice(("token", "static")))
         beside = {
-            name: self.integers(90, *of) if dtype == torch.int32 else self.single(*of).abs() + 0.1
-            for name, (of, dtype) in layout.beside.items()
+            name: self.integers(90, *of.shape) if of.dtype == torch.int32 else self.single(*of.shape).abs() + 0.1
+            for name, of in layout.beside.items()
         }
         return Weight(layout, self.int8(*shape), **beside)
 

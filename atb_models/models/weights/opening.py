@@ -27,6 +27,8 @@ from atb_models.wording import counted, named
 
 logger = logging.getLogger(__name__)
 
+DIFFERENT = "a matrix here has parts that are stored in different ways"
+
 
 class _Tensor(NamedTuple):
     """A tensor of the checkpoint: how the checkpoint stores it, None for floats, and what it fills."""
@@ -65,9 +67,8 @@ def open_weights(
         source = QuantizingWeights(source, made)
     if floats:
         source = Dequantized(source, floats)
-        if log:
-            what = f"{counted(len(floats), 'quantised weight')} of the checkpoint, held as floats"
-            logger.info("%s: a matrix here has parts that are stored in different ways: %s", what, named(floats, 3))
+    if log:
+        _tell_of_floats(tensors)
     if groups := dict(_groups(integers, made)):
         source = Regrouped(source, groups)
     together = {
@@ -77,6 +78,19 @@ def open_weights(
         if kind in one.filling.beside
     }
     return Agreeing(source, together) if together else source
+
+
+def _tell_of_floats(tensors: list[_Tensor]) -> None:
+    """Which weights are floats although the checkpoint has them, or the user wants them, as integers; and why."""
+    why: dict[tuple[bool, str], list[str]] = {}
+    for name, stored, filling, _ in tensors:
+        layout = filling.weight.layout
+        if layout.instead or (stored and not layout.quantized):
+            why.setdefault((stored is not None, layout.instead or DIFFERENT), []).append(name)
+    for (is_stored, reason), names in why.items():
+        what = counted(len(names), "quantised weight" if is_stored else "weight")
+        whose = " of the checkpoint" if is_stored else ""
+        logger.info("%s%s, held as floats: %s: %s", what, whose, reason, named(names, 3))
 
 
 def _opened(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from atb_models.layers.parameter import Filling, Part
 from atb_models.models.weights.names import CheckpointTensor
-from atb_models.ops.weight import Layout
+from atb_models.ops.weight import WHOLE, Layout
 
 # Elements of a matrix that are packed at a time, where it has more: about those of an expert.
 BAND = 1 << 22
@@ -52,10 +53,11 @@ class Packer:
             yield Slice(part.dim, part.start, part.stop, part.within(filling.matrix(part.unit)))
         elif _in_bands(layout, self._parts[key]):
             below = [other.first for other in self._parts[key] if other.first > part.first]
-            yield from self._bands(filling, part, min(below, default=layout.shape[-2]) - part.first)
+            rows = _matrix_shape(layout, part.unit)[0]
+            yield from self._bands(filling, part, min(below, default=rows) - part.first)
         else:
             if self._matrix is None:
-                self._matrix = self._rows(filling, layout.shape[-2])
+                self._matrix = self._rows(filling, _matrix_shape(layout, part.unit))
             yield Slice(part.dim, part.start, part.stop, part.within(self._matrix))
             self._left[key] -= 1
             if not self._left[key]:
@@ -67,23 +69,23 @@ class Packer:
         layout = filling.weight.layout
         assert layout.packing is not None
         start, stop = (0, part.shape[0]) if part.dim is None else (part.start, part.stop)
-        height = _band_rows(layout)
+        height, width = _band_rows(layout), layout.shape[-1]
         for first in range(0, rows, height):
-            band = self._rows(filling, min(height, rows - first))
+            band = self._rows(filling, (min(height, rows - first), width))
             begin, end = min(start + first, stop), min(start + first + len(band), stop)
             if end > begin:
                 yield Slice(0, begin, end, band[: end - begin])
             layout.packing.pack(band, filling.weight, part.unit, part.first + first)
 
-    def _rows(self, filling: Filling, rows: int) -> Tensor:
+    def _rows(self, filling: Filling, shape: tuple[int, ...]) -> Tensor:
         """Plain rows of zeros: what no part covers is padding. Their memory is that of all matrices, one after the
         other: new memory costs more time than what is written to it."""
         layout, device = filling.weight.layout, filling.weight.data.device
-        size = rows * layout.shape[-1] * layout.loaded.itemsize
+        size = math.prod(shape) * layout.loaded.itemsize
         if self._plain.nbytes < size or self._plain.device != device:
             self._plain = torch.empty(0, dtype=torch.uint8)  # before the new one is made
             self._plain = torch.empty(size, dtype=torch.uint8, device=device)
-        return self._plain[:size].view(layout.loaded).view(rows, layout.shape[-1]).zero_()
+        return self._plain[:size].view(layout.loaded).view(shape).zero_()
 
 
 def packing_bytes(filling: Filling) -> int:
@@ -100,6 +102,11 @@ def packing_bytes(filling: Filling) -> int:
     return rows * width * layout.loaded.itemsize
 
 
+def _matrix_shape(layout: Layout, unit: int | None) -> tuple[int, ...]:
+    """Of one of a stack, or of a tensor that is none: rows, and what is in a row."""
+    return layout.shape if unit is None else layout.shape[1:]
+
+
 def _band_rows(layout: Layout) -> int:
     assert layout.packing is not None
     step = layout.packing.rows
@@ -109,6 +116,8 @@ def _band_rows(layout: Layout) -> int:
 def _in_bands(layout: Layout, parts: list[Part]) -> bool:
     """Whether a matrix is too large to be held plain, and its parts are rows that can be packed by themselves."""
     assert layout.packing is not None
+    if layout.packing.rows == WHOLE:
+        return False
     rows, width = layout.shape[-2:]
     if rows * width <= BAND or layout.packing.rows > rows:
         return False

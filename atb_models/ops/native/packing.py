@@ -9,7 +9,7 @@ from torch import Tensor
 from atb_models.ops.native.experts import packed_gate_up_shape
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.linear import PANEL, pack_into, packed_shape
-from atb_models.ops.weight import Layout, Weight
+from atb_models.ops.weight import WHOLE, Layout, Weight
 
 
 def takes(plain: Layout) -> bool:
@@ -44,7 +44,7 @@ class GateUpPanels:
     """Of the experts' gate and up products, whose matrices [2 F, H] hold the gate above up."""
 
     name = "panels of 16 outputs, gate and up in turns"
-    rows = 1 << 62  # only whole: the halves of a matrix lie in turns
+    rows = WHOLE  # the halves of a matrix lie in turns
 
     def __init__(self, library: Library) -> None:
         self._library = library

@@ -17,7 +17,7 @@ from atb_models.engine.graph_capture import decide_capture
 from atb_models.errors import AtbError, ConfigError
 from atb_models.launcher.main import main
 from tests.npu.soft import counts
-from tests.npu.soft.contracts import ContractError
+from tests.npu.soft.demands import ContractError
 from tests.tiny import write_checkpoint
 
 LAYERS = 3

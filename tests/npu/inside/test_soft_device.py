@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.npu.fake import ContractMode
 from tests.npu.soft import counts
-from tests.npu.soft.contracts import ContractError
+from tests.npu.soft.demands import ContractError
 
 F16, I8, I32, I64 = torch.float16, torch.int8, torch.int32, torch.int64
 TOKENS, HIDDEN, HEADS, HEAD, EXPERTS, TOP_K, WIDTH, BLOCKS, SEQS = 40, 256, 2, 128, 8, 3, 96, 9, 5

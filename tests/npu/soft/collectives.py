@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
 
 from tests.npu.soft import counts, graphs
-from tests.npu.soft.contracts import need
+from tests.npu.soft.demands import need
 from tests.npu.soft.memory import as_cpu
 
 

@@ -14,21 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HALF = (torch.float16, torch.bfloat16)
-FLOATS = (*HALF, torch.float32)
+from tests.npu.soft import integer_contracts
+from tests.npu.soft.demands import FLOATS, HALF, ContractError, contiguous, need, plain
+
 MASKS = (torch.int8, torch.uint8, torch.bool)
 MASK_SIZE = 2048
 OVERLOADS = {"npu_fused_infer_attention_score": ("out",)}
-
-
-class ContractError(RuntimeError):
-    """A call that the operator does not support."""
-
-
-def need(holds: bool, what: str) -> None:
-    """A condition of the operator that is being checked."""
-    if not holds:
-        raise ContractError(what)
 
 
 def bound(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SimpleNamespace:
@@ -40,26 +31,16 @@ def bound(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SimpleNames
 
 
 def check(op: Any, call: SimpleNamespace) -> None:
-    """Raise ContractError for a call that breaks the operator's contract, or whose operator has none here."""
+    """Raise ContractError for a call that breaks the operator's contract, or whose operator has none."""
     namespace, name = op.namespace, op._schema.name.partition("::")[2]
-    contract = globals().get(name) if namespace == "npu" and name.lstrip("_").startswith("npu_") else None
+    contracts = globals() | vars(integer_contracts)
+    contract = contracts.get(name) if namespace == "npu" and name.lstrip("_").startswith("npu_") else None
     if contract is None or op._schema.overload_name not in ("", *OVERLOADS.get(name, ())):
         raise ContractError(f"{op}: the soft NPU does not know this operator")
     try:
         contract(call)
     except ContractError as error:
         raise ContractError(f"{name}: {error}") from None
-
-
-def _plain(call: SimpleNamespace, *names: str) -> None:
-    """These optional arguments are not used here, so nothing is known of them."""
-    for name in names:
-        need(getattr(call, name) is None, f"{name} is not modelled here")
-
-
-def _contiguous(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        need(tensor.is_contiguous(), f"{name} must be contiguous, its strides are {tensor.stride()}")
 
 
 def npu_rms_norm(call: SimpleNamespace) -> None:
@@ -81,7 +62,7 @@ def npu_swiglu(call: SimpleNamespace) -> None:
 
 def npu_rotary_mul(call: SimpleNamespace) -> None:
     x, r1, r2 = call.input, call.r1, call.r2
-    _plain(call, "rotate")
+    plain(call, "rotate")
     need(call.rotary_mode == "half", f"rotary_mode {call.rotary_mode}")
     need(x.dim() == r1.dim() == r2.dim() == 4 and r1.shape == r2.shape, "input, r1 and r2 have four dimensions")
     need(x.dtype in FLOATS and x.dtype == r1.dtype == r2.dtype, f"dtypes {x.dtype}, {r1.dtype}, {r2.dtype}")
@@ -92,10 +73,10 @@ def npu_rotary_mul(call: SimpleNamespace) -> None:
 
 
 def npu_scatter_pa_kv_cache(call: SimpleNamespace) -> None:
-    _plain(call, "compress_lens", "compress_seq_offsets", "seq_lens")
+    plain(call, "compress_lens", "compress_seq_offsets", "seq_lens")
     need(call.cache_mode == "Norm", f"a cache of [P, S, M, D] needs cache_mode Norm, not {call.cache_mode}")
     slots, pairs = call.slot_mapping, ((call.key, call.key_cache), (call.value, call.value_cache))
-    _contiguous(key=call.key, value=call.value, key_cache=call.key_cache, value_cache=call.value_cache, slots=slots)
+    contiguous(key=call.key, value=call.value, key_cache=call.key_cache, value_cache=call.value_cache, slots=slots)
     need(slots.dtype in (torch.int32, torch.int64), f"slot_mapping is {slots.dtype}")
     need(slots.dim() == 1, f"slot_mapping {slots.shape}")
     for new, cache in pairs:
@@ -109,7 +90,7 @@ def npu_fused_infer_attention_score(call: SimpleNamespace) -> None:
     """Paged, TND, causal: the only form that is used here."""
     query, key, value, table = call.query, call.key, call.value, call.block_table
     known = {"query", "key", "value", "block_table", "atten_mask", "workspace"}
-    _plain(call, *(name for name, given in vars(call).items() if isinstance(given, Tensor) and name not in known))
+    plain(call, *(name for name, given in vars(call).items() if isinstance(given, Tensor) and name not in known))
     need(call.input_layout == "TND" and query.dim() == 3, f"layout {call.input_layout}, query {query.shape}")
     need(query.dtype in HALF and query.dtype == key.dtype == value.dtype, f"{query.dtype}, {key.dtype}, {value.dtype}")
     tokens, heads, dim = query.shape
@@ -121,7 +102,7 @@ def npu_fused_infer_attention_score(call: SimpleNamespace) -> None:
     need(key.shape == value.shape and key.dim() == 3, f"a paged cache is [P, S, M * D], not {key.shape}, {value.shape}")
     need(key.shape[1:] == (call.block_size, kv_heads * dim), f"cache {key.shape}, block_size {call.block_size}")
     need(call.block_size in (128, 256, 384, 512), f"block_size {call.block_size}")
-    _contiguous(query=query, key=key, value=value, block_table=table)
+    contiguous(query=query, key=key, value=value, block_table=table)
     _lengths(call.actual_seq_lengths, call.actual_seq_lengths_kv, tokens, table.shape, call.block_size)
     need(call.sparse_mode == 3, f"sparse_mode {call.sparse_mode}: causal attention aligned to the end is 3")
     mask = call.atten_mask
@@ -132,14 +113,14 @@ def npu_fused_infer_attention_score(call: SimpleNamespace) -> None:
         need(call.workspace is not None and len(call.out) == 2, "out has two tensors and goes with a workspace")
         out = call.out[0]
         need(out.shape == query.shape and out.dtype == query.dtype, f"out {out.shape} {out.dtype} of {query.shape}")
-        _contiguous(out=out)
+        contiguous(out=out)
 
 
 _npu_fused_infer_attention_score_get_max_workspace = npu_fused_infer_attention_score
 
 
 def _npu_fused_infer_attention_score_infer_output(call: SimpleNamespace) -> None:
-    _plain(call, "quant_scale2", "query_rope")
+    plain(call, "quant_scale2", "query_rope")
     need(call.input_layout == "TND" and call.query.dim() == 3, f"layout {call.input_layout}, query {call.query.shape}")
 
 
@@ -155,7 +136,7 @@ def _lengths(totals: Any, kv_lens: Any, tokens: int, table: torch.Size, block_si
 
 def npu_moe_gating_top_k(call: SimpleNamespace) -> None:
     x = call.x
-    _plain(call, "bias", "input_ids", "tid2eid")
+    plain(call, "bias", "input_ids", "tid2eid")
     need(x.dim() == 2 and x.dtype in FLOATS and x.shape[1] <= 2048, f"x {x.shape} {x.dtype}")
     need(call.group_count == call.k_group == 1, "groups are not modelled here")
     need(1 <= call.k <= x.shape[1] and x.shape[1] > 2, f"k {call.k} of {x.shape[1]} experts")
@@ -164,32 +145,15 @@ def npu_moe_gating_top_k(call: SimpleNamespace) -> None:
 
 def npu_moe_init_routing_v2(call: SimpleNamespace) -> None:
     x, experts = call.x, call.expert_idx
-    _plain(call, "scale", "offset", "x_dtype")
+    plain(call, "scale", "offset", "x_dtype")
     need(x.dim() == experts.dim() == 2 and x.shape[0] == experts.shape[0], f"x {x.shape}, expert_idx {experts.shape}")
-    need(x.dtype in FLOATS and experts.dtype == torch.int32, f"x {x.dtype}, expert_idx {experts.dtype}")
+    need(x.dtype in (*FLOATS, torch.int8), f"x {x.dtype}")
+    need(experts.dtype == torch.int32, f"expert_idx {experts.dtype}")
     need(call.active_num == experts.numel(), f"active_num {call.active_num} must be rows * K, {experts.numel()}")
     need(call.expert_tokens_num_type == 1 and call.expert_tokens_num_flag, "counts (type 1, flag True) are wanted")
     need(call.quant_mode == -1 and call.drop_pad_mode == 0 and call.row_idx_type == 0, "plain, dropless, gather index")
     need(list(call.active_expert_range) == [0, call.expert_num], f"experts {call.active_expert_range}")
-    _contiguous(x=x, expert_idx=experts)
-
-
-def npu_grouped_matmul(call: SimpleNamespace) -> None:
-    need(len(call.x) == len(call.weight) == 1, "one x and one stack of weights")
-    _plain(call, *(name for name, given in vars(call).items() if name not in _GROUPED and given))
-    x, weight, groups = call.x[0], call.weight[0], call.group_list
-    need(call.group_type == 0 and call.split_item in (2, 3), f"group_type {call.group_type}, split {call.split_item}")
-    need(x.dim() == 2 and weight.dim() == 3, f"x {x.shape} is [R, K], weight {weight.shape} is [E, K, N]")
-    need(x.dtype in FLOATS and x.dtype == weight.dtype, f"x {x.dtype}, weight {weight.dtype}")
-    need(x.shape[1] == weight.shape[1], f"K of x {x.shape} and of the weight {weight.shape}")
-    need(max(weight.shape[1:]) < 65536, f"weight {weight.shape}")
-    need(groups is not None and groups.dtype == torch.int64, "group_list is int64")
-    need(tuple(groups.shape) == (weight.shape[0],), f"group_list {groups.shape} for {weight.shape[0]} experts")
-    need(call.group_list_type in (0, 1), f"group_list_type {call.group_list_type}")
-    _contiguous(x=x, weight=weight, group_list=groups)
-
-
-_GROUPED = {"x", "weight", "group_list", "split_item", "group_type", "group_list_type"}
+    contiguous(x=x, expert_idx=experts)
 
 
 def npu_moe_token_unpermute(call: SimpleNamespace) -> None:
@@ -201,4 +165,4 @@ def npu_moe_token_unpermute(call: SimpleNamespace) -> None:
     need(
         indices.numel() == probs.numel() == rows.shape[0], f"{indices.numel()} indices for {probs.shape}, {rows.shape}"
     )
-    _contiguous(permuted_tokens=rows, sorted_indices=indices, probs=probs)
+    contiguous(permuted_tokens=rows, sorted_indices=indices, probs=probs)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.npu.soft import collectives, counts, graphs, kernels
-from tests.npu.soft.contracts import ContractError, bound, check, need
+from tests.npu.soft import collectives, counts, graphs, integer_kernels, kernels
+from tests.npu.soft.contracts import bound, check
+from tests.npu.soft.demands import ContractError, need
 from tests.npu.soft.memory import as_cpu
 
 DEVICE = "PrivateUse1"
@@ -77,7 +78,9 @@ def _native(op: Any) -> Callable[..., Any]:
     name = op._schema.name
 
     def compute(given: dict[str, Any]) -> Any:
-        return getattr(kernels, name.partition("::")[2])(SimpleNamespace(**given))
+        function = name.partition("::")[2]
+        module = kernels if hasattr(kernels, function) else integer_kernels
+        return getattr(module, function)(SimpleNamespace(**given))
 
     def run(*args: Any, **kwargs: Any) -> Any:
         call = bound(op, args, kwargs)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.npu.soft import counts
-from tests.npu.soft.contracts import need
+from tests.npu.soft.demands import need
 
 # in the order of runtime.c
 WHAT = "begin end replay group_begin group_end update_begin update_end wait reset set".split()

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.npu.soft.contracts import MASK_SIZE, need
+from tests.npu.soft.contracts import MASK_SIZE
+from tests.npu.soft.demands import need
 
 
 def _norm(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -100,19 +101,6 @@ def npu_moe_init_routing_v2(call: SimpleNamespace) -> tuple[Tensor, Tensor, Tens
     counts = experts.bincount(minlength=call.expert_num)
     copies = call.x[order // call.expert_idx.shape[1]]
     return copies, rows.int(), counts, torch.full((len(order),), torch.nan)
-
-
-def npu_grouped_matmul(call: SimpleNamespace) -> list[Tensor]:
-    x, weight, groups = call.x[0], call.weight[0], call.group_list
-    stops = groups.cumsum(0).tolist() if call.group_list_type == 1 else groups.tolist()
-    need(all(a <= b for a, b in zip((0, *stops), stops, strict=False)), "group_list: negative counts or falling totals")
-    need(stops[-1] <= x.shape[0], f"group_list says {stops[-1]} rows, there are {x.shape[0]}")
-    out, start = torch.full((x.shape[0], weight.shape[2]), torch.nan, dtype=x.dtype), 0
-    for expert, stop in enumerate(stops):
-        if stop > start:
-            out[start:stop] = (x[start:stop].float() @ weight[expert].float()).to(x.dtype)
-        start = stop
-    return [out]
 
 
 def npu_moe_token_unpermute(call: SimpleNamespace) -> Tensor:
