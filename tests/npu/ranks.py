@@ -61,7 +61,18 @@ def decode(folder: str, dtype: str, tp: int, kv_blocks: int, tokens: int) -> Dec
     return Decoded(texts, [torch.stack(own) for own in lines], preemptions)
 
 
-RUNS: dict[str, Callable[..., Any]] = {"parity": parity, "decode": decode}
+def logits(folder: str, dtype: str, quantize: str | None, golden: str) -> list[Tensor]:
+    """[T, V] float32 of each prompt of `golden`: the first in a step of its own, the others together, a few tokens
+    generated."""
+    prompts = Golden(Path(golden)).prompts
+    with LLM(folder, dtype=dtype, device="npu", quantize=quantize, max_batch_size=5, prefix_cache=False) as llm:
+        ours = [llm.prompt_logits(prompts[0]), *llm.prompt_logits(prompts[1:])]
+        llm.generate(prompts, greedy(2))
+        assert llm.metrics()["largest_batch"] == 5
+    return [one.cpu() for one in ours]
+
+
+RUNS: dict[str, Callable[..., Any]] = {"parity": parity, "decode": decode, "logits": logits}
 
 
 class Ranks:

@@ -58,19 +58,26 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "graphs"),
-    [("deepseek-moe-16b-base", False), ("qwen1.5-moe-a2.7b-chat", True), ("xverse-moe-a4.2b", False)],
+    ("name", "graphs", "quantize"),
+    [
+        ("deepseek-moe-16b-base", False, None),
+        ("qwen1.5-moe-a2.7b-chat", True, None),
+        ("xverse-moe-a4.2b", False, None),
+        ("deepseek-moe-16b-base", False, "w8a8_dynamic"),
+        ("qwen1.5-moe-a2.7b-chat", True, "w8a16"),
+        ("xverse-moe-a4.2b", False, "w4a16"),
+    ],
 )
-def test_the_peak_is_the_plans(shared: Path, alone: None, name: str, graphs: bool) -> None:
+def test_the_peak_is_the_plans(shared: Path, alone: None, name: str, graphs: bool, quantize: str | None) -> None:
     limits: dict[str, Any] = {"kv_blocks": BLOCKS, "max_batch_size": 4, "max_prefill_tokens": 1024, "max_seq_len": 2048}
-    two: dict[str, Any] = {"config_overrides": {"num_hidden_layers": 2}, "load_format": "dummy"}
+    two: dict[str, Any] = {"config_overrides": {"num_hidden_layers": 2}, "load_format": "dummy", "quantize": quantize}
     before = torch.npu.memory_allocated()
     torch.npu.reset_peak_memory_stats()
     with LLM(shared / "headers" / name, device="npu", tp=8, graph_capture=graphs, **two, **limits) as llm:
         config = llm._runner.model_config
         engine_has = engine_limits(llm.config, config)
-        plan = rank_memory(config, torch.float16, 8, engine_has)
-        launched = rank_memory(config, torch.float16, 8, replace(engine_has, graph_capture=False))
+        plan = rank_memory(config, torch.float16, 8, engine_has, quantize)
+        launched = rank_memory(config, torch.float16, 8, replace(engine_has, graph_capture=False), quantize)
         loading, loaded = torch.npu.max_memory_allocated() - before, torch.npu.memory_allocated() - before
         torch.npu.reset_peak_memory_stats()
         llm.generate(PROMPTS, PARAMS)

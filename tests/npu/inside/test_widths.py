@@ -15,11 +15,14 @@ from atb_models import ops
 from atb_models.graph import meta_model, meta_step, trace
 from atb_models.graph.meta import MetaGroup
 from atb_models.layers.build import Build, ParallelGroup
+from atb_models.layers.storage import METHODS
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import Decoder, build_model
+from atb_models.models.quantization import model_quantization
 from atb_models.ops import npu
 from atb_models.ops.kv_cache import LayerCache, make_cache
+from atb_models.ops.quantized import npu as npu_quantized
 from tests.npu.conftest import NATIVE
 from tests.npu.fake import ContractMode
 from tests.records import map_tensors
@@ -48,9 +51,12 @@ def config(request: pytest.FixtureRequest, shared: Path) -> ModelConfig:
     return dataclasses.replace(config, num_hidden_layers=len(kinds), moe_layers=kinds)
 
 
-def model_on_device(config: ModelConfig, size: int) -> Decoder:
+def model_on_device(
+    config: ModelConfig, size: int, quantize: str | None = None, dtype: torch.dtype = torch.float16
+) -> Decoder:
     ranks = ParallelGroup(0, size, MetaGroup(0, size))
-    return build_model(config, Build(torch.float16, torch.device("npu", 0), tensor=ranks))
+    stored = model_quantization(config, quantize)
+    return build_model(config, Build(dtype, torch.device("npu", 0), tensor=ranks, quantization=stored))
 
 
 def tables(kv_lens: list[int]) -> list[list[int]]:
@@ -98,6 +104,54 @@ def test_every_call_keeps_its_contract(config: ModelConfig, size: int) -> None:
             assert logits.shape == (len(query_lens), config.vocab_size)
             assert Counter(mode.calls) == expected_calls(config)
     npu._mask.cache_clear()
+
+
+def expected_integer_calls(config: ModelConfig, quantize: str) -> dict[str, int]:
+    """Of torch_npu's operators in a step, where all linear maps but the router and the head are integers."""
+    layers, moe = config.num_hidden_layers, sum(config.moe_layers)
+    linear = 2 * layers + 2 * (layers - moe) + (2 * moe if config.shared_intermediate_size else 0)
+    if quantize != "w8a8_dynamic":
+        return expected_calls(config) | {"npu::npu_weight_quant_batchmatmul": linear}
+    return expected_calls(config) | {
+        "npu::npu_quant_matmul": linear,
+        "npu::npu_dynamic_quant": linear + 2 * moe,  # of the routed experts before each of two products
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("quantize", METHODS)
+def test_calls_with_integers_keep_their_contracts(
+    config: ModelConfig, quantize: str, size: int, dtype: torch.dtype
+) -> None:
+    npu._mask.cache_clear()
+    npu_quantized._zeros.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        model = model_on_device(config, size, quantize, dtype)
+        for query_lens, kv_lens in (STEPS["prompt"], STEPS["sixteen"]):
+            blocks = tables(kv_lens)
+            step = map_tensors(
+                lambda x: torch.empty(x.shape, dtype=x.dtype, device="npu:0"), meta_step(query_lens, kv_lens, 128)
+            )
+            with ContractMode() as mode:
+                logits = model(step, caches_on_device(model, len(blocks) * len(blocks[0])))
+            assert logits.shape == (len(query_lens), config.vocab_size)
+            assert Counter(mode.calls) == expected_integer_calls(config, quantize)
+    npu._mask.cache_clear()
+    npu_quantized._zeros.cache_clear()
+
+
+@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("quantize", METHODS)
+def test_no_operation_on_integers_falls_back(config: ModelConfig, quantize: str, size: int) -> None:
+    """The row scales are put in the order of their experts by torch's own functions, which the backend calls."""
+    graph = trace(meta_model(config, torch.float16, size, quantize=quantize), meta_step([2048], [2048], 128))
+    assert graph.stray == () and graph.quantize == quantize
+    served = {node.op: node.backend for node in graph.nodes}
+    parts = ("Linear", "GroupedMatmul")
+    if quantize == "w8a8_dynamic":
+        parts = ("Quantize", "QuantMatmul", "QuantGroupedMatmul", "MoeRouteScales")
+    assert {name: served[name] for name in parts} == dict.fromkeys(parts, "npu")
 
 
 @pytest.mark.parametrize("size", [1, 8])
