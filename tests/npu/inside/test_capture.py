@@ -16,6 +16,8 @@ from atb_models import LLM, SamplingParams
 from atb_models.engine.graph_capture import decide_capture
 from atb_models.errors import AtbError, ConfigError
 from atb_models.launcher.main import main
+from atb_models.layers.storage import METHODS
+from tests.models.quantized.modelslim.writer import Form, every, write
 from tests.npu.soft import counts
 from tests.npu.soft.demands import ContractError
 from tests.tiny import write_checkpoint
@@ -75,6 +77,22 @@ def test_bf16(folder: Path) -> None:
     for graph_capture in (True, False):
         with LLM(folder, device="npu", dtype="bf16", graph_capture=graph_capture, **SIZES) as llm:
             results.append(run(llm, PROMPTS[:3]))
+    assert same(*results)
+
+
+@pytest.mark.parametrize("quantize", [*METHODS, "static"])
+def test_weights_of_integers(folder: Path, tmp_path: Path, quantize: str) -> None:
+    """Operations on them take no value to the host; static scales of experts are spread over rows on the device."""
+    results, stored = [], folder
+    if quantize == "static":
+        stored = tmp_path
+        write(stored, folder, Form("w8a8", every("W8A8"), deq_scale="int64"))
+    method = None if quantize == "static" else quantize
+    for graph_capture in (True, False):
+        with LLM(stored, device="npu", graph_capture=graph_capture, quantize=method, **SIZES) as llm:
+            results.append(run(llm, PROMPTS[:3]))
+            assert (counts.GRAPHS["replayed"] > 0) == graph_capture
+            assert set(counts.waits()) <= {"copy to the host"}
     assert same(*results)
 
 
