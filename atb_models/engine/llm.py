@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from numbers import Integral
 from types import TracebackType
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from atb_models import env
+from atb_models.engine.arguments import Conversation, Ids, Params, Prompt, listed, one_each, plain_ids
 from atb_models.engine.block_manager import BlockManager
 from atb_models.engine.config import EngineConfig, config_or_fields
 from atb_models.engine.engine import Engine
@@ -36,10 +37,6 @@ from atb_models.ranks.spawn import open_group
 from atb_models.sampling_params import SamplingParams
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
-Ids = abc.Sequence[int]
-Prompt = str | Ids
-Conversation = abc.Sequence[Mapping[str, str]]
-Params = SamplingParams | abc.Sequence[SamplingParams] | None
 StepHook = Callable[[list[Row], Tensor, list[int]], None]
 
 
@@ -146,7 +143,7 @@ class LLM:
         Raises RequestError or CapacityError naming the prompt; then none of them is run.
         """
         self._owner.check()
-        requests = [self._token_ids(prompt) for prompt in _listed(prompts)]
+        requests = [self._token_ids(prompt) for prompt in listed(prompts)]
         return self._answer(requests, params, stream=stream)
 
     @overload
@@ -191,9 +188,9 @@ class LLM:
         A list of prompts runs as one batch and gives a list.
         """
         self._owner.check()
-        token_ids = _plain(token_ids)
+        token_ids = plain_ids(token_ids)
         batch = bool(token_ids) and not isinstance(token_ids[0], Integral)
-        prompts: Any = [_plain(prompt) for prompt in token_ids] if batch else [token_ids]
+        prompts: Any = [plain_ids(prompt) for prompt in token_ids] if batch else [token_ids]
         stream = self._submit(prompts, [SamplingParams(max_tokens=1)] * len(prompts), want_prompt_logits=True)
         for _ in stream:
             pass
@@ -289,7 +286,7 @@ class LLM:
     def _answer(
         self, prompts: abc.Sequence[Ids], params: Params, *, stream: bool
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
-        outputs = self._submit(prompts, _one_each(params, len(prompts)), stream=stream)
+        outputs = self._submit(prompts, one_each(params, len(prompts)), stream=stream)
         return outputs if stream else sorted(outputs, key=lambda output: output.index)
 
     def _submit(
@@ -308,7 +305,7 @@ class LLM:
         return OutputStream(self._engine, sequences)
 
     def _token_ids(self, prompt: Prompt) -> Ids:
-        return self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else _plain(prompt)
+        return self._need_tokenizer("a text prompt").encode(prompt) if isinstance(prompt, str) else plain_ids(prompt)
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self._tokenizer is None:
@@ -319,27 +316,3 @@ class LLM:
         if name in ("_engine", "_runner"):
             raise RequestError("this LLM is closed")
         raise AttributeError(name)
-
-
-def _listed(prompts: abc.Sequence[Prompt]) -> abc.Sequence[Prompt]:
-    single = isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable)
-    if single or (len(prompts) and isinstance(prompts[0], Integral)):
-        raise RequestError("prompts must be a list of texts or of token id lists; put the one prompt into a list")
-    return prompts
-
-
-def _plain(token_ids: Any) -> Any:
-    """Token ids as a list, whatever held them: a tensor and an array have `tolist`."""
-    if isinstance(token_ids, (str, bytes)) or not isinstance(token_ids, Iterable):
-        raise RequestError(f"token ids must be a list of whole numbers, not {token_ids!r}")
-    return token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-
-
-def _one_each(params: Params, count: int) -> abc.Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if not isinstance(params, (list, tuple)) or not all(isinstance(one, SamplingParams) for one in params):
-        raise RequestError(f"params must be a SamplingParams or a list of them, not {params!r}")
-    if len(params) != count:
-        raise RequestError(f"{len(params)} SamplingParams for {count} prompts; give one for all or one each")
-    return params

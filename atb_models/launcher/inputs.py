@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from atb_models.engine.arguments import Conversation
 from atb_models.errors import ConfigError
 from atb_models.files import read_text
 from atb_models.json_file import json_lines
-
-if TYPE_CHECKING:
-    from atb_models.engine.llm import Conversation  # it takes torch, which the launcher's checks do without
 
 logger = logging.getLogger(__name__)
 
