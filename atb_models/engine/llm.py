@@ -31,6 +31,7 @@ from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.device import choose_device
 from atb_models.models.config import ModelConfig
 from atb_models.models.generation import answer_ends
+from atb_models.models.quantization import quantization_method
 from atb_models.ops.native.report import log_choice
 from atb_models.outputs import RequestOutput
 from atb_models.ranks.spawn import open_group
@@ -217,6 +218,11 @@ class LLM:
     def device(self) -> torch.device:
         """Where rank 0 computes."""
         return self._group.device
+
+    @property
+    def quantization(self) -> str | None:
+        """The method that quantised the weights, here or in the checkpoint: w8a16, w8a8_dynamic ...; None: floats."""
+        return quantization_method(self._runner.model_config, self.config.quantize)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from atb_models.errors import ConfigError
 from atb_models.layers.storage import METHODS, Quantization, Storage
 from atb_models.models.config import ModelConfig
-from atb_models.models.quantized.scheme import ChosenLayers
+from atb_models.models.quantized.scheme import FLOATS, ChosenLayers
 from atb_models.models.weights.weight_map import checkpoint_tensors
 
 EXPERTS = ".mlp.experts."
@@ -49,6 +49,15 @@ def quantization_name(config: ModelConfig, quantize: str | None) -> str | None:
     """The method by which weights are stored: the user's, or the checkpoint's; None: floats."""
     found = model_quantization(config, quantize)
     return found.name if found is not None and found.has_integers else None
+
+
+def quantization_method(config: ModelConfig, quantize: str | None) -> str | None:
+    """The method that made the model's numbers: the user's, or the checkpoint's; None: none did.
+
+    It is the checkpoint's also where the weights become floats while they are read.
+    """
+    method = quantize if quantize or config.scheme is None else config.scheme.method
+    return None if method == FLOATS else method
 
 
 def _common(storages: dict[str, Storage | None]) -> Storage | None:

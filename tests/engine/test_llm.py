@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from atb_models import LLM, SamplingParams
+from atb_models import LLM, SamplingParams, cli
 from atb_models.errors import CapacityError, CheckpointError, ConfigError, RankError, RequestError
 from atb_models.ranks.group import RankGroup
 from tests.ranks.toys import children, wait_until_dead
@@ -283,6 +283,15 @@ def test_the_model_is_let_go_before_its_group_ends(folder: Path, monkeypatch: py
 def test_dtype_auto_is_the_checkpoints(folder: Path) -> None:
     with LLM(folder, dtype="auto", device="cpu") as auto, LLM(folder, dtype="bf16", device="cpu") as bf16:
         assert torch.equal(auto.prompt_logits([5, 6]), bf16.prompt_logits([5, 6]))
+
+
+def test_quantization_is_the_users_or_the_checkpoints(folder: Path, llm: LLM, tmp_path: Path) -> None:
+    assert llm.quantization is None
+    with LLM(folder, device="cpu", quantize="w8a16") as int8:
+        assert int8.quantization == "w8a16"
+    assert cli.main(["quantize", str(folder), str(tmp_path / "out"), "--to", "w8a8_dynamic", "--no_check"]) == 0
+    with LLM(tmp_path / "out", device="cpu") as stored:
+        assert stored.quantization == "w8a8_dynamic"
 
 
 def test_dummy_weights_need_no_checkpoint_and_are_the_same_on_any_ranks(tmp_path: Path) -> None:

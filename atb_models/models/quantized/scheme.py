@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from atb_models.models.weights.checkpoint import Checkpoint
     from atb_models.models.weights.source import WeightSource
 
+FLOATS = "float"  # the method of a checkpoint in a quantised format whose tensors are all floats
 _LAYER = re.compile(r"(?<=model\.layers\.)\d+")
 
 
@@ -28,7 +29,7 @@ class Scheme(Protocol):
 
     @property
     def method(self) -> str:
-        """MindIE's word for it, which names folders of results: w8a8, w8a8_dynamic, w8a16, w4a16 ..."""
+        """MindIE's word for it, which names folders of results: w8a8, w8a8_dynamic, w8a16, w4a16 ..., or FLOATS."""
 
     def storage(self, weight: str) -> Storage | None:
         """Of the weight of a linear map within a layer; None: floats."""

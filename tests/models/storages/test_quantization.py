@@ -18,7 +18,14 @@ from atb_models.layers.parameter import fillings
 from atb_models.layers.storage import METHODS, Storage
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
-from atb_models.models.quantization import layer_kinds, model_quantization, quantization_name, with_layers
+from atb_models.models.quantization import (
+    layer_kinds,
+    model_quantization,
+    quantization_method,
+    quantization_name,
+    with_layers,
+)
+from atb_models.models.quantized.scheme import FLOATS
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ops.weight import Layout
 from tests.models.storages.schemes import HandMade
@@ -149,6 +156,15 @@ def test_a_method_beside_integers_is_refused_and_beside_floats_is_not(config: Mo
     )
     assert quantization_name(floats, None) is None and quantization_name(floats, "w4a16") == "w4a16"
     assert quantization_name(scheme(config, {"o_proj.weight": INT8}), None) == "w8a8"
+
+
+def test_the_method_that_made_the_numbers(config: ModelConfig) -> None:
+    """Also where the weights are floats in memory, but not where the format's tensors are floats."""
+    assert quantization_method(config, None) is None and quantization_method(config, "w4a16") == "w4a16"
+    read_as_floats = scheme(config, {}, method="float8")
+    assert quantization_name(read_as_floats, None) is None and quantization_method(read_as_floats, None) == "float8"
+    floats = scheme(config, {}, method=FLOATS)
+    assert quantization_method(floats, None) is None and quantization_method(floats, "w8a16") == "w8a16"
 
 
 def test_layers_are_alike_that_are_stored_alike(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from atb_models.models.quantized.modelslim.floats import find_floats
 from atb_models.models.quantized.modelslim.linears import StoredLinear, assumed_storage, find_linears
 from atb_models.models.quantized.modelslim.norms import find_norms
 from atb_models.models.quantized.modelslim.types import METHODS, STORAGES, refusal
+from atb_models.models.quantized.scheme import FLOATS
 from atb_models.models.weights.names import KV_SCALES
 from atb_models.wording import shown
 
@@ -56,7 +57,7 @@ def _method_of(description: Description) -> str:
     if (word := (description.quant_type or "").lower()) in METHODS:
         return METHODS[word]
     kinds = set(description.types.values())
-    return next((METHODS[kind.lower()] for kind in STORAGES if kind in kinds), "float")
+    return next((METHODS[kind.lower()] for kind in STORAGES if kind in kinds), FLOATS)
 
 
 class ModelSlim:
