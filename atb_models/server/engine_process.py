@@ -121,6 +121,7 @@ def _facts(llm: LLM) -> Facts:
     blocks = scheduler.block_manager
     return Facts(
         dtype=llm._runner.model_config.run_dtype(llm.config.dtype),
+        quantization=llm.quantization,
         device=llm.device.type,
         size=llm.size,
         vocab_size=llm.engine.vocab_size or 0,

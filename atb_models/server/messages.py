@@ -42,10 +42,12 @@ class Loading:
 class Facts:
     """Facts of the engine that the front needs. size: number of ranks. pool_tokens: tokens that the KV cache holds.
 
+    quantization: the method that quantised the weights; None: floats.
     max_seq_len: tokens of prompt and answer that a request can have, limited by the model, the flag and the KV cache.
     """
 
     dtype: str
+    quantization: str | None
     device: str
     size: int
     vocab_size: int

@@ -118,7 +118,7 @@ class Silent(EngineClient):
 
     def __init__(self, answer: bool) -> None:
         super().__init__({})
-        self._hear(Loaded(Facts("fp16", "cpu", 1, 10, 100, 1, 16, 10)))
+        self._hear(Loaded(Facts("fp16", None, "cpu", 1, 10, 100, 1, 16, 10)))
         self.answer = answer
 
     async def answers(self, wait_s: float) -> bool:

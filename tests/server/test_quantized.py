@@ -37,6 +37,8 @@ def expected() -> list[float]:
 def test_the_service(expected: list[float]) -> None:
     with running(*INT8) as server:
         choice = server.json("/v1/completions", BODY)["choices"][0]
+        info = server.json("/info")
+    assert (info["model_dtype"], info["model_quantization"]) == ("fp16", "w8a16")
     assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected, abs=1e-6)
 
 

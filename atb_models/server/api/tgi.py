@@ -154,11 +154,15 @@ async def generate_stream(request: Request, body: StreamBody, service: Here) -> 
 
 
 class Info(TypedDict):
-    """max_total_tokens: tokens of prompt and answer together."""
+    """model_quantization: the method that quantised the weights; null: floats.
+
+    max_total_tokens: tokens of prompt and answer together.
+    """
 
     model_id: str
     model_sha: None
     model_dtype: str
+    model_quantization: str | None
     model_device_type: str
     model_pipeline_tag: str
     max_concurrent_requests: int
@@ -179,6 +183,7 @@ async def info(service: Here) -> Response:
             model_id=service.settings.model_name,
             model_sha=None,
             model_dtype=facts.dtype,
+            model_quantization=facts.quantization,
             model_device_type=facts.device,
             model_pipeline_tag="text-generation",
             max_concurrent_requests=facts.max_batch_size,

@@ -114,6 +114,7 @@ def test_a_filter_or_do_sample_means_to_sample(server: Running) -> None:
 def test_info(any_server: Running) -> None:
     info = any_server.json("/info")
     assert (info["model_id"], info["model_device_type"], info["max_total_tokens"]) == ("demo", "cpu", 8192)
+    assert (info["model_dtype"], info["model_quantization"]) == ("fp16", None)
 
 
 @pytest.mark.parametrize("field, value", [("watermark", True), ("typical_p", 0.5), ("best_of", 2), ("adapter_id", "a")])
