@@ -42,6 +42,7 @@ class TestFacts:
         assert facts["versions"]["atb_models"] == atb_models.__version__
         assert facts["versions"]["torch"].startswith("2.") and set(environment.PACKAGES) < set(facts["versions"])
         assert facts["device"] == {"type": "cpu", "name": facts["host"]["cpu"]} and facts["device"]["name"]
+        assert facts["quantization"] is None
         assert facts["host"]["cores"] >= 1 and facts["host"]["memory_bytes"] > 1 << 28
         assert json.loads(json.dumps(facts)) == facts
 
@@ -123,11 +124,15 @@ class TestPlaces:
         """As MindIE has them, with the device's word."""
         speed = Run("bf16", "performance_maxbs", "qwen", run.weight_dir, 1, ((1, 4),))
         beside = places.HOME / "outputs"
-        assert places.folder("results", "npu", run, Options()) == (
+        npu, cuda = ({"device": {"type": kind}, "quantization": None} for kind in ("npu", "cuda"))
+        assert places.folder("results", npu, run, Options()) == (
             beside / "results" / "NPU" / "precision_test" / "full_BoolQ" / "fp16" / "deepseek"
         )
-        assert places.folder("debug", "cuda", speed, Options(output_dir=Path("o"))) == (
+        assert places.folder("debug", cuda, speed, Options(output_dir=Path("o"))) == (
             Path("o/debug/GPU/performance_test/performance_maxbs/bf16/qwen")
+        )
+        assert places.folder("data", cuda | {"quantization": "w8a8"}, speed, Options(output_dir=Path("o"))) == (
+            Path("o/data/GPU/performance_test/performance_maxbs/bf16_w8a8/qwen")
         )
 
     def test_outputs_of_an_installed_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,11 +25,13 @@ GIT_SECONDS = 10
 def facts(llm: LLM | None) -> dict[str, Any]:
     """All of it, for the record. llm: the engine, whose device is named; None: no device was used.
 
+    quantization: the method that quantised the weights, while they were loaded or in the checkpoint; None: floats.
     A version is None where the package is not installed; git is None outside a checkout of this project.
     """
     return {
         "versions": {"python": platform.python_version(), "atb_models": atb_models.__version__, **_versions()},
         "device": None if llm is None else _device(llm),
+        "quantization": None if llm is None else llm.quantization,
         "host": {
             "platform": platform.platform(),
             "cpu": _cpu(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from modeltest.command.cases import Options, Run
 
@@ -25,11 +27,12 @@ def outputs(options: Options) -> Path:
     return beside() / "outputs" if options.output_dir is None else options.output_dir
 
 
-def folder(kind: str, device: str, run: Run, options: Options) -> Path:
-    """The folder of a run's files, as MindIE has it. kind: results, data or debug. device: npu, cuda or cpu."""
+def folder(kind: str, facts: Mapping[str, Any], run: Run, options: Options) -> Path:
+    """The folder of a run's files, as MindIE has it. kind: results, data or debug. facts: of the environment."""
     test = "performance_test" if run.is_performance else "precision_test"
-    storage = run.dtype if options.quantize is None else f"{run.dtype}_{options.quantize}"
-    return outputs(options) / kind / DEVICE_WORDS[device] / test / run.mode / storage / run.model
+    method, device = facts["quantization"], DEVICE_WORDS[facts["device"]["type"]]
+    storage = run.dtype if method is None else f"{run.dtype}_{method}"
+    return outputs(options) / kind / device / test / run.mode / storage / run.model
 
 
 def data_folder(options: Options, name: str) -> Path:

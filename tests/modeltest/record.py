@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,12 @@ def read_record(path: Path) -> dict[str, Any]:
     if missing := [name for name in NEEDED[document["kind"]] if name not in document["results"]]:
         raise ConfigError(f"{path} is incomplete: its results lack {', '.join(missing)}; run it again")
     return document
+
+
+def quantization(record: Mapping[str, Any]) -> str | None:
+    """The method that quantised a run's weights; None: floats. Older results have the option alone."""
+    found: str | None = record["environment"].get("quantization", record["options"].get("quantize"))
+    return found
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

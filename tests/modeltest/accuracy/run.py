@@ -119,7 +119,7 @@ def _name(asked: Asked, size: int, run: Run) -> str:
 
 
 def _journal(asked: Asked, size: int, run: Run, options: Options, facts: dict[str, Any]) -> Journal:
-    path = places.folder("debug", facts["device"]["type"], run, options) / f"{_name(asked, size, run)}_journal.jsonl"
+    path = places.folder("debug", facts, run, options) / f"{_name(asked, size, run)}_journal.jsonl"
     decisive = fingerprint(asked, size, run, options, facts["device"])
     return Journal(path, decisive, {"git": facts["git"], "versions": facts["versions"]}, resume=options.resume)
 
@@ -128,7 +128,7 @@ def _write(
     asked: Asked, size: int, run: Run, options: Options, facts: dict[str, Any], batches: Sequence[AnsweredBatch]
 ) -> None:
     """The debug file, the result and the record of a size."""
-    kept, target = (places.folder(kind, facts["device"]["type"], run, options) for kind in ("debug", "results"))
+    kept, target = (places.folder(kind, facts, run, options) for kind in ("debug", "results"))
     name, found = _name(asked, size, run), results(asked, size, batches)
     answers = [answer for batch in batches for answer in batch.answers]
     files.write_debug(kept / f"{name}_debug_{datetime.now():%Y%m%d-%H%M%S}.csv", asked.questions, answers)

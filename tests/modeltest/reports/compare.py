@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from atb_models.errors import ConfigError
 from modeltest.command.language import chinese
-from modeltest.record import read_record
+from modeltest.record import quantization, read_record
 from modeltest.reports.compare_accuracy import accuracy_lines, accuracy_of
 from modeltest.reports.compare_speed import speed_lines
 
@@ -108,6 +108,7 @@ def _flat(record: Record) -> dict[str, Any]:
     flat = {name: value for part in ("run", "options") for name, value in record[part].items()}
     for part, values in shown.items():
         flat |= {f"{part} {name}": value for name, value in values.items()} if isinstance(values, dict) else {}
+    flat["quantize"] = quantization(record)  # the checkpoint's too
     flat.pop("output_dir", None)
     return flat
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from atb_models.wording import counted, precision
+from modeltest.record import quantization
 from modeltest.reports.charts import COLOURS, Dot, dots_svg, panel_svg
 from modeltest.reports.intervals import wilson
 from modeltest.reports.panels import Panel, panels
@@ -133,7 +134,7 @@ def _label(record: Record) -> str:
 
 
 def _precision(record: Record) -> str:
-    return precision(record["run"]["dtype"], record["options"].get("quantize"))
+    return precision(record["run"]["dtype"], quantization(record))
 
 
 def _device(record: Record) -> str:

@@ -71,7 +71,8 @@ def run_maxbs(run: Run, options: Options) -> int:
         max_prefill_tokens=load.PREFILL_TOKENS,
     )
     with llm:
-        folder, facts = places.folder("results", llm.device.type, run, options), environment.facts(llm)
+        facts = environment.facts(llm)
+        folder = places.folder("results", facts, run, options)
         blocks, vocab = llm.metrics()["total_blocks"], load.vocabulary(run, options)
         spans = [span_of(*pair, *sizes, blocks) for pair, sizes in zip(run.pairs, ranges, strict=True)]
         load.warm_up(llm, [span.batch(span.highest) for span in spans], vocab)

@@ -14,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from atb_models import LLM
 from atb_models.bounds import Batch
+from atb_models.wording import precision
 from modeltest import environment, places
 from modeltest.command.cases import Options, Run
 from modeltest.model import open_llm
@@ -45,7 +46,8 @@ def run_performance(run: Run, options: Options) -> int:
         max_prefill_tokens=load.PREFILL_TOKENS,
     )
     with llm:
-        folder, facts = places.folder("results", llm.device.type, run, options), environment.facts(llm)
+        facts = environment.facts(llm)
+        folder = places.folder("results", facts, run, options)
         found, vocab = bounds(llm, batches, options), load.vocabulary(run, options)
         load.warm_up(llm, batches, vocab)
         cases = _measure_all(llm, by_size, vocab, found, run, options, folder)
@@ -129,4 +131,5 @@ def save(
     write_record(path, "performance", run, options, dict(facts), dict(results))
     print(f"record: {path}")
     if plot and not options.no_plot:
-        plot_if_possible(path.with_suffix(".png"), f"{run.model} {run.dtype}, tp {run.chips}", results)
+        title = f"{run.model} {precision(run.dtype, facts['quantization'])}, tp {run.chips}"
+        plot_if_possible(path.with_suffix(".png"), title, results)

@@ -73,7 +73,8 @@ def show(first: int, texts: Sequence[str], outputs: Iterable[RequestOutput]) -> 
 def _measure(llm: LLM, prompts: Prompts, run: Run, options: Options) -> None:
     """Time the batches, print the answers, and write what the mode performance writes, but for the plot."""
     (sizes,) = run.batch_sizes
-    folder, facts = places.folder("results", llm.device.type, run, options), environment.facts(llm)
+    facts = environment.facts(llm)
+    folder = places.folder("results", facts, run, options)
     batches = [(group, answer) for size in sizes for _, answer in run.pairs for group in groups(prompts, size)]
     for group, answer in batches:
         load.check_batch([len(ids) for ids in group], answer)
