@@ -63,6 +63,25 @@ def test_flips_of_the_same_questions(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
 
 
+def test_quantised_weights_of_a_flag_or_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (tmp_path / f"{name}.json" for name in "abc")
+    for path, quantize in ((a, None), (b, "w8a16"), (c, None)):
+        write_accuracy(path, [RIGHT, RIGHT, WRONG], quantize=quantize)
+    document = json.loads(c.read_text())
+    document["environment"]["quantization"] = "w8a16"
+    document["results"]["questions"][1]["logprobs"] = {"yes": -0.75, "no": -0.375}
+    document["results"]["questions"][2] |= {"logprobs": None}
+    c.write_text(json.dumps(document))
+    assert main([str(a), str(b)]) == 0
+    assert "| quantize |  | w8a16 |" in capsys.readouterr().out.splitlines()
+    assert main([str(a), str(c)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| quantize |  | w8a16 |" in lines
+    assert "log-probabilities changed by 0.1875 on average and 0.3750 at most, at dev.jsonl:2" in lines
+    assert main([str(b), str(c)]) == 0
+    assert "quantize" not in capsys.readouterr().out
+
+
 def test_the_same_run_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = write_accuracy(tmp_path / "a.json", [RIGHT, WRONG])
     assert main([str(a), str(a), "--tolerance", "0"]) == 0

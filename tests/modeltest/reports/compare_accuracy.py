@@ -44,7 +44,7 @@ def accuracy_lines(a: Record, b: Record) -> list[str]:
         f" (McNemar p = {mcnemar(only_a, only_b):.3g})"
     )
     changed = _answers_changed(a, b)
-    return [*lines, f"{counted(changed, 'answer')} changed in all", *_flip_lines(flips)]
+    return [*lines, f"{counted(changed, 'answer')} changed in all", *_changes(a, b), *_flip_lines(flips)]
 
 
 def flips_of(a: Record, b: Record) -> Flips | None:
@@ -69,6 +69,20 @@ def _pairs(a: Record, b: Record) -> list[tuple[Question, Question]] | None:
 
 def _answers_changed(a: Record, b: Record) -> int:
     return sum(x.get("answer") != y.get("answer") for x, y in _pairs(a, b) or [])
+
+
+def _changes(a: Record, b: Record) -> list[str]:
+    """How far log-probabilities moved, of each question the one that moved most; nothing where there are none."""
+    moved = [
+        (max(abs(y["logprobs"][choice] - logprob) for choice, logprob in x["logprobs"].items()), x["key"])
+        for x, y in _pairs(a, b) or []
+        if x.get("logprobs") and x["logprobs"].keys() == (y.get("logprobs") or {}).keys()
+    ]
+    if not moved:
+        return []
+    most, key = max(moved)
+    mean = sum(change for change, _ in moved) / len(moved)
+    return [f"log-probabilities changed by {mean:.4f} on average and {most:.4f} at most, at {key}"]
 
 
 def _flip_lines(flips: Flips) -> list[str]:
