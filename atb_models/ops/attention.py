@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atb_models.ops.cost import Cost, cost
 from atb_models.ops.kv_cache import LayerCache
+from atb_models.ops.plane import scale_of
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import op
 
@@ -62,16 +63,21 @@ def planes_by_name(cache: LayerCache) -> dict[str, Tensor]:
 
 
 def _cache_cost(out: None, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> Cost:
-    return cost(0, (k_TMD, v_TMD, step.slots_T), (k_TMD, v_TMD))
+    """Vectors as wide as they come, in the bytes of the cache; int8 takes a division for each element."""
+    flops, written = 0, 0
+    for name, x_TMD in (("k", k_TMD), ("v", v_TMD)):
+        written += x_TMD.numel() * cache[name].element_size()
+        if (scale_PSM1 := cache.get(scale_of(name))) is not None:
+            flops += x_TMD.numel()
+            written += x_TMD.shape[0] * x_TMD.shape[1] * scale_PSM1.element_size()
+    return Cost(flops, nbytes(k_TMD, v_TMD, step.slots_T), written)
 
 
-@op("ReshapeAndCache", cost=_cache_cost, operands=_cache_operands)
+@op("ReshapeAndCache", cost=_cache_cost, operands=_cache_operands, products=("k_TMD", "v_TMD"))
 def reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> None:
-    """Write this step's keys and values to their slots."""
-    for x_TMD, cache_PSMD in ((k_TMD, cache.k_PSMD), (v_TMD, cache.v_PSMD)):
-        if x_TMD.shape[1:] != cache_PSMD.shape[2:]:
-            raise ValueError(f"{tuple(x_TMD.shape)} does not go into a cache of {tuple(cache_PSMD.shape)}")
-        cache_PSMD.view(-1, *x_TMD.shape[1:])[step.slots_T] = x_TMD
+    """Write this step's keys and values to their slots, in the data type of the cache."""
+    cache.write("k", k_TMD, step.slots_T)
+    cache.write("v", v_TMD, step.slots_T)
 
 
 def _rope_and_cache_operands(
@@ -92,8 +98,9 @@ def _rope_and_cache_cost(
     step: StepInput,
 ) -> Cost:
     """The FLOPs of the parts; rotated keys go straight to their slots."""
-    flops = _rope_cost((out_TND, k_TMD), q_TND, k_TMD, cos_TD, sin_TD).flops
-    return cost(flops, (q_TND, k_TMD, v_TMD, cos_TD, sin_TD, step.slots_T), (out_TND, k_TMD, v_TMD))
+    written = _cache_cost(None, k_TMD, v_TMD, cache, step)
+    flops = _rope_cost((out_TND, k_TMD), q_TND, k_TMD, cos_TD, sin_TD).flops + written.flops
+    return Cost(flops, nbytes(q_TND, cos_TD, sin_TD) + written.read, nbytes(out_TND) + written.written)
 
 
 @op(
@@ -132,13 +139,13 @@ def attending(heads: int, head_dim: int, cache: LayerCache, step: StepInput) -> 
     return Cost(4 * heads * head_dim * pairs, sum(step.kv_lens) * token + blocks)
 
 
-@op("PagedAttention", cost=_attention_cost, operands=_attention_operands)
+@op("PagedAttention", cost=_attention_cost, operands=_attention_operands, products=("q_TND",))
 def paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
     """Causal attention of each sequence's newest tokens, those of this step, over its cached ones -> [T, N, D].
 
     The tokens of a step are already in the cache. Scores, softmax and sums are float32.
     """
-    k_cache_PSMD, v_cache_PSMD, block_table_BC = cache.k_PSMD, cache.v_PSMD, step.block_table_BC
+    block_table_BC = step.block_table_BC
     out_TND = torch.empty_like(q_TND)
     decode, first_token = [], 0
     for row, (query_len, kv_len) in enumerate(zip(step.query_lens, step.kv_lens, strict=True)):
@@ -146,12 +153,10 @@ def paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: fl
             decode.append((row, first_token, kv_len))
         else:
             tokens = slice(first_token, first_token + query_len)
-            _attend_chunk(
-                out_TND[tokens], q_TND[tokens], k_cache_PSMD, v_cache_PSMD, block_table_BC[row], kv_len, scale
-            )
+            _attend_chunk(out_TND[tokens], q_TND[tokens], cache, block_table_BC[row], kv_len, scale)
         first_token += query_len
-    for group in _similar_lengths(decode, k_cache_PSMD):
-        _attend_single(out_TND, q_TND, k_cache_PSMD, v_cache_PSMD, block_table_BC, group, scale)
+    for group in _similar_lengths(decode, cache.k_PSMD):
+        _attend_single(out_TND, q_TND, cache, block_table_BC, group, scale)
     return out_TND
 
 
@@ -175,8 +180,7 @@ def _similar_lengths(decode: list[tuple[int, int, int]], cache_PSMD: Tensor) -> 
 def _attend_single(
     out_TND: Tensor,
     q_TND: Tensor,
-    k_cache_PSMD: Tensor,
-    v_cache_PSMD: Tensor,
+    cache: LayerCache,
     block_table_BC: Tensor,
     group: list[tuple[int, int, int]],
     scale: float,
@@ -184,12 +188,12 @@ def _attend_single(
     """One query a sequence: all sequences of `group` at once, padded to the longest."""
     rows, tokens, kv_lens = zip(*group, strict=True)
     longest = max(kv_lens)
-    num_blocks = -(-longest // k_cache_PSMD.shape[1])
+    num_blocks = -(-longest // cache.k_PSMD.shape[1])
     at = _index(tokens, q_TND.device)
     blocks = block_table_BC[_index(rows, q_TND.device), :num_blocks]
     k, v = (
-        _gather(cache, blocks).view(len(group), -1, *cache.shape[2:])[:, :longest].transpose(1, 2).float()
-        for cache in (k_cache_PSMD, v_cache_PSMD)
+        cache.read(name, blocks).view(len(group), -1, *cache[name].shape[2:])[:, :longest].transpose(1, 2)
+        for name in ("k", "v")
     )
     mask = None
     if min(kv_lens) < longest:
@@ -202,11 +206,6 @@ def _attend_single(
     out_TND[at] = out.squeeze(2).to(out_TND.dtype)
 
 
-def _gather(cache_PSMD: Tensor, blocks: Tensor) -> Tensor:
-    """A copy of these blocks, slot after slot; whole blocks at once, unlike advanced indexing."""
-    return cache_PSMD.index_select(0, blocks.flatten()).flatten(0, 1)
-
-
 def _index(places: tuple[int, ...], device: torch.device) -> slice | Tensor:
     """Ascending places as an index: a slice, which copies nothing, where they follow one another."""
     if places[-1] - places[0] + 1 == len(places):
@@ -215,18 +214,12 @@ def _index(places: tuple[int, ...], device: torch.device) -> slice | Tensor:
 
 
 def _attend_chunk(
-    out_TND: Tensor,
-    q_TND: Tensor,
-    k_cache_PSMD: Tensor,
-    v_cache_PSMD: Tensor,
-    block_table_C: Tensor,
-    kv_len: int,
-    scale: float,
+    out_TND: Tensor, q_TND: Tensor, cache: LayerCache, block_table_C: Tensor, kv_len: int, scale: float
 ) -> None:
     """A prompt or a chunk of one: tiles of queries, each over the keys it may see."""
     query_len = q_TND.shape[0]
-    blocks = block_table_C[: -(-kv_len // k_cache_PSMD.shape[1])]
-    k, v = (_gather(cache, blocks).transpose(0, 1).float() for cache in (k_cache_PSMD, v_cache_PSMD))
+    blocks = block_table_C[: -(-kv_len // cache.k_PSMD.shape[1])]
+    k, v = (cache.read(name, blocks).transpose(0, 1) for name in ("k", "v"))
     positions = torch.arange(kv_len, device=q_TND.device)
     for start in range(0, query_len, QUERY_TILE):
         stop = min(start + QUERY_TILE, query_len)

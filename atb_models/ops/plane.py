@@ -26,5 +26,14 @@ class Plane:
 
 
 def key_and_value(heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Plane, ...]:
-    """The planes of plain attention: K and V of each KV head."""
-    return Plane("k", heads, head_dim, dtype), Plane("v", heads, head_dim, dtype)
+    """The planes of plain attention: K and V of each KV head; beside int8 a float32 scale of each of these vectors."""
+    names = ("k", "v")
+    vectors = tuple(Plane(name, heads, head_dim, dtype) for name in names)
+    if dtype != torch.int8:
+        return vectors
+    return vectors + tuple(Plane(scale_of(name), heads, 1, torch.float32) for name in names)
+
+
+def scale_of(name: str) -> str:
+    """The name of the plane that holds the scales of another."""
+    return f"{name}_scale"
