@@ -18,7 +18,7 @@ from atb_models.errors import ConfigError
 from atb_models.machine.cores import used_cores
 from atb_models.machine.device import device_module
 from atb_models.machine.memory import free_memory
-from atb_models.models.dtypes import torch_dtype
+from atb_models.models.dtypes import kv_torch_dtype, torch_dtype
 from atb_models.plan.chips import ALL_CHIPS, THIS_CPU, Chip, chip_named_in, find_chip, load_chips
 from atb_models.plan.this_cpu import measure_cpu
 from atb_models.plan.times import Step, StepCosts, prefill_steps, price
@@ -62,10 +62,10 @@ def roofline(llm: LLM, batches: Iterable[Batch], *, chip: str | None = None, chi
     if found is None:
         return Roofline(None, [], reason)
     model, ranks = llm._runner.model_config, llm._group.size
-    dtype = torch_dtype(model.run_dtype(llm.config.dtype))
+    dtype, kv_dtype = torch_dtype(model.run_dtype(llm.config.dtype)), kv_torch_dtype(llm.config.kv_dtype)
     budget = engine_limits(llm.config, model).max_prefill_tokens
     with ops.laid_out_for(found.layouts):
-        costs = StepCosts(model, dtype, ranks, llm.config.quantize)
+        costs = StepCosts(model, dtype, ranks, llm.config.quantize, kv_dtype)
         return Roofline(found.name, [_bound(costs, batch, budget, found, ranks) for batch in batches])
 
 

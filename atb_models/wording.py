@@ -83,11 +83,11 @@ def shortened(error: object) -> str:
     return line if len(line) <= 2 * SHOWN else f"{line[: 2 * SHOWN]}..."
 
 
-def precision(dtype: str, quantize: str | None) -> str:
-    """A run's data type and how it stores its weights: "fp16", or "fp16, weights as w8a16".
+def precision(dtype: str, quantize: str | None, kv_dtype: str | None = None) -> str:
+    """A run's data type and what it stores otherwise: "fp16", or "fp16, weights as w8a16, KV cache as int8".
 
     Methods with a8 in their names quantise activations too: "fp16, weights and activations as w8a8_dynamic".
     """
-    if quantize is None:
-        return dtype
-    return f"{dtype}, weights{' and activations' if 'a8' in quantize else ''} as {quantize}"
+    activations = " and activations" if quantize is not None and "a8" in quantize else ""
+    weights = "" if quantize is None else f", weights{activations} as {quantize}"
+    return dtype + weights + ("" if kv_dtype is None else f", KV cache as {kv_dtype}")

@@ -43,6 +43,7 @@ def engine_config(args: argparse.Namespace, *, max_batch_size: int, max_seq_len:
         trust_remote_code=args.trust_remote_code,
         load_format=args.load_format,
         quantize=args.quantize,
+        kv_dtype=args.kv_dtype,
         deterministic=args.deterministic,
         graph_capture=args.graph_capture,
     )

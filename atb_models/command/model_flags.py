@@ -6,7 +6,7 @@ import argparse
 
 from atb_models.command.values import AUTO, json_object, positive, positive_or_auto, true_or_false, whole_number
 from atb_models.engine.config import DEVICES, DTYPE_CHOICES, LOAD_FORMATS, QUANTIZE, EngineConfig
-from atb_models.models.dtypes import dtype_name
+from atb_models.models.dtypes import KV_DTYPES, dtype_name
 
 MAX_BLOCK_SIZE = 576
 
@@ -70,6 +70,12 @@ def quantize_flag(group: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def kv_dtype_flag(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--kv_dtype", choices=KV_DTYPES, default=EngineConfig.kv_dtype,
+        help="data type of the KV cache; auto: the run's; int8: a scale for each token and head"
+    )  # fmt: skip
+
+
 def cache_flags(group: Group) -> None:
     """What bounds a step and the KV cache, whoever brings the requests."""
     add = group.add_argument
@@ -78,6 +84,7 @@ def cache_flags(group: Group) -> None:
     add("--block_size", type=_block_size, default=EngineConfig.block_size, help="tokens of a KV cache block")
     add("--kv_blocks", type=positive,
         help="blocks of the KV cache (default: what memory allows, at most what is needed)")  # fmt: skip
+    kv_dtype_flag(group)
     add("--prefix_cache", choices=("on", "off"), help="reuse equal prompt beginnings (default: on; off in a benchmark)")
 
 

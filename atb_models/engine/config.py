@@ -18,7 +18,7 @@ from atb_models.layers.storage import METHODS
 from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
-from atb_models.models.dtypes import AUTO, DEFAULT, DTYPES, dtype_name
+from atb_models.models.dtypes import AUTO, DEFAULT, DTYPES, KV_DTYPES, dtype_name
 from atb_models.wording import shown
 
 DEVICES = ("npu", "cuda", "cpu")
@@ -46,7 +46,7 @@ class EngineConfig:
     `LLM` takes it whole or field by field; its constructor states the fields once more, with the same defaults.
     Lengths are in tokens. None: `model_path` the embedded checkpoint, `device` the first present of npu, cuda and cpu,
     `max_seq_len` the model's limit, `max_prefill_tokens` 2048 a step, `kv_blocks` what memory allows, `graph_capture`
-    what the device can, `quantize` weights in `dtype`.
+    what the device can, `quantize` weights in `dtype`. `kv_dtype` auto: the KV cache in `dtype`.
     """
 
     model_path: str | None = None
@@ -66,6 +66,7 @@ class EngineConfig:
     deterministic: bool = False
     graph_capture: bool | None = None
     quantize: str | None = None
+    kv_dtype: str = AUTO
 
     def __post_init__(self) -> None:
         if self.model_path is not None:  # a Path is welcome; other processes get the text
@@ -78,6 +79,7 @@ class EngineConfig:
             _one_of("device", self.device, DEVICES)
         if self.quantize is not None:
             _one_of("quantize", self.quantize, QUANTIZE)
+        _one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
         for name in ("prefix_cache", "trust_remote_code", "deterministic"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")

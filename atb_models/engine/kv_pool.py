@@ -13,7 +13,7 @@ from atb_models.errors import CapacityError, ConfigError
 from atb_models.limits import PREFILL_TOKENS, Limits
 from atb_models.machine.memory import Free, free_memory
 from atb_models.models.config import ModelConfig
-from atb_models.models.dtypes import torch_dtype
+from atb_models.models.dtypes import kv_torch_dtype, torch_dtype
 from atb_models.plan.capacity import Deployment, Shortage
 from atb_models.ranks.group import RankGroup
 from atb_models.wording import gib
@@ -29,7 +29,8 @@ def agree_on_kv_blocks(config: EngineConfig, model: ModelConfig, group: RankGrou
     """
     ops.bind(group.device.type)
     dtype = torch_dtype(model.run_dtype(config.dtype))
-    deployment = Deployment(model, dtype, group.size, engine_limits(config, model), config.quantize)
+    kv_dtype = kv_torch_dtype(config.kv_dtype)
+    deployment = Deployment(model, dtype, group.size, engine_limits(config, model), config.quantize, kv_dtype)
     if group.rank == 0:
         with group.doing("planning memory"):
             deployment.memory()  # what tracing takes for itself is taken before anybody looks, as what the others take

@@ -58,6 +58,8 @@ class LLM:
     quantize: stores the weights of the linear maps as integers while they are loaded; embedding, head, router and norms
     stay in dtype. w8a16: int8, a scale for each output. w4a16: 4 bits, a scale for each 128 inputs. w8a8_dynamic: as
     w8a16, and the activations that meet them are int8 with a scale for each token. None: as the checkpoint has them.
+    kv_dtype: int8 stores keys and values as int8, one scale for each token and head, so that about twice as many tokens
+    fit; auto stores them in dtype.
     An EngineConfig in the place of model_path stands for all of them.
 
     It belongs to the process that made it: in a fork of that process every call raises RequestError, only `close`
@@ -86,6 +88,7 @@ class LLM:
         deterministic: bool = False,
         graph_capture: bool | None = None,
         quantize: str | None = None,
+        kv_dtype: str = "auto",
     ) -> None:
         assert isinstance(model_path, EngineConfig), "the decorator makes it of the fields"
         self.config = config = model_path

@@ -20,7 +20,7 @@ from atb_models.layers.build import Build, ParallelGroup
 from atb_models.machine import determinism
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder, DecoderLayer, build_model
-from atb_models.models.dtypes import torch_dtype
+from atb_models.models.dtypes import kv_torch_dtype, torch_dtype
 from atb_models.models.quantization import model_quantization
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ops.top_logits import greedy_logits
@@ -42,7 +42,13 @@ class ModelRunner:
         if config.deterministic:
             determinism.switch_on(group.device.type)
         ranks = ParallelGroup(group.rank, group.size, group)
-        build = Build(dtype, group.device, tensor=ranks, quantization=model_quantization(model_config, config.quantize))
+        build = Build(
+            dtype,
+            group.device,
+            tensor=ranks,
+            quantization=model_quantization(model_config, config.quantize),
+            kv_dtype=kv_torch_dtype(config.kv_dtype),
+        )
         self.model: Decoder = build_model(model_config, build)
         with group.doing("loading weights"):
             load_shard(self.model, config, model_config, group)

@@ -55,6 +55,7 @@ class OpGraph:
     rank: int
     size: int
     quantize: str | None = None  # the method of the weights
+    kv_dtype: torch.dtype | None = None  # of the KV cache; None: `dtype`
 
     @property
     def cost(self) -> Cost:
@@ -77,6 +78,7 @@ class OpGraph:
             "ranks": self.size,
             "dtype": _name(self.dtype),
             "quantize": self.quantize,
+            "kv_dtype": None if self.kv_dtype is None else _name(self.kv_dtype),
             "query_lens": list(self.query_lens),
             "kv_lens": list(self.kv_lens),
             "counts": self.counts(),

@@ -133,4 +133,6 @@ def step_title(name: str, graph: OpGraph) -> str:
 def subject_title(model: str, graph: OpGraph) -> str:
     """As "deepseek-moe-16b-base, fp16, rank 0 of 8"; what cannot be printed of the name is ?."""
     model = "".join(letter if letter.isprintable() else "?" for letter in model)
-    return f"{model}, {precision(dtype_name(graph.dtype), graph.quantize)}, rank {graph.rank} of {graph.size}"
+    kv_dtype = None if graph.kv_dtype is None else dtype_name(graph.kv_dtype)
+    storage = precision(dtype_name(graph.dtype), graph.quantize, kv_dtype)
+    return f"{model}, {storage}, rank {graph.rank} of {graph.size}"

@@ -34,16 +34,21 @@ class MetaGroup:
 
 
 def meta_model(
-    config: ModelConfig, dtype: torch.dtype, size: int = 1, rank: int = 0, quantize: str | None = None
+    config: ModelConfig,
+    dtype: torch.dtype,
+    size: int = 1,
+    rank: int = 0,
+    quantize: str | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """One rank's shard of a model without its memory. quantize: see `model_quantization`.
+    """One rank's shard of a model without its memory. quantize: see `model_quantization`. kv_dtype: see `Build`.
 
-    Raises ConfigError when `size` ranks cannot share it, and where the bound backend takes no quantised weights.
+    Raises ConfigError when `size` ranks cannot share it, and where the bound backend does not take these.
     """
     import_compiler()
     ranks = ParallelGroup(rank, size, MetaGroup(rank, size))
     quantization = model_quantization(config, quantize)
-    return build_model(config, Build(dtype, META, tensor=ranks, quantization=quantization))
+    return build_model(config, Build(dtype, META, tensor=ranks, quantization=quantization, kv_dtype=kv_dtype))
 
 
 def meta_caches(model: Decoder, num_blocks: int, block_size: int) -> list[LayerCache]:

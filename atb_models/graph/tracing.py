@@ -48,6 +48,7 @@ def trace(model: Decoder, step: StepInput, caches: list[LayerCache] | None = Non
         rank=build.tensor.rank,
         size=build.tensor.size,
         quantize=method.name if method is not None and method.has_integers else None,
+        kv_dtype=build.kv_dtype,
     )
 
 

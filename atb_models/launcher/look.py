@@ -51,4 +51,5 @@ def _subject(config: EngineConfig, model: ModelConfig, length: int, tp: int) -> 
         input_length=length,
         kv_blocks=config.kv_blocks,
         quantize=config.quantize,
+        kv_dtype=config.kv_dtype,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atb_models.files import check_file, written_whole
-from atb_models.models.dtypes import torch_dtype
+from atb_models.models.dtypes import kv_torch_dtype, torch_dtype
 from atb_models.models.label import model_label
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ def trace_steps(subject: Subject, output_length: int) -> dict[str, OpGraph]:
     from atb_models.graph import meta_caches, meta_model, meta_step, trace
     from atb_models.ops.top_logits import greedy_logits
 
-    model = meta_model(subject.model, torch_dtype(subject.dtype), subject.tp, quantize=subject.quantize)
+    kv_dtype = kv_torch_dtype(subject.kv_dtype)
+    model = meta_model(
+        subject.model, torch_dtype(subject.dtype), subject.tp, quantize=subject.quantize, kv_dtype=kv_dtype
+    )
     block_size = subject.limits.block_size
     graphs = {}
     for name, (query_lens, kv_lens) in step_lengths(subject, output_length).items():

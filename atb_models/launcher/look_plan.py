@@ -15,7 +15,7 @@ from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.machine.cores import used_cores
 from atb_models.machine.device import device_module
 from atb_models.machine.memory import free_memory
-from atb_models.models.dtypes import torch_dtype
+from atb_models.models.dtypes import kv_torch_dtype, torch_dtype
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import ALL_CHIPS, PLAIN, THIS_CPU, Chip, chip_named_in, find_chip, load_chips
 from atb_models.plan.plan import make_plan, to_json
@@ -40,7 +40,8 @@ def print_plan(subject: Subject, options: PlanOptions) -> None:
     in_full = _shown_in_full(options.chip, subject.device, chips)
     kv_heads_per_rank(subject.model.num_attention_heads, subject.model.num_key_value_heads, subject.tp)
     dtype = torch_dtype(subject.dtype)
-    deployment = Deployment(subject.model, dtype, subject.tp, subject.limits, subject.quantize)
+    kv_dtype = kv_torch_dtype(subject.kv_dtype)
+    deployment = Deployment(subject.model, dtype, subject.tp, subject.limits, subject.quantize, kv_dtype)
     with suppress(MemoryError):
         chips[THIS_CPU] = measure_cpu(used_cores(subject.tp), free_memory(torch.device("cpu")).of_rank(1))
     here, cards = _free_here(subject), PLAIN if subject.device == "cpu" else subject.device

@@ -17,6 +17,7 @@ from atb_models.errors import AtbError, ConfigError
 from atb_models.files import written_whole
 from atb_models.launcher.results import PROFILE_FILES
 from atb_models.machine.affinity import rank_cores
+from atb_models.models.dtypes import AUTO
 from atb_models.wording import counted
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Profiling:
             chip=self._chip,
             no_chip=self._no_chip,
             quantize=quantization_name(llm._runner.model_config, llm.config.quantize),
+            kv_dtype=None if llm.config.kv_dtype == AUTO else llm.config.kv_dtype,
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
+from atb_models.models.dtypes import AUTO
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,4 @@ class Subject:
     input_length: int  # tokens of a prompt
     kv_blocks: int | None = None  # asked for
     quantize: str | None = None
+    kv_dtype: str = AUTO

@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.heads = heads // size
         kv = (kv_heads, rank * kv_heads // size, self.kv_heads)
         roles = {"q": (heads, rank * self.heads, self.heads), "k": kv, "v": kv}
-        self.planes: tuple[Plane, ...] = key_and_value(self.kv_heads, head_dim, build.dtype)
+        self.planes: tuple[Plane, ...] = key_and_value(self.kv_heads, head_dim, build.kv_dtype or build.dtype)
         self.qkv = qkv_linear(build.within("qkv"), hidden, roles, head_dim, bias=qkv_bias)
         self.o = row_linear(build.within("o"), heads * head_dim, hidden, bias=o_bias)
 

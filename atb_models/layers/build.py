@@ -12,7 +12,7 @@ from torch import nn
 
 from atb_models.layers.storage import Quantization, Storage
 from atb_models.ops.collectives import Collective
-from atb_models.ops.table import Op, check_quantized, group_step
+from atb_models.ops.table import Op, check_int8_cache, check_quantized, group_step
 from atb_models.ops.weight import Layout, Weight
 
 
@@ -59,8 +59,8 @@ class Build:
 
     tensor: the ranks that cut heads, widths and the vocabulary among them. expert: those that hold different experts,
     data: those that hold the same weights for different requests; one rank each today. quantization: how the weights of
-    linear maps are stored in fewer bits; None: as floats of `dtype`. path: of the module that is built, in the decoder.
-    Raises ConfigError where the bound backend does not take it.
+    linear maps are stored in fewer bits; None: as floats of `dtype`. kv_dtype: of the KV cache; None: `dtype`. path: of
+    the module that is built, in the decoder. Raises ConfigError where the bound backend does not take these.
     """
 
     dtype: torch.dtype
@@ -69,12 +69,15 @@ class Build:
     expert: ParallelGroup = field(default_factory=ParallelGroup)
     data: ParallelGroup = field(default_factory=ParallelGroup)
     quantization: Quantization | None = None
+    kv_dtype: torch.dtype | None = None
     path: str = ""
 
     def __post_init__(self) -> None:
         assert self.expert.size == self.data.size == 1, "experts and requests are not spread over ranks yet"
         if self.quantization is not None and self.quantization.has_integers:
             check_quantized(self.quantization.name, asked=self.quantization.every is not None)
+        if self.kv_dtype == torch.int8:
+            check_int8_cache()
 
     def within(self, name: str) -> Build:
         """For a module of that name within the one that is built."""

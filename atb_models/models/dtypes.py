@@ -23,6 +23,7 @@ QUANTIZED = {"I8": "int8", "U8": "uint8", "I32": "int32", "I64": "int64", "F8_E4
 AUTO = "auto"  # what config.json says, which may be nothing
 DEFAULT = "fp16"
 DTYPES = {"fp16": Names("float16", "F16"), "bf16": Names("bfloat16", "BF16"), "fp32": Names("float32", "F32")}
+KV_DTYPES = (AUTO, "int8")  # of the KV cache; auto: the data type that the run computes in
 # Users of other engines know them by torch's names.
 ALIASES = {names.torch: short for short, names in DTYPES.items()} | {"half": "fp16", "float": "fp32"}
 
@@ -46,3 +47,10 @@ def torch_dtype(name: str) -> torch.dtype:
 
     dtype: torch.dtype = getattr(torch, DTYPES[name].torch)
     return dtype
+
+
+def kv_torch_dtype(name: str) -> torch.dtype | None:
+    """torch's type for one of KV_DTYPES; None: that of the run."""
+    import torch
+
+    return torch.int8 if name == "int8" else None

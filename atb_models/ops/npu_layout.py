@@ -16,6 +16,7 @@ from atb_models.ops.table import Backend, Body
 from atb_models.ops.weight import Packing, Weight
 
 HEAD_SIZE = 128  # of the attention operator; narrower heads lie padded with zeros
+INT8_CACHE = False  # attention takes no KV cache of int8
 
 
 def layouts() -> Backend:
@@ -26,6 +27,7 @@ def layouts() -> Backend:
         shapes | INTEGER_SHAPES,
         packings=packings(Conversions(_without_device, _without_device)),
         plane_shape=_plane_shape,
+        int8_cache=INT8_CACHE,
         group_step=GROUP_STEP,
     )
 
@@ -43,8 +45,8 @@ def _without_device(_: Tensor) -> Tensor:
 
 
 def _plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
-    """Heads as wide as the operator's; what it does not take, as it is declared."""
-    if plane.heads is None or plane.width > HEAD_SIZE:
+    """Heads as wide as the operator's; scales, and what it does not take, as they are declared."""
+    if plane.heads is None or plane.width > HEAD_SIZE or plane.width == 1:
         return plane.block_shape(block_size)
     return block_size, plane.heads, HEAD_SIZE
 

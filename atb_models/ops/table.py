@@ -106,7 +106,8 @@ class Backend:
     bodies: by operation, functions of the definition's signature. shapes: by operation, its shape rule; without one
     the definition's is taken, or else the body is called with meta tensors: one that calls a library must have a rule.
     packings: by operation, how weights among its arguments are stored. plane_shape: see `kv_plane_shape`.
-    quantized: whether its operations take weights of integers with scales. group_step: see the function.
+    quantized: whether its operations take weights of integers with scales. int8_cache: whether its attention takes a KV
+    cache of int8 with scales. group_step: see the function.
     """
 
     bodies: Mapping[str, Body]
@@ -114,6 +115,7 @@ class Backend:
     packings: Mapping[str, Mapping[str, Packing]] = field(default_factory=dict)
     plane_shape: PlaneShape = _plain_shape
     quantized: bool = True
+    int8_cache: bool = True
     group_step: int = 8
 
 
@@ -161,7 +163,8 @@ def laid_out_for(device_type: str | None) -> Iterator[None]:
     """
     before = _bound
     if device_type in LAYOUTS:
-        _serve(device_type, replace(_layouts(device_type), quantized=True))  # planned, whether it runs there or not
+        # planned, whether it runs there or not
+        _serve(device_type, replace(_layouts(device_type), quantized=True, int8_cache=True))
     elif device_type is not None:
         bind(device_type)
     try:
@@ -203,6 +206,13 @@ def takes_quantized(device_type: str | None = None) -> bool:
     return device_type not in LAYOUTS or _layouts(device_type).quantized
 
 
+def takes_int8_cache(device_type: str | None = None) -> bool:
+    """Whether the attention of a device type takes a KV cache of int8 with scales; None: of what is bound."""
+    if device_type is None:
+        return _bound[1].int8_cache
+    return device_type not in LAYOUTS or _layouts(device_type).int8_cache
+
+
 def _layouts(device_type: str) -> Backend:
     layouts: Backend = importlib.import_module(LAYOUTS[device_type]).layouts()
     return layouts
@@ -221,6 +231,12 @@ def check_quantized(method: str, *, asked: bool) -> None:
         f"{_bound[0]} takes no quantised weights yet, and the checkpoint's are {method}; take the float weights that"
         " they were made from, or another device"
     )
+
+
+def check_int8_cache() -> None:
+    """Raise ConfigError where the attention of the bound backend takes no KV cache of int8."""
+    if not takes_int8_cache():
+        raise ConfigError(f"{_bound[0]} takes no KV cache of int8 yet, and kv_dtype is int8; leave it out there")
 
 
 def operations() -> Iterator[Op]:

@@ -17,7 +17,7 @@ from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
 from atb_models.models.quantization import quantization_name, with_layers
-from atb_models.ops.table import takes_quantized
+from atb_models.ops.table import takes_int8_cache, takes_quantized
 from atb_models.plan.memory import RankMemory, rank_memory
 from atb_models.wording import counted, gib
 
@@ -31,8 +31,8 @@ INT8 = "w8a16"  # the method that is suggested
 class Deployment:
     """A model on `size` ranks in a data type, within the limits of an engine.
 
-    quantize: how weights are stored, see `model_quantization`. layouts: the device type as whose weights and cache its
-    own lie; None: that which is bound.
+    quantize: how weights are stored, see `model_quantization`. kv_dtype: of the KV cache; None: `dtype`. layouts: the
+    device type as whose weights and cache its own lie; None: that which is bound.
     """
 
     model: ModelConfig
@@ -40,6 +40,7 @@ class Deployment:
     size: int
     limits: Limits
     quantize: str | None = None
+    kv_dtype: torch.dtype | None = None
     layouts: str | None = None
 
     def memory(self) -> RankMemory:
@@ -54,7 +55,7 @@ class Deployment:
     @cached_property
     def _memory(self) -> RankMemory:
         with ops.laid_out_for(self.layouts):
-            return rank_memory(self.model, self.dtype, self.size, self.limits, self.quantize)
+            return rank_memory(self.model, self.dtype, self.size, self.limits, self.quantize, self.kv_dtype)
 
     def memory_within(self, usable: int, blocks: int | None = None) -> RankMemory:
         """The memory with `usable` bytes a rank (and `blocks` KV blocks), which limit the length of a sequence."""
@@ -129,6 +130,7 @@ class Shortage:
         yield from self._smaller_steps()
         yield from self._other_ranks()
         yield from self._int8_weights()
+        yield from self._int8_cache()
         yield from self._fewer_layers()
         yield from self._more_memory()
 
@@ -161,6 +163,11 @@ class Shortage:
         if self.deployment.storage is not None or not takes_quantized():
             return []
         return self._try(f"--quantize {INT8}", replace(self.deployment, quantize=INT8))
+
+    def _int8_cache(self) -> list[str]:
+        if self.deployment.kv_dtype is not None or not takes_int8_cache():
+            return []
+        return self._try("--kv_dtype int8", replace(self.deployment, kv_dtype=torch.int8))
 
     def _other_ranks(self) -> list[str]:
         """The fewest ranks that fit."""

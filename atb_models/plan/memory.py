@@ -54,14 +54,21 @@ class RankMemory:
 
 
 def rank_memory(
-    config: ModelConfig, dtype: torch.dtype, size: int, limits: Limits, quantize: str | None = None
+    config: ModelConfig,
+    dtype: torch.dtype,
+    size: int,
+    limits: Limits,
+    quantize: str | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> RankMemory:
-    """What one of `size` ranks needs. Raises ConfigError if they cannot share the model.
+    """What one of `size` ranks needs; the rest is as `meta_model` takes it.
+
+    Raises ConfigError if they cannot share the model.
 
     The operations' workspaces are those of the backend that is bound.
     """
     kinds = one_of_each_layer(config)
-    model = meta_model(kinds, dtype, size, quantize=quantize)
+    model = meta_model(kinds, dtype, size, quantize=quantize, kv_dtype=kv_dtype)
     equal = [(len(alike) - 1, layer) for alike, layer in zip(layer_kinds(config), model.layers, strict=True)]
     kv_per_token = kv_bytes_per_token(model.layers) + sum(more * kv_bytes_per_token([layer]) for more, layer in equal)
     graphs = graph_bytes(model, limits) + limits.block_size * kv_per_token if limits.graph_capture else 0

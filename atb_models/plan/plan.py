@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from atb_models.ops.table import takes_quantized
+import torch
+
+from atb_models.graph.labels import dtype_name
+from atb_models.ops.table import takes_int8_cache, takes_quantized
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES, PLAIN, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
@@ -97,15 +100,25 @@ def make_plan(
         fits=fits(cards, cards.memory(), parameters.total),
         chips=chips,
         cells=roofline_cells(
-            deployment.model, deployment.dtype, deployment.size, budget, list(chips.values()), deployment.quantize
+            deployment.model,
+            deployment.dtype,
+            deployment.size,
+            budget,
+            list(chips.values()),
+            deployment.quantize,
+            deployment.kv_dtype,
         ),
         kv_blocks=kv_blocks,
     )
 
 
-def served(deployment: Deployment, chip: Chip) -> bool:
-    """Whether the engine takes the weights' storage on a device of the chip's type today."""
-    return deployment.storage is None or takes_quantized(chip.layouts)
+def refusal(deployment: Deployment, chip: Chip) -> str | None:
+    """What the engine does not take on a device of the chip's type today; None: it serves the model there."""
+    if deployment.storage is not None and not takes_quantized(chip.layouts):
+        return "quantised weights"
+    if deployment.kv_dtype == torch.int8 and not takes_int8_cache(chip.layouts):
+        return "a KV cache of int8"
+    return None
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -119,6 +132,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "layers": model.num_hidden_layers,
             "dtype": plan.dtype,
             "quantize": deployment.storage,
+            "kv_dtype": None if deployment.kv_dtype is None else dtype_name(deployment.kv_dtype),
             "parameters": plan.parameters._asdict(),
         },
         "ranks": deployment.size,
@@ -155,7 +169,7 @@ def _chip(plan: Plan, chip: Chip) -> dict[str, Any]:
         "shared": chip.shared,
         "device_type": chip.device_type,
         "int8_weights_in": chip.int8_weights_in,
-        "served": served(plan.deployment, chip),
+        "served": refusal(plan.deployment, chip) is None,
         "figures": {name: {"value": getattr(chip, name), "source": chip.sources[name]} for name in FIGURES},
         "times": [_cell(cell) | {"fits": plan.holds(chip, cell)} for cell in plan.cells[chip.name]],
     }

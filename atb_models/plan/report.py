@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
+from atb_models.graph.labels import dtype_name
 from atb_models.models.label import model_label
 from atb_models.plan.chips import FIGURES, PEAKS, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, RULE, Fit, kept_free
 from atb_models.plan.memory import largest_step
-from atb_models.plan.plan import Plan, served
+from atb_models.plan.plan import Plan, refusal
 from atb_models.plan.roofline import Times
 from atb_models.plan.times import BATCHES, Cell, pairs_within
 from atb_models.wording import counted, gib, precision
@@ -37,7 +38,8 @@ def _model(plan: Plan) -> Iterator[str]:
         f", {experts} with {model.num_experts} routed experts, {model.num_experts_per_tok} a token" if experts else ""
     )
     total, active = plan.parameters
-    storage = precision(plan.dtype, plan.deployment.storage)
+    kv_dtype = None if plan.deployment.kv_dtype is None else dtype_name(plan.deployment.kv_dtype)
+    storage = precision(plan.dtype, plan.deployment.storage, kv_dtype)
     yield f"  parameters  {total:,} in all, {active:,} active; embedding and head included"
     yield (
         f"  run         {storage}, {counted(plan.deployment.size, 'rank')};"
@@ -124,9 +126,13 @@ def _summary_table(plan: Plan) -> Iterator[str]:
                 for cell in cells
             )
     yield "  *: this number of chips cannot hold the whole batch at its full length"
-    if refusing := [name for name, chip in plan.chips.items() if not served(plan.deployment, chip)]:
+    refusing: dict[str, list[str]] = {}
+    for name, chip in plan.chips.items():
+        if refused := refusal(plan.deployment, chip):
+            refusing.setdefault(refused, []).append(name)
+    for refused, chips in refusing.items():
         yield from textwrap.wrap(
-            f"the engine refuses quantised weights there today: {', '.join(refusing)}", WIDTH, initial_indent="  ",
+            f"the engine refuses {refused} there today: {', '.join(chips)}", WIDTH, initial_indent="  ",
             subsequent_indent="    ",
         )  # fmt: skip
     names_of: dict[str, list[str]] = {}

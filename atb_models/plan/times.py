@@ -72,6 +72,7 @@ def roofline_cells(
     max_prefill_tokens: int,
     chips: Sequence[Chip],
     quantize: str | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> dict[str, list[Cell]]:
     """Chip -> the cells of all pairs that fit into the model's positions. Raises ConfigError as StepCosts does.
 
@@ -80,7 +81,7 @@ def roofline_cells(
     cells = {chip.name: list[Cell]() for chip in chips}
     for device_type in dict.fromkeys(chip.layouts for chip in chips):
         with ops.laid_out_for(device_type):
-            costs = StepCosts(config, dtype, ranks, quantize)
+            costs = StepCosts(config, dtype, ranks, quantize, kv_dtype)
             for chip in chips:
                 if chip.layouts == device_type:
                     cells[chip.name] += _cells(_Prices(costs, chip, ranks), config, max_prefill_tokens)
@@ -155,10 +156,17 @@ class _Prices:
 class StepCosts:
     """The costs of greedy steps on one of `ranks` ranks. Steps of equal shape share a trace."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: int, quantize: str | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        ranks: int,
+        quantize: str | None = None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         """Raises ConfigError if the ranks cannot share the model."""
         kinds = one_of_each_layer(config)
-        self._model = meta_model(kinds, dtype, ranks, quantize=quantize)
+        self._model = meta_model(kinds, dtype, ranks, quantize=quantize, kv_dtype=kv_dtype)
         self._caches = meta_caches(self._model, 1, BLOCK_SIZE)
         self._layers = [len(alike) for alike in layer_kinds(config)]
         self._traces: dict[tuple[int, int, int], tuple[Node, ...]] = {}

@@ -32,6 +32,7 @@ class ProfiledRun:
     chip: Chip | None  # the times are compared with its roofline
     no_chip: str | None = None  # why there is no chip
     quantize: str | None = None  # the method of the weights
+    kv_dtype: str | None = None  # of the KV cache; None: `dtype`
 
     def price(self) -> Callable[[Cost, Arithmetic], Times] | None:
         """A function: the times of an operation at the roofline. None without a chip."""

@@ -18,7 +18,7 @@ LEAST = 0.0001  # of a rate; a smaller one is shown as less than this
 
 def lines(profile: Profile, run: ProfiledRun) -> Iterator[str]:
     """The header, a table of the operations, a table of the modules, and notes on the figures."""
-    storage = precision(run.dtype, run.quantize)
+    storage = precision(run.dtype, run.quantize, run.kv_dtype)
     yield f"profile of rank {run.rank} of {run.ranks}: {run.model}, {storage} on {run.device}"
     yield from _chip(run)
     yield from _steps(profile)

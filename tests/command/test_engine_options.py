@@ -59,6 +59,7 @@ FLAGS = {
     "max_prefill_tokens": ("64", "max_prefill_tokens", 64),
     "block_size": ("16", "block_size", 16),
     "kv_blocks": ("7", "kv_blocks", 7),
+    "kv_dtype": ("int8", "kv_dtype", "int8"),
     "prefix_cache": ("off", "prefix_cache", False),
 }
 OTHERS = {"help", "model_path", "download", "load_tokenizer"}  # of the checkpoint, tested below; not the engine's

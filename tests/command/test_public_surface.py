@@ -16,7 +16,7 @@ LLM_DEFAULTS = {
     "dtype": "fp16", "device": None, "tp": 1, "block_size": 128, "max_batch_size": 64, "max_seq_len": None,
     "max_prefill_tokens": None, "kv_blocks": None, "prefix_cache": True, "chat_template": None,
     "config_overrides": None, "trust_remote_code": False, "load_format": "auto", "deterministic": False,
-    "graph_capture": None, "quantize": None,
+    "graph_capture": None, "quantize": None, "kv_dtype": "auto",
 }  # fmt: skip
 SAMPLING_DEFAULTS = {
     "max_tokens": None, "temperature": None, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None,

@@ -86,6 +86,23 @@ def test_int8_weights_answer_alike_on_ranks(kept_ranks: KeptRanks, tp: int) -> N
     kept_ranks.run("tests.demo.test_demo:check_int8_answers", tp)
 
 
+def check_answers_of_an_int8_cache() -> None:
+    check_answers(kv_dtype="int8")
+
+
+@pytest.mark.parametrize("level", ["best", "reference"])
+def test_an_int8_cache_changes_no_answer(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the listed questions, by the native library and by torch."""
+    if level == "reference":
+        monkeypatch.setenv("ATB_CPU_ISA", level)
+    check_answers_of_an_int8_cache()
+
+
+@pytest.mark.parametrize("tp", [2, pytest.param(8, marks=pytest.mark.full)])
+def test_an_int8_cache_changes_no_answer_on_ranks(kept_ranks: KeptRanks, tp: int) -> None:
+    kept_ranks.run("tests.demo.test_demo:check_answers_of_an_int8_cache", tp)
+
+
 def test_the_default_question_within_the_default_length() -> None:
     with LLM(device="cpu") as llm:
         (output,) = llm.chat([[{"role": "user", "content": NAMED[0]}]], SamplingParams(max_tokens=10, temperature=0))

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from atb_models.command.sampling import sampling_params
-from atb_models.engine.config import DEVICES, DTYPE_CHOICES, LOAD_FORMATS, QUANTIZE, EngineConfig
+from atb_models.engine.config import DEVICES, DTYPE_CHOICES, KV_DTYPES, LOAD_FORMATS, QUANTIZE, EngineConfig
 from atb_models.errors import ConfigError
 from atb_models.launcher.args import FIXED, REFUSED, build_parser, parse_args
 from atb_models.launcher.inputs import check_lengths, input_length
@@ -88,6 +88,7 @@ ACCEPTED = {
     "max_prefill_batch_size": ("2", 2),
     "block_size": ("16", 16),
     "kv_blocks": ("9", 9),
+    "kv_dtype": ("int8", "int8"),
     "prefix_cache": ("off", "off"),
     "do_sample": ("", True),
     "use_generation_config": ("", True),
@@ -279,7 +280,8 @@ def test_choices_and_defaults_are_the_engines():
     actions = {action.dest: action for action in build_parser()._actions}
     assert (actions["dtype"].choices, actions["device"].choices) == (DTYPE_CHOICES, DEVICES)
     assert (actions["load_format"].choices, actions["quantize"].choices) == (LOAD_FORMATS, QUANTIZE)
-    for name in ("dtype", "load_format", "quantize", "block_size", "device"):
+    assert actions["kv_dtype"].choices == KV_DTYPES
+    for name in ("dtype", "load_format", "quantize", "kv_dtype", "block_size", "device"):
         assert actions[name].default == getattr(EngineConfig, name)
 
 

@@ -6,7 +6,7 @@ Shares no line with the engine; works on a checkpoint's own tensor names and its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,17 @@ Tensors = dict[str, Tensor]
 
 
 def plain_logits(
-    config: dict[str, Any], tensors: Tensors, token_ids: list[int], places: Sequence[int] | None = None
+    config: dict[str, Any],
+    tensors: Tensors,
+    token_ids: list[int],
+    places: Sequence[int] | None = None,
+    *,
+    kept: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """Logits at every position, or only at `places` -> [T, V] float64."""
+    """Logits at every position, or only at `places` -> [T, V] float64.
+
+    kept: what a cache makes of the keys and the values, [T, heads, D], before attention meets them.
+    """
     weights = {name: tensor.double() for name, tensor in tensors.items()}
     x = weights["model.embed_tokens.weight"][token_ids]
     layers, rows = config["num_hidden_layers"], list(range(len(token_ids)))
@@ -28,7 +36,7 @@ def plain_logits(
         own = {
             k.removeprefix(f"model.layers.{i}."): v for k, v in weights.items() if k.startswith(f"model.layers.{i}.")
         }
-        x = x[rows] + attention(config, own, norm(config, x, own["input_layernorm.weight"]), rows)
+        x = x[rows] + attention(config, own, norm(config, x, own["input_layernorm.weight"]), rows, kept)
         h = norm(config, x, own["post_attention_layernorm.weight"])
         x = x + (torch.stack([moe(config, own, token) for token in h]) if is_moe(config, i) else mlp(own, "mlp", h))
     head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
@@ -75,7 +83,9 @@ def routed(router: Tensor, own: Tensors, x: Tensor, top_k: int, *, eps: float | 
     return sum((scores[e] / norm_by * mlp(own, f"mlp.experts.{e}", x) for e in best), torch.zeros_like(x))
 
 
-def attention(config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int]) -> Tensor:
+def attention(
+    config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int], kept: Callable[[Tensor], Tensor]
+) -> Tensor:
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"] or config["num_attention_heads"]
     dim, tokens = config["hidden_size"] // heads, x.shape[0]
 
@@ -86,7 +96,7 @@ def attention(config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int]) 
     q, k, v = (project(role, count) for role, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)))
     if "self_attn.q_norm.weight" in own:  # each head's vector on its own, before it is rotated
         q, k = (norm(config, x, own[f"self_attn.{role}_norm.weight"]) for role, x in (("q", q), ("k", k)))
-    q, k = rotate(config, q), rotate(config, k)
+    q, k, v = rotate(config, q), kept(rotate(config, k)), kept(v)
     out = torch.zeros(len(rows), heads, dim, dtype=torch.float64)
     for place, t in enumerate(rows):
         for head in range(heads):

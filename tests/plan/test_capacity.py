@@ -121,7 +121,7 @@ def test_smaller_steps_fewer_blocks_and_layers(wide: ModelConfig) -> None:
     memory = deployment.memory()
     usable = memory.weights + memory.activations + 2 * memory.kv_block
     found = shortage(deployment, usable, blocks=3, overrides={"rope_theta": 5.0})
-    blocks, steps, int8, layers, *_ = found.remedies()
+    blocks, steps, int8, cache, layers, *_ = found.remedies()
     tokens = int(re.findall(r"--max_prefill_tokens (\d+)", steps)[0])
     limits = replace(LIMITS, max_prefill_tokens=tokens)
     smaller = replace(deployment, limits=limits).memory()
@@ -129,6 +129,8 @@ def test_smaller_steps_fewer_blocks_and_layers(wide: ModelConfig) -> None:
     assert smaller.weights + smaller.activations + 3 * smaller.kv_block <= usable
     assert blocks.startswith("--kv_blocks 2: ")
     assert int8.startswith("--quantize w8a16: a rank needs 1.") and size_in(int8) < 0.6 * usable
+    assert cache.startswith("--kv_dtype int8: a rank needs ")
+    assert size_in(cache) == pytest.approx(replace(deployment, kv_dtype=torch.int8).memory().needed(3), rel=0.01)
     overrides = re.findall(r"'(.*)'", layers)[0]
     assert json.loads(overrides) == {"rope_theta": 5.0, "num_hidden_layers": 23} and size_in(layers) <= usable
 
@@ -146,6 +148,20 @@ def test_int8_weights_are_no_remedy_where_they_are_there_or_not_served(
     monkeypatch.setattr(table, "_bound", ("npu", table.Backend({}, quantized=False)))
     remedies = list(shortage(deployment, usable).remedies())
     assert remedies and not any("quantize" in remedy for remedy in remedies)
+
+
+def test_an_int8_cache_is_no_remedy_where_it_is_there_or_not_served(
+    wide: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(wide, torch.float16, 1, LIMITS)
+    int8 = replace(deployment, kv_dtype=torch.int8)
+    usable = int8.memory().needed(64)
+    assert "--kv_dtype int8" in shortage(deployment, usable, blocks=64).message()
+    remedies = list(shortage(int8, usable - 1, blocks=64).remedies())
+    assert remedies and not any("kv_dtype" in remedy for remedy in remedies)
+    monkeypatch.setattr(table, "_bound", ("npu", table.Backend({}, int8_cache=False)))
+    remedies = list(shortage(deployment, usable, blocks=64).remedies())
+    assert remedies and not any("kv_dtype" in remedy for remedy in remedies)
 
 
 def test_memory_is_named_where_nothing_else_helps(wide: ModelConfig) -> None:
