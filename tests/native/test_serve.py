@@ -28,6 +28,7 @@ from tests.tiny import write_checkpoint, write_weights
 LEVELS = [level.name for level in levels_of(platform.machine()) if level.needs <= cpu_flags()]
 DTYPES = ("fp32", "fp16", "bf16")
 STORED = (None, "w8a16")
+W8A16, INT8_CACHE = {"quantize": "w8a16"}, {"kv_dtype": "int8"}
 LONG = [(7 * i * i + 3 * i) % 2400 + 5 for i in range(150)]
 PROMPTS = [LONG, LONG[:40], LONG[20:90], [9, 8, 7], LONG[:129]]
 DRAWN = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, seed=5, ignore_eos=True)
@@ -63,13 +64,14 @@ def alone(params: SamplingParams, **engine: Any) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "quantize"),
-    [*((dtype, None) for dtype in DTYPES), ("bf16", "w8a16"),
-     *(pytest.param(dtype, "w8a16", marks=pytest.mark.full) for dtype in ("fp32", "fp16"))],
+    ("dtype", "stored"),
+    [*((dtype, {}) for dtype in DTYPES), ("bf16", W8A16), ("bf16", INT8_CACHE), ("fp16", INT8_CACHE),
+     pytest.param("fp32", INT8_CACHE, marks=pytest.mark.full),
+     *(pytest.param(dtype, W8A16, marks=pytest.mark.full) for dtype in ("fp32", "fp16"))],
 )  # fmt: skip
-def test_the_same_request_gives_the_same_bits(dtype: str, quantize: str | None) -> None:
+def test_the_same_request_gives_the_same_bits(dtype: str, stored: dict[str, str]) -> None:
     """Alone; in company; in chunks of 13 tokens; with preemption; after a prefix hit; with two threads."""
-    engine: dict[str, Any] = dict(dtype=dtype, quantize=quantize, device="cpu", block_size=16, max_seq_len=512)
+    engine: dict[str, Any] = dict(dtype=dtype, **stored, device="cpu", block_size=16, max_seq_len=512)
     torch.set_num_threads(1)
     expected = alone(DRAWN, **engine)
     with LLM(**engine) as llm:
@@ -87,15 +89,32 @@ def test_the_same_request_gives_the_same_bits(dtype: str, quantize: str | None) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("quantize", STORED)
-def test_logits_do_not_depend_on_chunks_or_company(dtype: str, quantize: str | None) -> None:
-    engine: dict[str, Any] = dict(dtype=dtype, quantize=quantize, device="cpu", block_size=16, max_seq_len=512)
+@pytest.mark.parametrize("stored", [{}, W8A16, INT8_CACHE])
+def test_logits_do_not_depend_on_chunks_or_company(dtype: str, stored: dict[str, str]) -> None:
+    engine: dict[str, Any] = dict(dtype=dtype, **stored, device="cpu", block_size=16, max_seq_len=512)
     with LLM(**engine, prefix_cache=False) as llm:
         whole = llm.prompt_logits(LONG)
         company = llm.prompt_logits([LONG, LONG[3:50], LONG[:1]])
     with LLM(**engine, max_prefill_tokens=7) as llm:
         chunked = llm.prompt_logits(LONG)
     assert torch.equal(company[0], whole) and torch.equal(chunked, whole)
+
+
+def test_an_int8_cache_is_written_and_read_by_the_library(demo: Path) -> None:
+    """In one node and one call each, with no workspace of floats; the planes of scales are written too."""
+    ops.bind("cpu")
+    graph, plain = (
+        trace(meta_model(load_model_config(demo), torch.float16, kv_dtype=stored), meta_step([40], [40], 16))
+        for stored in (torch.int8, None)
+    )
+    write, written = (next(node for node in g.nodes if node.op == "RopeAndCache") for g in (graph, plain))
+    assert set(write.writes) == {f"layers.0.{name}_PSMD" for name in ("k", "v", "k_scale", "v_scale")}
+    assert write.backend == "cpu" and graph.stray == ()
+    assert write.peak_bytes == written.peak_bytes
+    with LLM(demo, device="cpu", kv_blocks=4, kv_dtype="int8") as llm, Recorder(llm._runner) as recorder:
+        llm.prompt_logits([5, 6, 7])
+    called = {call.op for call in recorder.profile.calls}
+    assert {"RopeAndCache", "PagedAttention"} <= called and not {"Rope", "ReshapeAndCache"} & called
 
 
 @pytest.mark.parametrize("tied", [False, True])

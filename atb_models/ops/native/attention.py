@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, scratch, threads
-from atb_models.ops.native.structs import FORMATS, AttentionCall
+from atb_models.ops.native.structs import FORMATS, AttentionCall, described_scales
 
 MAX_HEAD_DIM = 256
 
@@ -24,15 +24,17 @@ def paged_attention(
     query_starts: Tensor,
     kv_lens_B: Tensor,
     scale: float,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Causal attention of each sequence's newest queries over its cached tokens -> [T, N, D].
 
     Sequence b has the queries `query_starts[b]` to `query_starts[b + 1]` and `kv_lens_B[b]` cached tokens, theirs
     included. Table, starts [B + 1] and lengths are int32. A token's heads must lie together, as must a head's
-    elements in the caches; other strides are free. What lies beyond a sequence's end is never read.
+    elements in the caches; other strides are free. What lies beyond a sequence's end is never used.
+    scales: float32 [P, S, M, 1] of the keys and of the values where the caches are int8.
     Raises ValueError for tensors that do not go together, lengths that do not, and blocks that the cache lacks.
     """
-    call = _described(q_TND, k_cache_PSMD, v_cache_PSMD, block_table_BC, query_starts, kv_lens_B)
+    call = _described(q_TND, k_cache_PSMD, v_cache_PSMD, block_table_BC, query_starts, kv_lens_B, scales)
     out_TND = torch.empty(q_TND.shape, dtype=q_TND.dtype)
     call.out, call.scale, call.threads = out_TND.data_ptr(), scale, threads()
     if not q_TND.shape[0]:
@@ -68,16 +70,19 @@ def _described(
     block_table_BC: Tensor,
     query_starts: Tensor,
     kv_lens_B: Tensor,
+    scales: tuple[Tensor, Tensor] | None,
 ) -> AttentionCall:
     """The call without its result; raises ValueError where the C side could not rely on the tensors."""
     tensors = (q_TND, k_cache_PSMD, v_cache_PSMD, block_table_BC, query_starts, kv_lens_B)
     on_cpu("PagedAttention", *tensors)
     if q_TND.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"PagedAttention: queries of {q_TND.dtype}")
-    if k_cache_PSMD.dtype != q_TND.dtype or v_cache_PSMD.dtype != q_TND.dtype:
+    stored = q_TND.dtype if scales is None else torch.int8
+    if k_cache_PSMD.dtype != stored or v_cache_PSMD.dtype != stored:
         raise ValueError(
             f"PagedAttention: queries of {q_TND.dtype}, keys of {k_cache_PSMD.dtype}, values of {v_cache_PSMD.dtype}"
         )
+    described = described_scales("PagedAttention", k_cache_PSMD, scales)
     if any(x.dtype != torch.int32 for x in (block_table_BC, query_starts, kv_lens_B)):
         raise ValueError("PagedAttention: the block table, the query starts and the lengths are int32")
     tokens, heads, head_dim = q_TND.shape
@@ -104,4 +109,6 @@ def _described(
     lists = (x.data_ptr() for x in (block_table_BC, query_starts, kv_lens_B))
     strides = (q_TND.stride(0), k_block, k_slot, k_head, v_block, v_slot, v_head, block_table_BC.stride(0))
     sizes = (tokens, sequences, heads, kv_heads, head_dim, block_size, blocks, block_table_BC.shape[1])
-    return AttentionCall(*pointers, None, *lists, None, *strides, *sizes, FORMATS[q_TND.dtype])
+    call = AttentionCall(*pointers, None, *lists, None, *strides, *sizes, FORMATS[q_TND.dtype])
+    call.k_scale, call.v_scale = described
+    return call

@@ -10,7 +10,9 @@ from torch import Tensor
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, threads
 from atb_models.ops.native.linear import FLOATS
-from atb_models.ops.native.structs import FORMATS, RopeCall
+from atb_models.ops.native.structs import FORMATS, RopeCall, described_scales
+
+MOST_BYTES = 256  # elements of a head in a cache of int8, as in csrc/rope.cpp
 
 
 def rope_and_cache(
@@ -23,17 +25,23 @@ def rope_and_cache(
     k_cache_PSMD: Tensor,
     v_cache_PSMD: Tensor,
     slots_T: Tensor,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Rotate the pairs (d, d + half) of q and k by their token's angle, half = cos_TD.shape[1] -> q [T, N, D].
 
     Keys and values are written to the slots of the caches (slot = block * S + offset, int32), no two tokens to the
     same. Elements of a head beyond 2 * half stay as they are. Tables are float32, products and sums too, each rounded
     as torch rounds it. A token's heads must lie together; other strides are free.
+    scales: float32 [P, S, M, 1] of the keys and of the values where the caches are int8: heads of at most MOST_BYTES
+    elements, quantised as `quantize_vectors` does it.
     Raises ValueError, before anything is written, for tensors that do not go together or a slot that is not there.
     """
     check_shapes(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T)
-    _check_storage(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T)
+    stored = q_TND.dtype if scales is None else torch.int8
+    _check_storage(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T, stored)
     tokens, heads, head_dim = q_TND.shape
+    if scales is not None and head_dim > MOST_BYTES:
+        raise ValueError(f"RopeAndCache: heads of {head_dim} elements as int8, at most {MOST_BYTES}")
     blocks, block_size, kv_heads, _ = k_cache_PSMD.shape
     out_TND = torch.empty(q_TND.shape, dtype=q_TND.dtype)
     call = RopeCall(
@@ -50,6 +58,7 @@ def rope_and_cache(
         blocks,
         FORMATS[q_TND.dtype],
         threads(),
+        *described_scales("RopeAndCache", k_cache_PSMD, scales),
     )
     refuse(library.rope(byref(call)), f"a cache of {blocks} blocks of {block_size}")
     return out_TND
@@ -91,11 +100,13 @@ def _check_storage(
     k_cache_PSMD: Tensor,
     v_cache_PSMD: Tensor,
     slots_T: Tensor,
+    stored: torch.dtype,
 ) -> None:
     """Raises ValueError for a device, a data type or strides that the C side does not take."""
     on_cpu("RopeAndCache", q_TND, k_TMD, v_TMD, cos_TD, sin_TD, k_cache_PSMD, v_cache_PSMD, slots_T)
     dtype = q_TND.dtype
-    if dtype not in FLOATS or not dtype == k_TMD.dtype == v_TMD.dtype == k_cache_PSMD.dtype == v_cache_PSMD.dtype:
+    of_caches = k_cache_PSMD.dtype == v_cache_PSMD.dtype == stored
+    if dtype not in FLOATS or not dtype == k_TMD.dtype == v_TMD.dtype or not of_caches:
         floats = (q_TND, k_TMD, v_TMD, k_cache_PSMD, v_cache_PSMD)
         raise ValueError(f"RopeAndCache: {[x.dtype for x in floats]} for q, k, v and their caches")
     if not cos_TD.dtype == sin_TD.dtype == torch.float32 or slots_T.dtype != torch.int32:

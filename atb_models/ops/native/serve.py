@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from atb_models.ops import basic, cpu_torch, moe
-from atb_models.ops.attention import paged_attention, reshape_and_cache, rope_and_cache
+from atb_models.ops.attention import paged_attention, rope_and_cache
 from atb_models.ops.gating import moe_gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import attention, experts, gating, linear, rope, rows, top_logits
@@ -146,7 +146,8 @@ def _rope_and_cache(
 ) -> Tensor:
     if not _has_rope_and_cache(q_TND, cache):
         return rope_and_cache.reference(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
-    return rope.rope_and_cache(library, q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache.k_PSMD, cache.v_PSMD, step.slots_T)
+    planes = cache.k_PSMD, cache.v_PSMD
+    return rope.rope_and_cache(library, q_TND, k_TMD, v_TMD, cos_TD, sin_TD, *planes, step.slots_T, _scales(cache))
 
 
 def _rope_and_cache_shape(
@@ -162,24 +163,36 @@ def _rope_and_cache_shape(
     if not _has_rope_and_cache(q_TND, cache):
         return rope_and_cache.reference(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
     rope.check_shapes(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache.k_PSMD, cache.v_PSMD, step.slots_T)
-    reshape_and_cache.reference(k_TMD, v_TMD, cache, step)  # on meta tensors: which planes are written
+    for plane in cache.values():
+        plane.zero_()  # on meta tensors: which planes are written
     return q_TND.new_empty(q_TND.shape)
 
 
 def _has_rope_and_cache(q_TND: Tensor, cache: LayerCache) -> bool:
-    """Whether the library has a form for these planes: K and V of one width, in the dtype of the queries."""
-    if set(cache) != {"k", "v"}:
+    """Whether the library has a form for these planes: K and V of one width, in the dtype of the queries or in int8."""
+    if not _has_planes(q_TND, cache) or cache.k_PSMD.shape != cache.v_PSMD.shape:
         return False
-    k_cache_PSMD, v_cache_PSMD = cache.k_PSMD, cache.v_PSMD
-    return k_cache_PSMD.shape == v_cache_PSMD.shape and k_cache_PSMD.dtype == v_cache_PSMD.dtype == q_TND.dtype
+    return cache.k_PSMD.dtype != torch.int8 or q_TND.shape[2] <= rope.MOST_BYTES
+
+
+def _has_planes(q_TND: Tensor, cache: LayerCache) -> bool:
+    """Whether the cache holds K and V alone, in the dtype of the queries or in int8 with scales."""
+    int8 = set(cache) == {"k", "v", "k_scale", "v_scale"}
+    dtype = torch.int8 if int8 else q_TND.dtype
+    return (int8 or set(cache) == {"k", "v"}) and cache.k_PSMD.dtype == cache.v_PSMD.dtype == dtype
+
+
+def _scales(cache: LayerCache) -> tuple[Tensor, Tensor] | None:
+    return (cache["k_scale"], cache["v_scale"]) if "k_scale" in cache else None
 
 
 def _attention(library: Library, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
     if not _has_attention(q_TND, cache):
         return paged_attention.reference(q_TND, cache, step, scale)
     return attention.paged_attention(
-        library, q_TND, cache.k_PSMD, cache.v_PSMD, step.block_table_BC, step.query_starts_B, step.kv_lens_B, scale
-    )
+        library, q_TND, cache.k_PSMD, cache.v_PSMD, step.block_table_BC, step.query_starts_B, step.kv_lens_B, scale,
+        _scales(cache),
+    )  # fmt: skip
 
 
 def _attention_shape(library: Library, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
@@ -199,7 +212,7 @@ def _top_logits_shape(library: Library, logits_LW: Tensor, count: int, first: in
 
 def _has_attention(q_TND: Tensor, cache: LayerCache) -> bool:
     """Whether the library has a form for these planes."""
-    return set(cache) == {"k", "v"} and cache.k_PSMD.dtype == q_TND.dtype and q_TND.shape[2] <= attention.MAX_HEAD_DIM
+    return _has_planes(q_TND, cache) and q_TND.shape[2] <= attention.MAX_HEAD_DIM
 
 
 def _like(body: Body) -> Callable[..., Any]:

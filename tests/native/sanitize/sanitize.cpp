@@ -8,20 +8,27 @@ API double atb_limit_floats(int, int, int32_t*);
 API double atb_limit_bf16(int, int, int32_t*);
 API double atb_limit_int8(int, int, int32_t*);
 
-static void attention(int format, int kv_heads, int group, int dim, int threads) {
+// Scales of int8 vectors, none for floats; they multiply what the vectors hold.
+static Scales scales(Numbers& of, int stored, int size, int heads) {
+  for (int64_t i = 0; i < of.count; i++) of.set(i, stored == FORMAT_I8 ? .005f * (3 + of.floats[i]) : 1);
+  return {stored == FORMAT_I8 ? of.floats : nullptr, size * heads, heads, 1};
+}
+
+static void attention(int format, int stored, int kv_heads, int group, int dim, int threads) {
   enum { B = 5, SIZE = 16, BLOCKS = 24, WIDTH = 19 };
   const int queries[B] = {1, 1, 9, 70, 1}, lengths[B] = {1, 257, 9, 290, 16}, heads = kv_heads * group;
   int32_t starts[B + 1] = {0}, *table = (int32_t*)malloc(B * WIDTH * 4);
   for (int b = 0; b < B; b++) starts[b + 1] = starts[b] + queries[b];
   for (int i = 0; i < B * WIDTH; i++) table[i] = (i * 7 + 3) % BLOCKS;
-  Numbers q(starts[B] * heads * dim, format), k(BLOCKS * SIZE * kv_heads * dim, format), v(k.count, format),
-      out(q.count, format);
+  Numbers q(starts[B] * heads * dim, format), k(BLOCKS * SIZE * kv_heads * dim, stored), v(k.count, stored),
+      out(q.count, format), k_scale(BLOCKS * SIZE * kv_heads, FORMAT_F32), v_scale(k_scale.count, FORMAT_F32);
   AttentionCall c = {};
   c.q = q.data, c.k = k.data, c.v = v.data, c.out = out.data, c.table = table, c.starts = starts, c.kv_lens = lengths;
   c.q_row = heads * dim, c.k_head = c.v_head = dim, c.k_slot = c.v_slot = kv_heads * dim;
   c.k_block = c.v_block = SIZE * kv_heads * dim, c.table_row = c.table_width = WIDTH;
   c.tokens = starts[B], c.sequences = B, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = dim;
   c.block_size = SIZE, c.blocks = BLOCKS, c.format = format, c.threads = threads, c.scale = .5f;
+  c.k_scale = scales(k_scale, stored, SIZE, kv_heads), c.v_scale = scales(v_scale, stored, SIZE, kv_heads);
   with_scratch(c, atb_attention_scratch, atb_attention);
   for (int b = 0; b < B; b++)
     for (int i = 0; i < queries[b]; i++)
@@ -30,11 +37,12 @@ static void attention(int format, int kv_heads, int group, int dim, int threads)
         const int seen = lengths[b] - queries[b] + i + 1;
         double weights[300], total = 0, sums[256] = {};
         for (int s = 0; s < seen; s++) {
-          const int64_t row = ((int64_t)table[b * WIDTH + s / SIZE] * SIZE + s % SIZE) * kv_heads * dim + h / group * dim;
+          const int64_t vector = ((int64_t)table[b * WIDTH + s / SIZE] * SIZE + s % SIZE) * kv_heads + h / group;
+          const int64_t row = vector * dim;
           double dot = 0;
           for (int d = 0; d < dim; d++) dot += (double)q.floats[at + d] * k.floats[row + d];
-          total += weights[s] = exp(dot * .5);
-          for (int d = 0; d < dim; d++) sums[d] += weights[s] * v.floats[row + d];
+          total += weights[s] = exp(dot * k_scale.floats[vector] * .5);
+          for (int d = 0; d < dim; d++) sums[d] += weights[s] * v_scale.floats[vector] * v.floats[row + d];
         }
         for (int d = 0; d < dim; d++) compare(out.get(at + d), sums[d] / total, format);
       }
@@ -157,14 +165,16 @@ static void top_logits(int format, int width, int count, int threads) {
   free(keys);
 }
 
-static void rope(int format, int dim, int half) {
+static void rope(int format, int stored, int dim, int half) {
   enum { T = 5, N = 3, M = 2, SIZE = 4, BLOCKS = 3 };
   Numbers q(T * N * dim, format), k(T * M * dim, format), v(k.count, format), cosine(T * half, FORMAT_F32),
-      sine(T * half, FORMAT_F32), out(q.count, format), keys(BLOCKS * SIZE * M * dim, format), values(keys.count, format);
+      sine(T * half, FORMAT_F32), out(q.count, format), keys(BLOCKS * SIZE * M * dim, stored), values(keys.count, stored),
+      k_scale(BLOCKS * SIZE * M, FORMAT_F32), v_scale(k_scale.count, FORMAT_F32);
   const int32_t slots[T] = {11, 0, 3, 4, 7};
   RopeCall c = {q.data, k.data, v.data, cosine.floats, sine.floats, slots, out.data, keys.data, values.data,
                 N * dim, M * dim, M * dim, SIZE * M * dim, M * dim, dim, SIZE * M * dim, M * dim, dim,
-                T, N, M, dim, half, SIZE, BLOCKS, format, 2};
+                T, N, M, dim, half, SIZE, BLOCKS, format, 2,
+                scales(k_scale, stored, SIZE, M), scales(v_scale, stored, SIZE, M)};
   failures += atb_rope(&c) != DONE;
   for (int t = 0; t < T; t++)
     for (int h = 0; h < N + M; h++)
@@ -176,8 +186,21 @@ static void rope(int format, int dim, int half) {
           expected = expected * cosine.floats[t * half + d] - (double)from.floats[row + d + half] * sine.floats[t * half + d];
         else if (d < 2 * half)
           expected = expected * cosine.floats[t * half + d - half] + (double)from.floats[row + d - half] * sine.floats[t * half + d - half];
-        compare(h < N ? out.get(row + d) : keys.get((slots[t] * M + h - N) * dim + d), expected, format);
-        if (h >= N) compare(values.get((slots[t] * M + h - N) * dim + d), v.floats[row + d], FORMAT_F32);
+        if (h < N) {
+          compare(out.get(row + d), expected, format);
+          continue;
+        }
+        // An integer stands for what differs by half a scale at most.
+        const int64_t vector = slots[t] * M + h - N;
+        const double key = keys.get(vector * dim + d) * k_scale.floats[vector];
+        const double value = values.get(vector * dim + d) * v_scale.floats[vector];
+        if (stored == FORMAT_I8) {
+          failures += !(fabs(key - expected) <= .52 * k_scale.floats[vector] + .01);
+          failures += !(fabs(value - v.floats[row + d]) <= .52 * v_scale.floats[vector]);
+        } else {
+          compare(key, expected, format);
+          compare(value, v.floats[row + d], FORMAT_F32);
+        }
       }
 }
 
@@ -275,13 +298,13 @@ static void feed_forward_sublayer(int format, int stored, int tokens, int thread
 
 int main() {
   for (int format : FLOATS) {
-    for (int threads : {1, 3}) {
-      attention(format, 2, 1, 40, threads);
-      attention(format, 1, 3, 128, threads);
-      attention(format, 2, 7, 16, threads);
-    }
-    report("attention");
     for (int stored : {format, (int)FORMAT_I8}) {
+      for (int threads : {1, 3}) {
+        attention(format, stored, 2, 1, 40, threads);
+        attention(format, stored, 1, 3, 128, threads);
+        attention(format, stored, 2, 7, 16, threads);
+      }
+      report("attention");
       for (int rows : {1, 2, 3, 5, 7, 13, 30}) linear(format, stored, rows, 37, 301, 1 + rows % 3);
       linear(format, stored, 530, 19, 9, 2);
       linear(format, stored, 1, 200, 9, 1);  // 13 panels beside one row: in tiles of every width
@@ -298,8 +321,10 @@ int main() {
       for (int count : {1, 5, 64}) top_logits(format, width, count, 1 + width % 2);
     top_logits(format, 40000, 8, 3);
     report("top_logits");
-    rope(format, 24, 12);
-    rope(format, 40, 7);
+    for (int stored : {format, (int)FORMAT_I8}) {
+      rope(format, stored, 24, 12);
+      rope(format, stored, 40, 7);
+    }
     report("rope");
   }
   gating(9, 9, 1);

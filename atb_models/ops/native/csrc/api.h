@@ -9,6 +9,13 @@ enum Format { FORMAT_F32 = 0, FORMAT_F16 = 1, FORMAT_BF16 = 2, FORMAT_I8 = 3 };
 // What a call returns: 0, or what it refused before it wrote anything.
 enum Status { DONE = 0, BAD_LENGTH = 1, BAD_BLOCK = 2, BAD_SLOT = 3, BAD_EXPERT = 4, MORE_SCRATCH = 5 };
 
+// The scales of the vectors of a cache that is int8; no data where it holds floats. That of vector (p, s, m) is at
+// p * block + s * slot + m * head.
+struct Scales {
+  float* data;
+  int64_t block, slot, head;
+};
+
 // Attention over the paged cache. Element (p, s, m, d) of a cache is at p * block + s * slot + m * head + d.
 struct AttentionCall {
   const void *q, *k, *v;
@@ -20,6 +27,7 @@ struct AttentionCall {
   int64_t table_row;
   int32_t tokens, sequences, heads, kv_heads, head_dim, block_size, blocks, table_width, format, threads;
   float scale;
+  Scales k_scale, v_scale;
 };
 
 // A weight [outputs, inputs], or a stack of them, in panels (see panels.h). What a storage needs beside its values is
@@ -99,6 +107,7 @@ struct RopeCall {
   int64_t q_row, k_row, v_row;
   int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
   int32_t tokens, heads, kv_heads, head_dim, half, block_size, blocks, format, threads;
+  Scales k_scale, v_scale;
 };
 
 // The `count` greatest finite logits of each row as keys, and a count of those that are not finite, see top_logits.py.

@@ -29,6 +29,37 @@ INLINE void rotate(const typename X::T* from, const float* cos, const float* sin
   if (rest) __builtin_memcpy(to + 2 * half, from + 2 * half, rest * sizeof(*to));
 }
 
+// A vector as int8, of at most MOST_BYTES elements -> its scale, the largest magnitude / 127, or 1 where that is 0. What
+// is no number has the largest bits of all and makes the scale one.
+constexpr int MOST_BYTES = 256;
+template <class X> INLINE float to_bytes(const typename X::T* from, int n, int8_t* to) {
+  float x[MOST_BYTES];
+  const int whole = (int)round_up(n, VL);
+  widen<X>(from, n, x, whole);
+  vi most = splat_bits(0);
+  for (int d = 0; d < whole; d += VL) {
+    const vi bits = (vi)load(x + d) & 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  int32_t largest = 0;
+  for (int i = 0; i < VL; i++) largest = most[i] > largest ? most[i] : largest;
+  float scale;
+  __builtin_memcpy(&scale, &largest, sizeof(scale));
+  scale /= 127.f;
+  if (scale == 0) scale = 1;
+  for (int d = 0; d < n; d += VL) {
+    vi number = nearest(load(x + d) / splat(scale));
+    number = number > 127 ? splat_bits(127) : number;
+    number = number < -127 ? splat_bits(-127) : number;
+    for (int i = 0; i < least(VL, n - d); i++) to[d + i] = (int8_t)number[i];
+  }
+  return scale;
+}
+
+INLINE int64_t place(const Scales& s, int64_t block, int64_t slot, int64_t head) {
+  return block * s.block + slot * s.slot + head * s.head;
+}
+
 template <class X> static void rope_token(const RopeCall& c, int64_t token) {
   typedef typename X::T T;
   const float *cos = c.cos + token * c.half, *sin = c.sin + token * c.half;
@@ -37,10 +68,19 @@ template <class X> static void rope_token(const RopeCall& c, int64_t token) {
               (T*)c.q_out + (token * c.heads + h) * c.head_dim);
   const int64_t block = c.slots[token] / c.block_size, slot = c.slots[token] % c.block_size;
   for (int64_t h = 0; h < c.kv_heads; h++) {
-    rotate<X>((const T*)c.k + token * c.k_row + h * c.head_dim, cos, sin, c.half, c.head_dim,
-              (T*)c.k_cache + block * c.k_block + slot * c.k_slot + h * c.k_head);
-    __builtin_memcpy((T*)c.v_cache + block * c.v_block + slot * c.v_slot + h * c.v_head,
-                     (const T*)c.v + token * c.v_row + h * c.head_dim, c.head_dim * sizeof(T));
+    const T *k = (const T*)c.k + token * c.k_row + h * c.head_dim, *v = (const T*)c.v + token * c.v_row + h * c.head_dim;
+    const int64_t k_place = block * c.k_block + slot * c.k_slot + h * c.k_head;
+    const int64_t v_place = block * c.v_block + slot * c.v_slot + h * c.v_head;
+    if (c.k_scale.data) {
+      T rotated[MOST_BYTES];
+      rotate<X>(k, cos, sin, c.half, c.head_dim, rotated);
+      c.k_scale.data[place(c.k_scale, block, slot, h)] =
+          to_bytes<X>(rotated, c.head_dim, (int8_t*)c.k_cache + k_place);
+      c.v_scale.data[place(c.v_scale, block, slot, h)] = to_bytes<X>(v, c.head_dim, (int8_t*)c.v_cache + v_place);
+    } else {
+      rotate<X>(k, cos, sin, c.half, c.head_dim, (T*)c.k_cache + k_place);
+      __builtin_memcpy((T*)c.v_cache + v_place, v, c.head_dim * sizeof(T));
+    }
   }
 }
 

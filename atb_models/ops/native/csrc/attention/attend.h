@@ -52,6 +52,25 @@ struct Paired {
   }
   INLINE vf dot(vf acc, vi q, vi k) { return dot_pairs(acc, q, k); }
 };
+
+// Keys of int8 become such pairs, which hold them exactly. Elements VL apart make a pair, in queries too: that is how
+// two vectors of floats are joined.
+template <class X> INLINE vi distant_pairs(const typename X::T* p) {
+  return join_upper_halves(X::load(p), X::load(p + VL));
+}
+template <class X> INLINE vi distant_pairs(const typename X::T* p, int n) {  // the first n elements, then zeros
+  typename X::T lanes[2 * VL] = {};
+  __builtin_memcpy(lanes, p, least(n, 2 * VL) * sizeof(lanes[0]));
+  return distant_pairs<X>(lanes);
+}
+struct PairedBytes : Paired {
+  typedef int8_t K;
+  INLINE vi load_k(const K* p) { return distant_pairs<I8>(p); }
+  INLINE vi part_k(const K* p, int n) { return distant_pairs<I8>(p, n); }
+};
+struct BroughtPairs : Paired {  // that a prompt has made of bytes
+  static constexpr bool WHOLE = true;
+};
 #endif
 
 // Products of NQ queries, `q_row` apart and zero-filled to whole vectors, with NK keys, at `offset` from `keys[i]`.
@@ -97,23 +116,28 @@ struct Softmax {
   float largest, total;
 };
 
-// scores[i] becomes exp(scale * scores[i] - largest) for i < n and 0 up to the next whole vector.
-INLINE Softmax soften(float* scores, int n, float scale) {
+// scores[i] becomes exp(scale * scores[i] - largest) for i < n and 0 up to the next whole vector. SCALED: scores are
+// first multiplied by the scales of their keys, and what they become is by those of their values.
+template <bool SCALED>
+INLINE Softmax soften(float* scores, int n, float scale, const float* key_scales, const float* value_scales) {
   vi lane;
   UNROLL for (int i = 0; i < VL; i++) lane[i] = i;
   vf lowest = splat(-__builtin_inff()), largest = lowest;
   for (int i = 0; i < n; i += VL) {
     vf scaled = load(scores + i) * splat(scale);
+    if (SCALED) scaled *= load(key_scales + i);
+    scaled = where(lane < splat_bits(n - i), scaled, lowest);
     store(scores + i, scaled);
-    largest = larger(where(lane < splat_bits(n - i), scaled, lowest), largest);  // a NaN is passed over
+    largest = larger(scaled, largest);  // a NaN is passed over
   }
   float top = largest[0];
   UNROLL for (int i = 1; i < VL; i++) top = largest[i] > top ? largest[i] : top;
   vf total = zeros();
   for (int i = 0; i < n; i += VL) {
     vf weight = where(lane < splat_bits(n - i), exponential(load(scores + i) - splat(top)), zeros());
-    store(scores + i, weight);
     total += weight;
+    if (SCALED) weight = where(lane < splat_bits(n - i), weight * load(value_scales + i), weight);
+    store(scores + i, weight);
   }
   return {top, sum(total)};
 }

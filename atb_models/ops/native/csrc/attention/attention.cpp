@@ -11,11 +11,11 @@ static int64_t partial_floats(const AttentionCall& c) {
   return round_up(chunks * c.heads * (padded_dim(c) + 2), 16);
 }
 
-template <class S, class DecodeForm, class PromptForm> static void attend(const AttentionCall& c) {
+template <class S, class C, class DecodeForm, class PromptForm> static void attend(const AttentionCall& c) {
   int32_t* lists = (int32_t*)c.scratch;
   float* partial = c.scratch + list_floats(c);
-  const Prompt<S, PromptForm> prompt(c, lists);
-  const Decode<S, DecodeForm> decode(c, lists + c.sequences + 1, partial);
+  const Prompt<S, C, PromptForm> prompt(c, lists);
+  const Decode<S, C, DecodeForm> decode(c, lists + c.sequences + 1, partial);
   float* desks = partial + partial_floats(c);
   const int64_t own = Desk::floats(c);
   parallel(c.threads, [&](Team& team, int thread) {
@@ -31,6 +31,32 @@ template <class S, class DecodeForm, class PromptForm> static void attend(const 
     team.barrier();
     team.each((int64_t)c.sequences * c.heads, [&](int64_t i) { decode.join_chunks(i, desk); });
   });
+}
+
+static void attend_floats(const AttentionCall& c) {
+  switch (c.format) {
+    case FORMAT_F16: return attend<F16, F16, Widened<F16>, Widened<F32>>(c);
+    case FORMAT_BF16:
+#ifdef HAS_BF16_DOT
+      return attend<BF16, BF16, Paired, Paired>(c);
+#else
+      return attend<BF16, BF16, Widened<BF16>, Widened<F32>>(c);
+#endif
+    default: return attend<F32, F32, Widened<F32>, Widened<F32>>(c);
+  }
+}
+
+static void attend_bytes(const AttentionCall& c) {
+  switch (c.format) {
+    case FORMAT_F16: return attend<F16, I8, Widened<I8>, Widened<F32>>(c);
+    case FORMAT_BF16:
+#ifdef HAS_BF16_DOT
+      return attend<BF16, I8, PairedBytes, BroughtPairs>(c);
+#else
+      return attend<BF16, I8, Widened<I8>, Widened<F32>>(c);
+#endif
+    default: return attend<F32, I8, Widened<I8>, Widened<F32>>(c);
+  }
 }
 
 int attention_status(const AttentionCall& c) {
@@ -53,16 +79,9 @@ API int64_t atb_attention_scratch(const AttentionCall* c) {
 API int atb_attention(const AttentionCall* c) {
   const int status = attention_status(*c);
   if (status != DONE) return status;
-  switch (c->format) {
-    case FORMAT_F16: attend<F16, Widened<F16>, Widened<F32>>(*c); break;
-    case FORMAT_BF16:
-#ifdef HAS_BF16_DOT
-      attend<BF16, Paired, Paired>(*c);
-#else
-      attend<BF16, Widened<BF16>, Widened<F32>>(*c);
-#endif
-      break;
-    default: attend<F32, Widened<F32>, Widened<F32>>(*c);
-  }
+  if (c->k_scale.data)
+    attend_bytes(*c);
+  else
+    attend_floats(*c);
   return DONE;
 }

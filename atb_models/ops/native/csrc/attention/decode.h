@@ -3,7 +3,8 @@
 #include "places.h"
 #include "../team.h"
 
-template <class S, class P> class Decode {
+// S: the format of queries and results, C: of the cache, P: how they meet.
+template <class S, class C, class P> class Decode {
  public:
   // `first_chunk` and `memory` are the call's scratch; the former is filled here.
   Decode(const AttentionCall& call, int32_t* first_chunk, float* memory)
@@ -41,22 +42,26 @@ template <class S, class P> class Decode {
  private:
   void attend(int b, int chunk, int head0, int head1, Desk& desk, float* out, Softmax* softmaxes) const {
     const int rows = (head1 - head0) * shared, n = least(CHUNK, c.kv_lens[b] - chunk * CHUNK);
-    Places<S> at;
+    Places<C> at;
     at.find(c, b, chunk * CHUNK, n);
     typename P::Q* q = (typename P::Q*)desk.q;
     for (int r = 0; r < rows; r++)
-      take<S>(query<S>(c, c.starts[b], head0 * shared + r), c.head_dim, q + (int64_t)r * dim, dim);
+      take<S, C>(query<S>(c, c.starts[b], head0 * shared + r), c.head_dim, q + (int64_t)r * dim, dim);
     const int together = shared > 1 ? BLOCK : KEYS;
-    Fetch<typename S::T> fetch_keys(at.key, c.k_head, head0, head1 - head0, c.head_dim);
+    Fetch<typename C::T> fetch_keys(at.key, c.k_head, head0, head1 - head0, c.head_dim);
     for (int i = 0; i < n; i += together)
       for (int h = head0; h < head1; h++) {
         fetch_keys.next(together);
         score_head(at.key + i, least(together, n - i), h, q + (int64_t)(h - head0) * shared * dim,
                    desk.scores + (h - head0) * shared * CHUNK + i);
       }
-    for (int r = 0; r < rows; r++) softmaxes[r] = soften(desk.scores + (int64_t)r * CHUNK, n, c.scale);
+    for (int h = head0; h < head1; h++) {
+      const int r = (h - head0) * shared;
+      soften_head<C>(c, b, chunk * CHUNK, h, n, desk.scores + (int64_t)r * CHUNK, 0, shared, softmaxes + r,
+                     [=](int) { return n; });
+    }
     for (int64_t i = 0; i < (int64_t)rows * dim; i += VL) store(out + i, zeros());
-    Fetch<typename S::T> fetch_values(at.value, c.v_head, head0, head1 - head0, c.head_dim);
+    Fetch<typename C::T> fetch_values(at.value, c.v_head, head0, head1 - head0, c.head_dim);
     for (int i = 0; i < n; i += together)
       for (int h = head0; h < head1; h++) {
         fetch_values.next(together);
@@ -66,7 +71,7 @@ template <class S, class P> class Decode {
   }
 
   // The products of a KV head's queries with `count` keys.
-  void score_head(const typename S::T* const* keys, int count, int head, const typename P::Q* q, float* scores) const {
+  void score_head(const typename C::T* const* keys, int count, int head, const typename P::Q* q, float* scores) const {
     const int64_t offset = head * c.k_head;
     in_groups(shared, [&](int r, auto group) {
       score<P, decltype(group)::value>(q + (int64_t)r * dim, dim, keys, count, offset, c.head_dim, scores + r * CHUNK);
@@ -74,11 +79,11 @@ template <class S, class P> class Decode {
   }
 
   // Adds `count` weighted values to the sums of a KV head's queries.
-  void add_head(const typename S::T* const* values, int count, int head, const float* weights, float* sums) const {
+  void add_head(const typename C::T* const* values, int count, int head, const float* weights, float* sums) const {
     const int64_t offset = head * c.v_head;
-    if (count == KEYS && shared == 1) return add_values<S, KEYS>(weights, values, offset, c.head_dim, sums);
+    if (count == KEYS && shared == 1) return add_values<C, KEYS>(weights, values, offset, c.head_dim, sums);
     in_groups(shared, [&](int r, auto group) {
-      add_block<S, decltype(group)::value>(weights + r * CHUNK, values, offset, count, c.head_dim,
+      add_block<C, decltype(group)::value>(weights + r * CHUNK, values, offset, count, c.head_dim,
                                            sums + (int64_t)r * dim, dim);
     });
   }

@@ -6,6 +6,9 @@
 constexpr int ROWS = 64;   // queries, times the heads that share keys, of a work item of a prompt
 constexpr int BLOCK = 16;  // positions that several queries meet together
 
+template <class C> constexpr bool of_bytes = false;  // whether a cache of this format has scales
+template <> constexpr bool of_bytes<I8> = true;
+
 INLINE int padded_dim(const AttentionCall& c) { return (int)round_up(c.head_dim, 32); }
 INLINE int group(const AttentionCall& c) { return c.heads / c.kv_heads; }
 INLINE int tile_tokens(const AttentionCall& c) { return most(1, ROWS / group(c)); }
@@ -42,19 +45,36 @@ struct Desk {
   }
 };
 
-// Prepares a query and a key of format S for the form that scores them.
-template <class S> INLINE void take(const typename S::T* from, int n, float* to, int padded) {
+// Prepares a query of format S and a key of a cache of format C for the form that scores them.
+template <class S, class C> INLINE void take(const typename S::T* from, int n, float* to, int padded) {
   widen<S>(from, n, to, padded);
 }
-template <class S> INLINE void take(const typename S::T* from, int n, uint16_t* to, int padded) {
-  __builtin_memcpy(to, from, n * sizeof(*to));
-  for (int i = n; i < padded; i++) to[i] = 0;
-}
-template <class S> INLINE void bring(const typename S::T* from, int n, float* to, const float** row) {
-  widen<S>(from, n, to, (int)round_up(n, VL));
+template <class C> INLINE void bring(const typename C::T* from, int n, float* to, const float** row) {
+  widen<C>(from, n, to, (int)round_up(n, VL));
   *row = to;
 }
-template <class S> INLINE void bring(const typename S::T* from, int, float*, const uint16_t** row) { *row = from; }
+#ifdef HAS_BF16_DOT
+constexpr int PAIRS = 2 * VL;
+template <class S, class C> INLINE void take(const typename S::T* from, int n, uint16_t* to, int padded) {
+  if constexpr (of_bytes<C>) {
+    for (int d = 0; d < padded; d += PAIRS) store_bits(to + d, distant_pairs<S>(from + d, most(0, n - d)));
+  } else {
+    __builtin_memcpy(to, from, n * sizeof(*to));
+    for (int i = n; i < padded; i++) to[i] = 0;
+  }
+}
+template <class C> INLINE void bring(const typename C::T* from, int n, float* to, const uint16_t** row) {
+  if constexpr (of_bytes<C>) {
+    uint16_t* pairs = (uint16_t*)to;
+    int d = 0;
+    for (; d + PAIRS <= n; d += PAIRS) store_bits(pairs + d, distant_pairs<I8>(from + d));
+    if (d < n) store_bits(pairs + d, distant_pairs<I8>(from + d, n - d));
+    *row = pairs;
+  } else {
+    *row = from;
+  }
+}
+#endif
 
 // Which sequence an item belongs to: the last whose first item is not beyond it.
 INLINE int owner(const int32_t* first_item, int sequences, int64_t item) {
@@ -89,16 +109,17 @@ template <class T> class Fetch {
   int heads_, n_, head_ = 0;
 };
 
-// The keys and values of `n` positions from `first` on: those of the first head.
-template <class S> struct Places {
+// The keys and values of `n` positions from `first` on in a cache of format C: those of the first head.
+template <class C> struct Places {
+  typedef typename C::T T;
   static constexpr int BEYOND = AHEAD + BLOCK;
-  const typename S::T *key[CHUNK + BEYOND], *value[CHUNK + BEYOND];
+  const T *key[CHUNK + BEYOND], *value[CHUNK + BEYOND];
   void find(const AttentionCall& c, int b, int first, int n) {
     const int32_t* table = c.table + b * c.table_row;
     for (int i = 0; i < n; i++) {
       int64_t block = table[(first + i) / c.block_size], slot = (first + i) % c.block_size;
-      key[i] = (const typename S::T*)c.k + block * c.k_block + slot * c.k_slot;
-      value[i] = (const typename S::T*)c.v + block * c.v_block + slot * c.v_slot;
+      key[i] = (const T*)c.k + block * c.k_block + slot * c.k_slot;
+      value[i] = (const T*)c.v + block * c.v_block + slot * c.v_slot;
     }
     // Beyond the end the last key is scored with its group and left out; after it the first values are fetched.
     for (int i = 0; i < BEYOND; i++) {
@@ -107,6 +128,43 @@ template <class S> struct Places {
     }
   }
 };
+
+// The scales of one head's keys and values at the same positions, and 1 beyond them.
+struct HeadScales {
+  float key[CHUNK], value[CHUNK];
+  void find(const AttentionCall& c, int b, int first, int n, int head) {
+    const int32_t* table = c.table + b * c.table_row;
+    for (int i = 0, run; i < n; i += run) {
+      const int64_t block = table[(first + i) / c.block_size], slot = (first + i) % c.block_size;
+      run = least(c.block_size - (int)slot, n - i);
+      copy(c.k_scale, block, slot, head, run, key + i);
+      copy(c.v_scale, block, slot, head, run, value + i);
+    }
+    for (int i = n; i < (int)round_up(n, VL); i++) key[i] = value[i] = 1;
+  }
+
+ private:
+  static void copy(const Scales& scales, int64_t block, int64_t slot, int64_t head, int n, float* to) {
+    const float* from = scales.data + block * scales.block + slot * scales.slot + head * scales.head;
+    for (int i = 0; i < n; i++) to[i] = from[i * scales.slot];
+  }
+};
+
+// Softens `rows` rows of scores, CHUNK floats apart, of queries that share a head of a cache of format C: each up to
+// what `seen(r)` says.
+template <class C, class Seen>
+INLINE void soften_head(const AttentionCall& c, int b, int start, int head, int n, float* scores, int from, int rows,
+                        Softmax* softmaxes, const Seen& seen) {
+  if constexpr (of_bytes<C>) {
+    HeadScales scales;
+    scales.find(c, b, start, n, head);
+    for (int r = from; r < rows; r++)
+      softmaxes[r] = soften<true>(scores + (int64_t)r * CHUNK, seen(r), c.scale, scales.key, scales.value);
+  } else {
+    for (int r = from; r < rows; r++)
+      softmaxes[r] = soften<false>(scores + (int64_t)r * CHUNK, seen(r), c.scale, nullptr, nullptr);
+  }
+}
 
 // Writes a query's result: its sum of values over its sum of weights.
 template <class S> INLINE void finish(float* sums, float total, int head_dim, typename S::T* out) {

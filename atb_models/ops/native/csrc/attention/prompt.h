@@ -3,7 +3,8 @@
 #include "places.h"
 #include "../team.h"
 
-template <class S, class P> class Prompt {
+// S, C and P as in decode.h.
+template <class S, class C, class P> class Prompt {
  public:
   // `first_tile` is the call's scratch and filled here.
   Prompt(const AttentionCall& call, int32_t* first_tile)
@@ -33,14 +34,14 @@ template <class S, class P> class Prompt {
     const int64_t token = c.starts[b] + first_token;
     typename P::Q* q = (typename P::Q*)desk.q;
     for (int r = 0; r < rows; r++)
-      take<S>(query<S>(c, token + r / shared, head * shared + r % shared), c.head_dim, q + (int64_t)r * dim, dim);
+      take<S, C>(query<S>(c, token + r / shared, head * shared + r % shared), c.head_dim, q + (int64_t)r * dim, dim);
     for (int start = 0; start < place + count; start += CHUNK) {
-      Places<S> at;
+      Places<C> at;
       at.find(c, b, start, least(CHUNK, place + count - start));
       int skip = most(0, start - place) * shared;  // queries that stand before the chunk
       score_all(at, head, q, rows, skip, place, start, desk);
-      for (int r = skip; r < rows; r++)
-        desk.now[r] = soften(desk.scores + (int64_t)r * CHUNK, seen(r, place, start), c.scale);
+      soften_head<C>(c, b, start, head, seen(rows - 1, place, start), desk.scores, skip, rows, desk.now,
+                     [&](int r) { return seen(r, place, start); });
       for (int64_t i = (int64_t)skip * dim; i < (int64_t)rows * dim; i += VL) store(desk.acc + i, zeros());
       add_all(at, head, rows, skip, place, start, desk);
       for (int64_t r = skip; r < rows; r++)
@@ -51,14 +52,14 @@ template <class S, class P> class Prompt {
                 result<S>(c, token + r / shared, head * shared + r % shared));
   }
 
-  void score_all(const Places<S>& at, int head, const typename P::Q* q, int rows, int skip, int place, int start,
+  void score_all(const Places<C>& at, int head, const typename P::Q* q, int rows, int skip, int place, int start,
                  Desk& desk) const {
-    const int n = seen(rows - 1, place, start), lanes = P::WHOLE ? (int)round_up(c.head_dim, VL) : c.head_dim;
+    const int n = seen(rows - 1, place, start), lanes = P::WHOLE ? (int)round_up(c.head_dim, P::STEP) : c.head_dim;
     for (int block = 0; block < n; block += BLOCK) {
       const int end = least(block + BLOCK, n);
       const typename P::K* wide[BLOCK];
       for (int i = block; i < (int)round_up(end, KEYS); i++)
-        bring<S>(at.key[i] + head * c.k_head, c.head_dim, desk.wide + (i - block) * dim, &wide[i - block]);
+        bring<C>(at.key[i] + head * c.k_head, c.head_dim, desk.wide + (i - block) * dim, &wide[i - block]);
       in_groups(rows - skip, [&](int g, auto count) {
         const int r = skip + g, last = least(end, seen(r + decltype(count)::value - 1, place, start));
         score<P, decltype(count)::value>(q + (int64_t)r * dim, dim, wide, last - block, 0, lanes,
@@ -67,14 +68,14 @@ template <class S, class P> class Prompt {
     }
   }
 
-  void add_all(const Places<S>& at, int head, int rows, int skip, int place, int start, Desk& desk) const {
+  void add_all(const Places<C>& at, int head, int rows, int skip, int place, int start, Desk& desk) const {
     const int n = seen(rows - 1, place, start), lanes = (int)round_up(c.head_dim, VL);
     for (int block = 0; block < n; block += BLOCK) {
       const int end = least(block + BLOCK, n);
       const float* wide[BLOCK];
       for (int i = block; i < end; i++) {
         float* to = desk.wide + (i - block) * dim;
-        widen<S>(at.value[i] + head * c.v_head, c.head_dim, to, lanes);
+        widen<C>(at.value[i] + head * c.v_head, c.head_dim, to, lanes);
         wide[i - block] = to;
       }
       in_groups(rows - skip, [&](int g, auto count) {
