@@ -6,7 +6,8 @@ The limits are the library's own loops: bytes read, and multiplications and addi
 bfloat16). They are measured in turns with the operations, and every figure is a median. With one thread times are the
 thread's CPU time, so that a busy machine disturbs them less; with more they are wall time. Weights and caches are
 larger than the processor's caches. read: bytes that must be moved, over the read limit; compute: FLOPs over the limit
-of the instruction that the level uses. int8 weights meet bfloat16 activations; torch has no such operation to compare.
+of the instruction that the level uses. int8 weights meet bfloat16 activations, an int8 KV cache bfloat16 queries; torch
+has no such operations to compare.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from atb_models.machine.memory import last_level_cache
 from atb_models.models.dtypes import dtype_name
 from atb_models.ops import moe
 from atb_models.ops.gating import Gating
+from atb_models.ops.kv_cache import quantize_vectors
 from atb_models.ops.native import limits
 from atb_models.ops.native.attention import paged_attention
 from atb_models.ops.native.experts import experts
@@ -202,10 +204,9 @@ def experts_cases(library: Library, dtype: torch.dtype, rows: list[int], scale: 
 
 def attention_cases(library: Library, dtype: torch.dtype, rows: list[int], scale: int) -> Iterator[Case]:
     """Decoding with mixed lengths over shuffled blocks, and whole prompts; head dimension and block size 128."""
-    if dtype == torch.int8:
-        return
     for kv_heads, shared in ((16, 1), (4, 8)):
-        cache = [torch.randn(600 // scale, 128, kv_heads, 128).to(dtype) for _ in range(2)]
+        cache = [torch.randn(600 // scale, 128, kv_heads, 128).to(torch.bfloat16) for _ in range(2)]
+        cache = [quantize_vectors(x)[0] if dtype == torch.int8 else x.to(dtype) for x in cache]
         for lengths in [2048], [128, 256, 384, 512, 700, 1024, 1500, 2048], [128 + 61 * i for i in range(32)]:
             shorter = [max(1, length // scale) for length in lengths]
             yield attention_case(library, cache, shared, [1] * len(lengths), shorter)
@@ -215,18 +216,23 @@ def attention_cases(library: Library, dtype: torch.dtype, rows: list[int], scale
 
 def attention_case(library: Library, cache: list[Tensor], shared: int, queries: list[int], lengths: list[int]) -> Case:
     blocks, size, kv_heads, dim = cache[0].shape
-    heads, dtype, prompt = kv_heads * shared, cache[0].dtype, queries[0] > 1
+    heads, prompt = kv_heads * shared, queries[0] > 1
+    stored = cache[0].dtype
+    int8 = stored == torch.int8
+    dtype = torch.bfloat16 if int8 else stored
+    scales = (torch.rand(blocks, size, kv_heads, 1), torch.rand(blocks, size, kv_heads, 1)) if int8 else None
     table = torch.stack([torch.randperm(blocks)[: -(-max(lengths) // size)] for _ in lengths]).int()
     q = torch.randn(sum(queries), heads, dim).to(dtype)
     starts = torch.tensor([0, *accumulate(queries)], dtype=torch.int32)
     kv_lens = torch.tensor(lengths, dtype=torch.int32)
     pairs = lengths[0] * (lengths[0] + 1) / 2 if prompt else sum(lengths)
+    torchs = prompt and not int8
     plain = [torch.randn(1, n, lengths[0], dim).to(dtype) for n in (heads, kv_heads, kv_heads)]
     return Case(
         f"{'prompt' if prompt else 'decoding'}, {heads} over {kv_heads} heads, {len(lengths)} x {max(lengths)}",
-        lambda i: paged_attention(library, q, *cache, table, starts, kv_lens, 0.1),
-        (lambda i: scaled_dot_product_attention(*plain, is_causal=True, enable_gqa=True)) if prompt else None,
-        2.0 * sum(lengths) * kv_heads * dim * dtype.itemsize,
+        lambda i: paged_attention(library, q, *cache, table, starts, kv_lens, 0.1, scales),
+        (lambda i: scaled_dot_product_attention(*plain, is_causal=True, enable_gqa=True)) if torchs else None,
+        2.0 * sum(lengths) * kv_heads * (dim * stored.itemsize + 4 * int8),
         4.0 * pairs * heads * dim,
         torch.float32,
     )
