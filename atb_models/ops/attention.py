@@ -63,14 +63,19 @@ def planes_by_name(cache: LayerCache) -> dict[str, Tensor]:
 
 
 def _cache_cost(out: None, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> Cost:
-    """Vectors as wide as they come, in the bytes of the cache; int8 takes a division for each element."""
-    flops, written = 0, 0
-    for name, x_TMD in (("k", k_TMD), ("v", v_TMD)):
-        written += x_TMD.numel() * cache[name].element_size()
-        if (scale_PSM1 := cache.get(scale_of(name))) is not None:
-            flops += x_TMD.numel()
-            written += x_TMD.shape[0] * x_TMD.shape[1] * scale_PSM1.element_size()
-    return Cost(flops, nbytes(k_TMD, v_TMD, step.slots_T), written)
+    keys, values = (
+        caching(x.shape[0] * x.shape[1], x.shape[2], name, cache) for x, name in ((k_TMD, "k"), (v_TMD, "v"))
+    )
+    return keys + values + cost(0, (k_TMD, v_TMD, step.slots_T), ())
+
+
+def caching(vectors: int, width: int, name: str, cache: LayerCache) -> Cost:
+    """Of the write of vectors, as wide as they come, to a plane: its bytes, and a division for each int8."""
+    written = vectors * width * cache[name].element_size()
+    scale_PSM1 = cache.get(scale_of(name))
+    if scale_PSM1 is None:
+        return Cost(written=written)
+    return Cost(vectors * width, written=written + vectors * scale_PSM1.element_size())
 
 
 @op("ReshapeAndCache", cost=_cache_cost, operands=_cache_operands, products=("k_TMD", "v_TMD"))
@@ -99,8 +104,8 @@ def _rope_and_cache_cost(
 ) -> Cost:
     """The FLOPs of the parts; rotated keys go straight to their slots."""
     written = _cache_cost(None, k_TMD, v_TMD, cache, step)
-    flops = _rope_cost((out_TND, k_TMD), q_TND, k_TMD, cos_TD, sin_TD).flops + written.flops
-    return Cost(flops, nbytes(q_TND, cos_TD, sin_TD) + written.read, nbytes(out_TND) + written.written)
+    flops = _rope_cost((out_TND, k_TMD), q_TND, k_TMD, cos_TD, sin_TD).flops
+    return cost(flops, (q_TND, cos_TD, sin_TD), (out_TND,)) + written
 
 
 @op(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from atb_models.ops.attention import attending, paged_attention, planes_by_name, rope_and_cache
+from atb_models.ops.attention import attending, caching, paged_attention, planes_by_name, rope_and_cache
 from atb_models.ops.basic import add, add_rms_norm, linear, rms_norm, swiglu
 from atb_models.ops.cost import Cost, nbytes
 from atb_models.ops.gating import Gating, moe_gating
@@ -120,15 +120,16 @@ def _attention_cost(
 ) -> Cost:
     """The FLOPs of the parts. Rows between them stay where they are made; keys and values go to the cache."""
     tokens, width = residual_TH.shape[0], sublayer.heads * sublayer.head_dim
-    kept = 2 * tokens * sublayer.kv_heads * sublayer.head_dim
     rotated = tokens * (sublayer.heads + sublayer.kv_heads) * sublayer.head_dim
     products = 2 * tokens * (sublayer.qkv.shape[0] * sublayer.qkv.shape[1] + sublayer.o.shape[0] * width)
     biases = tokens * sum(bias.numel() for bias in (sublayer.qkv_bias_O, sublayer.o_bias_H) if bias is not None)
     read = nbytes(sublayer.qkv_bias_O, sublayer.o_bias_H, cos_TD, sin_TD, step.slots_T)
     read += sublayer.qkv.nbytes + sublayer.o.nbytes
-    projections = Cost(products + biases + 3 * rotated, read, kept * residual_TH.element_size())
+    projections = Cost(products + biases + 3 * rotated, read)
+    kept = tokens * sublayer.kv_heads, sublayer.head_dim
+    written = caching(*kept, "k", cache) + caching(*kept, "v", cache)
     attention = attending(sublayer.heads, sublayer.head_dim, cache, step)
-    return _norm_cost(out, x_TH, residual_TH, sublayer.norm) + projections + attention
+    return _norm_cost(out, x_TH, residual_TH, sublayer.norm) + projections + written + attention
 
 
 @op(

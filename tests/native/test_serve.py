@@ -100,23 +100,6 @@ def test_logits_do_not_depend_on_chunks_or_company(dtype: str, stored: dict[str,
     assert torch.equal(company[0], whole) and torch.equal(chunked, whole)
 
 
-def test_an_int8_cache_is_written_and_read_by_the_library(demo: Path) -> None:
-    """In one node and one call each, with no workspace of floats; the planes of scales are written too."""
-    ops.bind("cpu")
-    graph, plain = (
-        trace(meta_model(load_model_config(demo), torch.float16, kv_dtype=stored), meta_step([40], [40], 16))
-        for stored in (torch.int8, None)
-    )
-    write, written = (next(node for node in g.nodes if node.op == "RopeAndCache") for g in (graph, plain))
-    assert set(write.writes) == {f"layers.0.{name}_PSMD" for name in ("k", "v", "k_scale", "v_scale")}
-    assert write.backend == "cpu" and graph.stray == ()
-    assert write.peak_bytes == written.peak_bytes
-    with LLM(demo, device="cpu", kv_blocks=4, kv_dtype="int8") as llm, Recorder(llm._runner) as recorder:
-        llm.prompt_logits([5, 6, 7])
-    called = {call.op for call in recorder.profile.calls}
-    assert {"RopeAndCache", "PagedAttention"} <= called and not {"Rope", "ReshapeAndCache"} & called
-
-
 @pytest.mark.parametrize("tied", [False, True])
 def test_packed_weights_are_planned_and_held(tmp_path: Path, tied: bool) -> None:
     write_checkpoint(tmp_path, tie_word_embeddings=tied)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, scratch, threads
-from atb_models.ops.native.structs import FORMATS, AttentionCall, described_scales
+from atb_models.ops.native.planes import ScalePlanes, described_scales
+from atb_models.ops.native.structs import FORMATS, AttentionCall
 
 MAX_HEAD_DIM = 256
 
@@ -24,7 +25,7 @@ def paged_attention(
     query_starts: Tensor,
     kv_lens_B: Tensor,
     scale: float,
-    scales: tuple[Tensor, Tensor] | None = None,
+    scales: ScalePlanes | None = None,
 ) -> Tensor:
     """Causal attention of each sequence's newest queries over its cached tokens -> [T, N, D].
 
@@ -70,7 +71,7 @@ def _described(
     block_table_BC: Tensor,
     query_starts: Tensor,
     kv_lens_B: Tensor,
-    scales: tuple[Tensor, Tensor] | None,
+    scales: ScalePlanes | None,
 ) -> AttentionCall:
     """The call without its result; raises ValueError where the C side could not rely on the tensors."""
     tensors = (q_TND, k_cache_PSMD, v_cache_PSMD, block_table_BC, query_starts, kv_lens_B)

@@ -10,9 +10,8 @@ from torch import Tensor
 from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, threads
 from atb_models.ops.native.linear import FLOATS
-from atb_models.ops.native.structs import FORMATS, RopeCall, described_scales
-
-MOST_BYTES = 256  # elements of a head in a cache of int8, as in csrc/rope.cpp
+from atb_models.ops.native.planes import MOST_BYTES, ScalePlanes, described_scales
+from atb_models.ops.native.structs import FORMATS, RopeCall
 
 
 def rope_and_cache(
@@ -25,7 +24,7 @@ def rope_and_cache(
     k_cache_PSMD: Tensor,
     v_cache_PSMD: Tensor,
     slots_T: Tensor,
-    scales: tuple[Tensor, Tensor] | None = None,
+    scales: ScalePlanes | None = None,
 ) -> Tensor:
     """Rotate the pairs (d, d + half) of q and k by their token's angle, half = cos_TD.shape[1] -> q [T, N, D].
 

@@ -20,6 +20,7 @@ from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import attention, experts, gating, linear, rope, rows, top_logits
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import GateUpPanels, Panels
+from atb_models.ops.native.planes import MOST_BYTES, has_planes, scale_planes
 from atb_models.ops.native.sublayers.attention import attention_sublayer, attention_sublayer_shape
 from atb_models.ops.native.sublayers.feed_forward import feed_forward_sublayer, feed_forward_sublayer_shape
 from atb_models.ops.step import StepInput
@@ -147,7 +148,7 @@ def _rope_and_cache(
     if not _has_rope_and_cache(q_TND, cache):
         return rope_and_cache.reference(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
     planes = cache.k_PSMD, cache.v_PSMD
-    return rope.rope_and_cache(library, q_TND, k_TMD, v_TMD, cos_TD, sin_TD, *planes, step.slots_T, _scales(cache))
+    return rope.rope_and_cache(library, q_TND, k_TMD, v_TMD, cos_TD, sin_TD, *planes, step.slots_T, scale_planes(cache))
 
 
 def _rope_and_cache_shape(
@@ -170,20 +171,9 @@ def _rope_and_cache_shape(
 
 def _has_rope_and_cache(q_TND: Tensor, cache: LayerCache) -> bool:
     """Whether the library has a form for these planes: K and V of one width, in the dtype of the queries or in int8."""
-    if not _has_planes(q_TND, cache) or cache.k_PSMD.shape != cache.v_PSMD.shape:
+    if not has_planes(cache, q_TND.dtype) or cache.k_PSMD.shape != cache.v_PSMD.shape:
         return False
-    return cache.k_PSMD.dtype != torch.int8 or q_TND.shape[2] <= rope.MOST_BYTES
-
-
-def _has_planes(q_TND: Tensor, cache: LayerCache) -> bool:
-    """Whether the cache holds K and V alone, in the dtype of the queries or in int8 with scales."""
-    int8 = set(cache) == {"k", "v", "k_scale", "v_scale"}
-    dtype = torch.int8 if int8 else q_TND.dtype
-    return (int8 or set(cache) == {"k", "v"}) and cache.k_PSMD.dtype == cache.v_PSMD.dtype == dtype
-
-
-def _scales(cache: LayerCache) -> tuple[Tensor, Tensor] | None:
-    return (cache["k_scale"], cache["v_scale"]) if "k_scale" in cache else None
+    return cache.k_PSMD.dtype != torch.int8 or q_TND.shape[2] <= MOST_BYTES
 
 
 def _attention(library: Library, q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
@@ -191,7 +181,7 @@ def _attention(library: Library, q_TND: Tensor, cache: LayerCache, step: StepInp
         return paged_attention.reference(q_TND, cache, step, scale)
     return attention.paged_attention(
         library, q_TND, cache.k_PSMD, cache.v_PSMD, step.block_table_BC, step.query_starts_B, step.kv_lens_B, scale,
-        _scales(cache),
+        scale_planes(cache),
     )  # fmt: skip
 
 
@@ -212,7 +202,7 @@ def _top_logits_shape(library: Library, logits_LW: Tensor, count: int, first: in
 
 def _has_attention(q_TND: Tensor, cache: LayerCache) -> bool:
     """Whether the library has a form for these planes."""
-    return _has_planes(q_TND, cache) and q_TND.shape[2] <= attention.MAX_HEAD_DIM
+    return has_planes(cache, q_TND.dtype) and q_TND.shape[2] <= attention.MAX_HEAD_DIM
 
 
 def _like(body: Body) -> Callable[..., Any]:

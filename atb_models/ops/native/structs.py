@@ -6,7 +6,6 @@ from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch
-from torch import Tensor
 
 MORE_SCRATCH = 5  # Status
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
@@ -18,23 +17,6 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 class Scales(Structure):
     _fields_ = [("data", c_void_p), *_fields(c_int64, "block slot head")]
-
-
-def described_scales(name: str, cache_PSMD: Tensor, scales: tuple[Tensor, Tensor] | None) -> tuple[Scales, Scales]:
-    """The scales of keys and values in caches of this shape; those without data where there are none.
-
-    Raises ValueError unless they are float32 [P, S, M, 1] on the CPU.
-    """
-    if scales is None:
-        return Scales(), Scales()
-    for scale_PSM1 in scales:
-        if scale_PSM1.dtype != torch.float32 or scale_PSM1.shape != (*cache_PSMD.shape[:3], 1) or not scale_PSM1.is_cpu:
-            raise ValueError(
-                f"{name}: scales {tuple(scale_PSM1.shape)} of {scale_PSM1.dtype} on {scale_PSM1.device} do not go with"
-                f" a cache of {tuple(cache_PSMD.shape)}: float32 [P, S, M, 1]"
-            )
-    k, v = (Scales(x.data_ptr(), *x.stride()[:3]) for x in scales)
-    return k, v
 
 
 class AttentionCall(Structure):
@@ -142,6 +124,7 @@ class AttentionLayer(Structure):
         *_fields(c_int32, "heads kv_heads head_dim block_size blocks"),
         *_fields(c_int32, "format norm_format qkv_bias_format o_bias_format"),
         *_fields(c_float, "eps scale"),
+        *_fields(Scales, "k_scale v_scale"),
     ]
 
 

@@ -27,5 +27,3 @@ def moe(bound: Library, tmp_path: Path) -> Layer:
     """A mixture-of-experts layer with everything that one can have."""
     with torch.inference_mode():
         return Layer(build_layers(tmp_path, MODELS[0], build_of(torch.float16)), 1)
-
-

@@ -51,6 +51,11 @@ def random_step(queries: list[int], lengths: list[int]) -> StepInput:
     return attention_step(queries, lengths, tables, torch.tensor(slots, dtype=torch.int32))
 
 
+def _random(shape: tuple[int, ...]) -> Tensor:
+    """Numbers whose integers are not all 0, and scales of about 1."""
+    return torch.randn(shape) * (10 if shape[-1] > 1 else 1)
+
+
 class Layer:
     """A layer with a cache of random content."""
 
@@ -58,8 +63,8 @@ class Layer:
         self.layer: DecoderLayer = model.layers[index]
         self.dtype, self.hidden = self.layer.build.dtype, model.config.hidden_size
         self.half = model.config.head_dim // 2
-        planes, device = self.layer.attn.planes, torch.device("cpu")
-        self.cache = make_cache(planes, BLOCKS, SIZE, lambda *size: torch.randn(size[0], device=device).to(size[1]))
+        planes = self.layer.attn.planes
+        self.cache = make_cache(planes, BLOCKS, SIZE, lambda shape, dtype: _random(shape).to(dtype))
 
     def attend(
         self, sublayer: Sublayer, step: StepInput, x: Tensor | None, residual: Tensor
@@ -80,7 +85,7 @@ def check_layer(layer: Layer, step: StepInput, *, first: bool) -> None:
     *ours, cache = layer.attend(ops.attention_sublayer, step, given, residual)
     *parts, expected = layer.attend(ops.attention_sublayer.reference, step, given, residual)
     assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(ours, parts, strict=True))
-    assert all(torch.equal(cache[name], expected[name]) for name in ("k", "v"))
+    assert all(torch.equal(plane, expected[name]) for name, plane in cache.items())
     assert not torch.equal(cache.k_PSMD, layer.cache.k_PSMD) and ours[0].abs().max() > 0
     moe = hasattr(layer.layer.mlp, "count_tokens")
     results, counts = [], []
@@ -91,5 +96,3 @@ def check_layer(layer: Layer, step: StepInput, *, first: bool) -> None:
     assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(ours, parts, strict=True))
     assert ours[0].abs().max() > 0
     assert not moe or (torch.equal(*counts) and counts[0].sum() > 0)
-
-

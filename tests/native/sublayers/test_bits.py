@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from tests.records import build_of
 
 @pytest.mark.parametrize("fields", MODELS, ids=["qwen", "xverse", "deepseek"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", [None, "w8a16"])
+@pytest.mark.parametrize(("method", "kv_dtype"), [(None, None), ("w8a16", None), (None, torch.int8)])
 @torch.inference_mode()
 def test_the_bits_of_the_parts(
-    bound: Library, tmp_path: Path, fields: dict[str, Any], dtype: torch.dtype, method: str | None
+    bound: Library,
+    tmp_path: Path,
+    fields: dict[str, Any],
+    dtype: torch.dtype,
+    method: str | None,
+    kv_dtype: torch.dtype | None,
 ) -> None:
     """On one rank, and on the last of several, whose widths are padded and which adds no bias."""
     torch.set_num_threads(2)
     stored = None if method is None else Quantization(method, every=METHODS[method])
     for rank, size in ((0, 1), (3, 4)):
-        build = build_of(dtype, rank, size, quantization=stored)
+        build = replace(build_of(dtype, rank, size, quantization=stored), kv_dtype=kv_dtype)
         model = build_layers(tmp_path, fields, build)
         for index, (queries, lengths) in itertools.product(range(2), STEPS):
             check_layer(Layer(model, index), random_step(queries, lengths), first=index == 0)
-
-

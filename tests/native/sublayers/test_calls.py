@@ -95,6 +95,29 @@ def test_sublayers_are_one_node_and_one_call(demo: Path) -> None:
     assert all(called.count(name) == layers for name in sublayers) and set(called) - sublayers == outside
 
 
+def test_an_int8_cache_is_written_and_read_in_the_same_call(demo: Path) -> None:
+    """With no more workspace; the planes of scales are written too, and the cost counts the bytes of the cache."""
+    ops.bind("cpu")
+    int8, plain = (
+        trace(meta_model(load_model_config(demo), torch.float16, kv_dtype=stored), meta_step([40], [40], 16))
+        for stored in (torch.int8, None)
+    )
+    assert int8.counts() == plain.counts() and int8.stray == ()
+    node, other = (next(node for node in graph.nodes if node.op == "AttentionSublayer") for graph in (int8, plain))
+    assert set(node.writes) == {f"layers.0.{name}_PSMD" for name in ("k", "v", "k_scale", "v_scale")}
+    assert node.backend == "cpu" and node.peak_bytes == other.peak_bytes
+    vectors = 2 * 40 * 8  # keys and values of as many tokens and heads, 16 wide
+    assert other.cost.written - node.cost.written == vectors * (2 * 16 - 16 - 4)
+    assert node.cost.flops - other.cost.flops == vectors * 16
+    ops.bind("reference")
+    parts = trace(meta_model(load_model_config(demo), torch.float16, kv_dtype=torch.int8), meta_step([40], [40], 16))
+    assert sum(node.cost.flops for node in int8.nodes) == sum(node.cost.flops for node in parts.nodes)
+    with LLM(demo, device="cpu", kv_blocks=4, kv_dtype="int8") as llm, Recorder(llm._runner) as recorder:
+        llm.prompt_logits([5, 6, 7])
+        assert llm._runner.model.layers[0]._attention_sublayer.bound is not None
+    assert not {"RopeAndCache", "PagedAttention", "Rope"} & {call.op for call in recorder.profile.calls}
+
+
 def test_int8_activations_run_in_parts(demo: Path) -> None:
     """Which the sublayers' operations have no place for; their parts are shown instead."""
     ops.bind("cpu")

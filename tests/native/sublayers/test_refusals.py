@@ -112,5 +112,3 @@ def test_threads_of_python_share_a_layer(moe: Layer) -> None:
 def test_no_rows(moe: Layer) -> None:
     out, total = moe.feed_forward(ops.feed_forward_sublayer, *torch.randn(2, 0, moe.hidden).half())
     assert out.shape == total.shape == (0, moe.hidden)
-
-

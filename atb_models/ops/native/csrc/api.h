@@ -151,6 +151,7 @@ struct AttentionLayer {
   int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
   int32_t heads, kv_heads, head_dim, block_size, blocks, format, norm_format, qkv_bias_format, o_bias_format;
   float eps, scale;
+  Scales k_scale, v_scale;
 };
 
 // What all the layers' attention takes of a step.

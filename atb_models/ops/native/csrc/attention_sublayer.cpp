@@ -64,6 +64,7 @@ struct AttentionSublayer {
     rope.q_out = row_of(queries, start, width, l.format), rope.k_cache = l.k_cache, rope.v_cache = l.v_cache;
     rope.k_block = l.k_block, rope.k_slot = l.k_slot, rope.k_head = l.k_head;
     rope.v_block = l.v_block, rope.v_slot = l.v_slot, rope.v_head = l.v_head;
+    rope.k_scale = l.k_scale, rope.v_scale = l.v_scale;
     rope.heads = l.heads, rope.kv_heads = l.kv_heads, rope.head_dim = l.head_dim;
     rope.block_size = l.block_size, rope.blocks = l.blocks, rope.format = l.format, rope.threads = c.threads;
     return rope;
@@ -74,6 +75,7 @@ struct AttentionSublayer {
     attention.q = queries, attention.q_row = (int64_t)l.heads * l.head_dim, attention.out = attended;
     attention.k = l.k_cache, attention.k_block = l.k_block, attention.k_slot = l.k_slot, attention.k_head = l.k_head;
     attention.v = l.v_cache, attention.v_block = l.v_block, attention.v_slot = l.v_slot, attention.v_head = l.v_head;
+    attention.k_scale = l.k_scale, attention.v_scale = l.v_scale;
     attention.table = s.table, attention.table_row = s.table_row, attention.table_width = s.table_width;
     attention.starts = s.starts, attention.kv_lens = s.kv_lens, attention.sequences = s.sequences;
     attention.tokens = c.tokens, attention.heads = l.heads, attention.kv_heads = l.kv_heads;

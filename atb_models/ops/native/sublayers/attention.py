@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from atb_models.ops import sublayers
-from atb_models.ops.attention import reshape_and_cache
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import linear
 from atb_models.ops.native.attention import MAX_HEAD_DIM
 from atb_models.ops.native.checks import dense, on_cpu
 from atb_models.ops.native.library import Library
-from atb_models.ops.native.structs import FORMATS, AttentionLayer, AttentionStep
+from atb_models.ops.native.planes import MOST_BYTES, described_scales, has_planes, scale_planes
+from atb_models.ops.native.structs import FORMATS, AttentionLayer, AttentionStep, Scales
 from atb_models.ops.native.sublayers.call import BoundSublayer, address, check_norm, result_shapes, run, scratch_floats
 from atb_models.ops.step import StepInput
 from atb_models.ops.sublayers import AttentionSublayer
@@ -29,15 +29,17 @@ class BoundAttention(BoundSublayer):
     def __init__(self, sublayer: AttentionSublayer, cache: LayerCache) -> None:
         dtype, hidden = sublayer.norm.weight_H.dtype, sublayer.qkv.shape[1]
         _check_layer(sublayer, cache, hidden)
-        self.k_PSMD, self.v_PSMD, self.head_dim = cache.k_PSMD, cache.v_PSMD, sublayer.head_dim
+        self.planes, self.head_dim = dict(cache), sublayer.head_dim
         qkv = sublayer.qkv.data, sublayer.qkv.scale, sublayer.qkv_bias_O
         o = sublayer.o.data, sublayer.o.scale, sublayer.o_bias_H
-        held = (sublayer.norm.weight_H, *qkv, *o, self.k_PSMD, self.v_PSMD)
-        super().__init__(_layer(sublayer, cache), held, hidden, dtype)
+        held = (sublayer.norm.weight_H, *qkv, *o, *cache.values())
+        described = described_scales(NAME, cache.k_PSMD, scale_planes(cache))
+        super().__init__(_layer(sublayer, cache, described), held, hidden, dtype)
 
     def serves(self, cache: LayerCache) -> bool:
         """Whether it is still this cache that it holds, and all its tensors lie where they lay."""
-        return cache["k"] is self.k_PSMD and cache["v"] is self.v_PSMD and self.holds()
+        same = cache.keys() == self.planes.keys() and all(cache[name] is plane for name, plane in self.planes.items())
+        return same and self.holds()
 
 
 class BoundStep:
@@ -56,10 +58,10 @@ class BoundStep:
 
 def _has_form(sublayer: AttentionSublayer, cache: LayerCache) -> bool:
     """Whether the library has one for these weights and planes; the tensors may be on meta."""
-    if set(cache) != {"k", "v"} or sublayer.qkv.layout.is_plain or sublayer.o.layout.is_plain:
+    if sublayer.qkv.layout.is_plain or sublayer.o.layout.is_plain:
         return False
-    k_PSMD, v_PSMD, dtype = cache.k_PSMD, cache.v_PSMD, sublayer.norm.weight_H.dtype
-    return k_PSMD.shape == v_PSMD.shape and k_PSMD.dtype == v_PSMD.dtype == dtype and sublayer.head_dim <= MAX_HEAD_DIM
+    fits = has_planes(cache, sublayer.norm.weight_H.dtype) and cache.k_PSMD.shape == cache.v_PSMD.shape
+    return fits and sublayer.head_dim <= min(MAX_HEAD_DIM, MOST_BYTES)
 
 
 def attention_sublayer(
@@ -106,9 +108,8 @@ def attention_sublayer_shape(
     if not _has_form(sublayer, cache):
         return sublayers.attention_sublayer.reference(x_TH, residual_TH, sublayer, cos_TD, sin_TD, cache, step)
     _check_shapes(sublayer, cache)
-    k_TMD = residual_TH.new_empty(len(residual_TH), sublayer.kv_heads, sublayer.head_dim)
-    reshape_and_cache.reference(k_TMD, k_TMD, cache, step)
-    del k_TMD
+    for plane in cache.values():
+        plane.zero_()
     floats = _workspace_floats(library, sublayer, cache, step, len(residual_TH))
     _workspace = residual_TH.new_empty(floats, dtype=torch.float32)
     return result_shapes(NAME, x_TH, residual_TH, sublayer.qkv.shape[1])
@@ -120,10 +121,10 @@ def _workspace_floats(
     starts = torch.tensor([0, *accumulate(step.query_lens)], dtype=torch.int32)
     lengths = torch.tensor(step.kv_lens, dtype=torch.int32)
     at = AttentionStep(starts=starts.data_ptr(), kv_lens=lengths.data_ptr(), sequences=len(step.kv_lens))
-    return scratch_floats(library.attention_sublayer, _layer(sublayer, cache), tokens, byref(at))
+    return scratch_floats(library.attention_sublayer, _layer(sublayer, cache, (Scales(), Scales())), tokens, byref(at))
 
 
-def _layer(sublayer: AttentionSublayer, cache: LayerCache) -> AttentionLayer:
+def _layer(sublayer: AttentionSublayer, cache: LayerCache, scales: tuple[Scales, Scales]) -> AttentionLayer:
     norm, qkv, o, k_PSMD, v_PSMD = sublayer.norm, sublayer.qkv, sublayer.o, cache.k_PSMD, cache.v_PSMD
     blocks, block_size, _, _ = k_PSMD.shape
     return AttentionLayer(
@@ -138,11 +139,12 @@ def _layer(sublayer: AttentionSublayer, cache: LayerCache) -> AttentionLayer:
         sublayer.head_dim,
         block_size,
         blocks,
-        FORMATS[k_PSMD.dtype],
+        FORMATS[norm.weight_H.dtype],
         FORMATS[norm.weight_H.dtype],
         *(0 if bias is None else FORMATS[bias.dtype] for bias in (sublayer.qkv_bias_O, sublayer.o_bias_H)),
         norm.eps,
         sublayer.scale,
+        *scales,
     )
 
 
