@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from atb_models.ops.native.checks import dense, on_cpu, refuse
+from atb_models.ops.native.integers import Integers
 from atb_models.ops.native.library import Library, scratch, threads
 from atb_models.ops.native.structs import FORMATS, LinearCall, PackCall, PanelWeight
 
@@ -25,10 +26,14 @@ def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int]:
     return -(-outputs // PANEL), -(-inputs // FILL) * FILL, PANEL
 
 
-def panel_weight(packed: Tensor, scale: Tensor | None, outputs: int, inputs: int) -> PanelWeight:
+def panel_weight(packed: Tensor | Integers, scale: Tensor | None, outputs: int, inputs: int) -> PanelWeight:
     """A weight [outputs, inputs], or a stack of them, as the C side takes it; the tensors may be on meta."""
+    if isinstance(packed, Integers):
+        return packed.struct()
     at_scale = None if scale is None else scale.data_ptr()
-    return PanelWeight(packed.data_ptr(), at_scale, outputs, inputs, FORMATS[packed.dtype])
+    return PanelWeight(
+        data=packed.data_ptr(), scale=at_scale, outputs=outputs, inputs=inputs, format=FORMATS[packed.dtype]
+    )
 
 
 def pack_into(library: Library, weight_OI: Tensor, packed: Tensor, step: int = 1) -> None:
@@ -58,7 +63,7 @@ def pack_into(library: Library, weight_OI: Tensor, packed: Tensor, step: int = 1
 def linear(
     library: Library,
     x_TI: Tensor,
-    packed: Tensor,
+    packed: Tensor | Integers,
     outputs: int,
     bias_O: Tensor | None = None,
     scale_O: Tensor | None = None,
@@ -66,8 +71,8 @@ def linear(
 ) -> Tensor:
     """x W^T + b -> [T, outputs] of `out_dtype`, x's own unless it is given.
 
-    `packed` is float32, or x's dtype, or int8 with `scale_O`, one float32 for each output. Rows of x may lie anywhere.
-    Raises ValueError for tensors that do not go together.
+    `packed` is float32, or x's dtype, or int8 with `scale_O`, one float32 for each output; or Integers, which have
+    their scales themselves. Rows of x may lie anywhere. Raises ValueError for tensors that do not go together.
     """
     rows, inputs = x_TI.shape
     out_TO = torch.empty(rows, outputs, dtype=out_dtype or x_TI.dtype)
@@ -92,7 +97,7 @@ def linear(
     return out_TO
 
 
-def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor, outputs: int) -> int:
+def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor | Integers, outputs: int) -> int:
     """Floats that a call works with; the tensors may be on meta."""
     rows, inputs = x_TI.shape
     weight = panel_weight(packed, None, outputs, inputs)
@@ -102,32 +107,43 @@ def scratch_floats(library: Library, x_TI: Tensor, packed: Tensor, outputs: int)
 
 def check(
     x_TI: Tensor,
-    packed: Tensor,
+    packed: Tensor | Integers,
     outputs: int,
     bias_O: Tensor | None,
     scale_O: Tensor | None,
     out_dtype: torch.dtype,
 ) -> None:
     """Raises ValueError for tensors that do not go together."""
-    on_cpu("Linear", x_TI, packed)
+    on_cpu("Linear", x_TI)
     dense("Linear", x_TI)
-    dense("Linear", packed, 3)
     for vector in (bias_O, scale_O):
         if vector is not None:
             on_cpu("Linear", vector)
             dense("Linear", vector)
-    dtype, stored = x_TI.dtype, packed.dtype
-    bias, scales = None if bias_O is None else bias_O.dtype, None if scale_O is None else scale_O.dtype
+    dtype, bias = x_TI.dtype, None if bias_O is None else bias_O.dtype
     if dtype not in FLOATS or out_dtype not in FLOATS or bias not in (None, *FLOATS):
         raise ValueError(f"Linear: x of {dtype}, a bias of {bias} and a result of {out_dtype}")
-    if stored not in (dtype, torch.float32, torch.int8) or scales != (torch.float32 if stored == torch.int8 else None):
-        raise ValueError(f"Linear: x of {dtype} beside a weight of {stored} with scales of {scales}")
+    if isinstance(packed, Integers):
+        packed.check("Linear")
+        fits = (packed.outputs, packed.inputs) == (outputs, x_TI.shape[1]) and scale_O is None
+    else:
+        _check_stored(dtype, packed, None if scale_O is None else scale_O.dtype)
+        fits = packed.shape == packed_shape(outputs, x_TI.shape[1])
     if (
-        packed.shape != packed_shape(outputs, x_TI.shape[1])
+        not fits
         or (bias_O is not None and bias_O.shape != (outputs,))
         or (scale_O is not None and scale_O.shape != (outputs,))
     ):
+        stored = packed.data if isinstance(packed, Integers) else packed
         raise ValueError(
-            f"Linear: x {tuple(x_TI.shape)}, a packed weight {tuple(packed.shape)} and {outputs} outputs do not go"
+            f"Linear: x {tuple(x_TI.shape)}, a packed weight {tuple(stored.shape)} and {outputs} outputs do not go"
             " together, or the bias or the scales do not"
         )
+
+
+def _check_stored(dtype: torch.dtype, packed: Tensor, scales: torch.dtype | None) -> None:
+    on_cpu("Linear", packed)
+    dense("Linear", packed, 3)
+    stored = packed.dtype
+    if stored not in (dtype, torch.float32, torch.int8) or scales != (torch.float32 if stored == torch.int8 else None):
+        raise ValueError(f"Linear: x of {dtype} beside a weight of {stored} with scales of {scales}")

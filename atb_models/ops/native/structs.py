@@ -9,6 +9,8 @@ import torch
 
 MORE_SCRATCH = 5  # Status
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+FORMAT_I4, FORMAT_I8_DOTS = 4, 5
+ACTIVATIONS = {"float": 0, "token": 1, "static": 2}
 
 
 def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
@@ -30,7 +32,11 @@ class AttentionCall(Structure):
 
 
 class PanelWeight(Structure):
-    _fields_ = [*_fields(c_void_p, "data scale"), *_fields(c_int32, "outputs inputs format")]
+    _fields_ = [
+        *_fields(c_void_p, "data scale"),
+        *_fields(c_int32, "outputs inputs format unit activations"),
+        *_fields(c_void_p, "offset input_scale input_offset quant_bias"),
+    ]
 
 
 class LinearCall(Structure):

@@ -51,18 +51,20 @@ static void attention(int format, int stored, int kv_heads, int group, int dim, 
 
 static void linear(int format, int stored, int rows, int outputs, int inputs, int threads) {
   Numbers x((int64_t)rows * inputs, format), w((int64_t)outputs * inputs, stored), bias(outputs, format),
-      scale(outputs, FORMAT_F32), out((int64_t)rows * outputs, format);
+      out((int64_t)rows * outputs, format);
+  const Scales scales(stored, outputs, inputs);
   char* weight = packed(w, outputs, inputs, 1, 0, nullptr);
-  for (int o = 0; o < outputs; o++) scale.set(o, .01f * (1 + scale.floats[o]));
-  const bool scaled = stored == FORMAT_I8;
-  LinearCall c = {x.data, {weight, scaled ? scale.floats : nullptr, outputs, inputs, stored}, bias.data, out.data,
+  LinearCall c = {x.data, scales.weight(weight, outputs, inputs), bias.data, out.data,
                   nullptr, inputs, outputs, rows, format, format, format, threads};
   with_scratch(c, atb_linear_scratch, atb_linear);
   for (int r = 0; r < rows; r++)
     for (int o = 0; o < outputs; o++) {
       double sum = 0;
-      for (int k = 0; k < inputs; k++) sum += (double)x.floats[r * inputs + k] * w.floats[o * inputs + k];
-      compare(out.get((int64_t)r * outputs + o), sum * (scaled ? scale.floats[o] : 1) + bias.floats[o], format);
+      for (int k = 0; k < inputs; k++) {
+        const double value = w.floats[o * inputs + k];
+        sum += x.floats[r * inputs + k] * scales.exact(value, k);
+      }
+      compare(out.get((int64_t)r * outputs + o), sum + bias.floats[o], format, stored);
     }
   free(weight);
 }
@@ -70,41 +72,39 @@ static void linear(int format, int stored, int rows, int outputs, int inputs, in
 static void experts(int format, int stored, int tokens, int hidden, int width, int threads) {
   enum { E = 5, K = 2 };
   Numbers x((int64_t)tokens * hidden, format), up(2 * width * hidden, stored), down(hidden * width, stored),
-      out(x.count, format), weights(tokens * K, FORMAT_F32), s13(E * 2 * width, FORMAT_F32), s2(E * hidden, FORMAT_F32);
-  for (int64_t i = 0; i < s13.count; i++) s13.set(i, .01f);
-  for (int64_t i = 0; i < s2.count; i++) s2.set(i, .01f);
+      out(x.count, format), weights(tokens * K, FORMAT_F32);
   int64_t *chosen = (int64_t*)malloc(tokens * K * 8), counts[E] = {};
   for (int i = 0; i < tokens * K; i++) chosen[i] = i % K ? 4 : i % 3;  // expert 3 gets none; all are one matrix
-  const int64_t up_bytes = 2ll * 16 * ((width + 15) / 16) * ((hidden + 3) / 4 * 4) * up.size();
-  const int64_t down_bytes = 16ll * ((hidden + 15) / 16) * ((width + 3) / 4 * 4) * up.size();
+  const int wide = (width + 15) / 16 * 16, tall = (hidden + 15) / 16 * 16;
+  const bool panels = stored == FORMAT_I4 || stored >= FORMAT_I8_DOTS;  // then scales lie in panels
+  const Scales s13(stored, E * 2 * (panels ? wide : width), hidden), s2(stored, E * (panels ? tall : hidden), width);
+  const int64_t up_bytes = panel_bytes(stored, hidden) * wide / 8, down_bytes = panel_bytes(stored, width) * tall / 16;
   char *ups = (char*)malloc(E * up_bytes), *downs = (char*)malloc(E * down_bytes);
   for (int e = 0; e < E; e++) {
     for (int part = 0; part < 2; part++) packed(up, width, hidden, 2, part, ups + e * up_bytes);
     packed(down, hidden, width, 1, 0, downs + e * down_bytes);
   }
-  const bool scaled = stored == FORMAT_I8;
-  const PanelWeight gate_up = {ups, scaled ? s13.floats : nullptr, 2 * width, hidden, stored};
-  const PanelWeight out_of = {downs, scaled ? s2.floats : nullptr, hidden, width, stored};
-  ExpertsCall c = {x.data, chosen, weights.floats, gate_up, out_of, out.data, counts, nullptr, hidden,
-                   tokens, E, K, format, threads};
+  ExpertsCall c = {x.data, chosen, weights.floats, s13.weight(ups, 2 * width, hidden), s2.weight(downs, hidden, width),
+                   out.data, counts, nullptr, hidden, tokens, E, K, format, threads};
   with_scratch(c, atb_experts_scratch, atb_experts);
   failures += counts[3] != 0 || counts[4] != tokens;
-  const double factor = scaled ? .01 : 1;
   double* inner = (double*)malloc(width * sizeof(double));
   for (int t = 0; t < tokens; t++) {
     double sum[2];
     for (int f = 0; f < width; f++) {
       for (int part = 0; part < 2; part++) {
         sum[part] = 0;
-        for (int h = 0; h < hidden; h++) sum[part] += (double)x.floats[t * hidden + h] * up.floats[(part * width + f) * hidden + h];
+        for (int h = 0; h < hidden; h++)
+          sum[part] += (double)x.floats[t * hidden + h] * s13.exact(up.floats[(part * width + f) * hidden + h], h);
       }
-      inner[f] = sum[0] * factor / (1 + exp(-sum[0] * factor)) * sum[1] * factor;
+      inner[f] = sum[0] / (1 + exp(-sum[0])) * sum[1];
     }
     for (int h = 0; h < hidden; h++) {
       double y = 0;
-      for (int f = 0; f < width; f++) y += inner[f] * down.floats[h * width + f];
+      for (int f = 0; f < width; f++) y += inner[f] * s2.exact(down.floats[h * width + f], f);
       // silu * up was rounded once on the way, which errs with the size of what is summed
-      compare(out.get((int64_t)t * hidden + h) / width, y * factor * (weights.floats[2 * t] + weights.floats[2 * t + 1]) / width, format);
+      compare(out.get((int64_t)t * hidden + h) / width, y * (weights.floats[2 * t] + weights.floats[2 * t + 1]) / width,
+              format, stored);
     }
   }
   free(inner), free(chosen), free(ups), free(downs);
@@ -305,12 +305,16 @@ int main() {
         attention(format, stored, 2, 7, 16, threads);
       }
       report("attention");
+    }
+    for (int stored : {format, (int)FORMAT_I8, (int)FORMAT_I4, (int)FORMAT_I8_DOTS, (int)I8_BESIDE_FLOATS}) {
       for (int rows : {1, 2, 3, 5, 7, 13, 30}) linear(format, stored, rows, 37, 301, 1 + rows % 3);
       linear(format, stored, 530, 19, 9, 2);
       linear(format, stored, 1, 200, 9, 1);  // 13 panels beside one row: in tiles of every width
       report("linear");
       for (int tokens : {1, 3, 40}) experts(format, stored, tokens, 70, 21, 1 + tokens % 3);
       report("experts");
+    }
+    for (int stored : {format, (int)FORMAT_I8}) {
       for (int tokens : {1, 3, 530}) attention_sublayer(format, stored, tokens, tokens == 3, 1 + tokens % 3);
       for (int tokens : {1, 3, 530}) feed_forward_sublayer(format, stored, tokens, 1 + tokens % 3);
       report("sublayers");

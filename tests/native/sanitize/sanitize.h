@@ -31,12 +31,13 @@ struct Numbers {
     free(floats);
     free(data);
   }
-  int size() const { return format == FORMAT_F32 ? 4 : format == FORMAT_I8 ? 1 : 2; }
+  bool integers() const { return format == FORMAT_I8 || format == FORMAT_I4 || format >= FORMAT_I8_DOTS; }
+  int size() const { return format == FORMAT_F32 ? 4 : integers() ? 1 : 2; }
   void set(int64_t i, float x) {
     if (format == FORMAT_F32) {
       memcpy(data + 4 * i, &x, 4);
-    } else if (format == FORMAT_I8) {
-      data[i] = (char)(signed char)(x * 100);
+    } else if (integers()) {
+      data[i] = (char)(signed char)(x * (format == FORMAT_I4 ? 8 : 100));
     } else if (format == FORMAT_BF16) {
       uint32_t bits;
       memcpy(&bits, &x, 4);
@@ -49,7 +50,7 @@ struct Numbers {
     floats[i] = get(i);
   }
   float get(int64_t i) const {
-    if (format == FORMAT_I8) return (float)(signed char)data[i];
+    if (integers()) return (float)(signed char)data[i];
     if (format == FORMAT_F32) {
       float x;
       memcpy(&x, data + 4 * i, 4);
@@ -72,8 +73,9 @@ struct Numbers {
 static double tolerance(int format) { return format == FORMAT_F32 ? 1e-5 : format == FORMAT_F16 ? 2e-3 : 2e-2; }
 static int failures = 0;
 static double worst = 0;
-static void compare(double ours, double exact, int format) {
-  const double error = fabs(ours - exact) / (1 + fabs(exact)) / tolerance(format);
+// int8 activations are wrong by up to a 254th of the largest, whatever the format.
+static void compare(double ours, double exact, int format, int stored = FORMAT_F32) {
+  const double error = fabs(ours - exact) / (1 + fabs(exact)) / (stored == FORMAT_I8_DOTS ? .1 : tolerance(format));
   if (!(error <= worst)) worst = error;
 }
 static void report(const char* name) {
@@ -89,14 +91,55 @@ template <class Call> static void with_scratch(Call& call, int64_t (*size)(const
 
 static const int FLOATS[] = {FORMAT_F32, FORMAT_F16, FORMAT_BF16};
 
+// Stored like FORMAT_I8_DOTS, beside floats.
+enum { I8_BESIDE_FLOATS = 100 };
+
+static int64_t panel_bytes(int format, int inputs) {
+  if (format == FORMAT_I4) return (int64_t)8 * ((inputs + 7) / 8 * 8);
+  return (int64_t)16 * ((inputs + 3) / 4 * 4) * (format == FORMAT_F32 ? 4 : format == FORMAT_F16 || format == FORMAT_BF16 ? 2 : 1);
+}
+
 static char* packed(const Numbers& from, int outputs, int inputs, int step, int part, char* into) {
-  const int64_t panel = (int64_t)16 * ((inputs + 3) / 4 * 4) * from.size();
+  const int64_t panel = panel_bytes(from.format, inputs);
   char* to = into ? into : (char*)malloc(panel * ((outputs + 15) / 16) * step);
   PackCall c = {from.data + (int64_t)part * outputs * inputs * from.size(), to + part * panel, inputs, outputs, inputs,
-                step, from.format, 2};
+                step, from.format == I8_BESIDE_FLOATS ? (int)FORMAT_I8_DOTS : from.format, 2};
   failures += atb_pack(&c) != DONE;
   return to;
 }
+
+// Scales of a packed weight, those of panels being all the same but for the unit of inputs; and what a unit's is.
+struct Scales {
+  enum { UNIT = 8 };
+  int format, units, activations;
+  Numbers scale, offset;
+  static bool by_unit(int stored) { return stored == FORMAT_I4 || stored == I8_BESIDE_FLOATS; }
+  Scales(int stored, int outputs, int inputs)
+      : format(stored == I8_BESIDE_FLOATS ? (int)FORMAT_I8_DOTS : stored),
+        units(by_unit(stored) ? (inputs + UNIT - 1) / UNIT : 1),
+        activations(by_unit(stored) ? ACTIVATIONS_FLOAT : ACTIVATIONS_TOKEN),
+        scale((int64_t)(stored == FORMAT_I8 ? outputs : (outputs + 15) / 16 * 16 * units), FORMAT_F32),
+        offset(scale.count, FORMAT_F32) {
+    for (int64_t i = 0; i < scale.count; i++) scale.set(i, value(i)), offset.set(i, (float)(unit(i) % 3 - 1));
+  }
+  int unit(int64_t i) const { return (int)(i / 16 % units); }
+  float value(int64_t i) const { return .01f * (float)(1 + unit(i) % 2); }
+  // What a stored number beside an input stands for.
+  double exact(double value, int input) const {
+    if (format == FORMAT_I8) return value * .01f;
+    if (format != FORMAT_I4 && format != FORMAT_I8_DOTS) return value;
+    const int of = activations == ACTIVATIONS_FLOAT ? input / UNIT : 0;
+    return (value - (of % 3 - 1)) * (.01f * (float)(1 + of % 2));
+  }
+  PanelWeight weight(const char* data, int outputs, int inputs) const {
+    PanelWeight w = {};
+    w.data = data, w.outputs = outputs, w.inputs = inputs, w.format = format, w.unit = UNIT;
+    w.activations = activations;
+    if (format == FORMAT_I8 || format == FORMAT_I4 || format == FORMAT_I8_DOTS) w.scale = scale.floats;
+    if (format == FORMAT_I4 || format == FORMAT_I8_DOTS) w.offset = offset.floats;
+    return w;
+  }
+};
 
 static const float* const_floats(int count, float value) {
   float* made = (float*)malloc(count * sizeof(float));

@@ -4,7 +4,12 @@
 
 #define API extern "C" __attribute__((visibility("default")))
 
-enum Format { FORMAT_F32 = 0, FORMAT_F16 = 1, FORMAT_BF16 = 2, FORMAT_I8 = 3 };
+// FORMAT_I8 lies in a weight as floats do; FORMAT_I4 and FORMAT_I8_DOTS are for products of int8, see dots.h.
+enum Format { FORMAT_F32 = 0, FORMAT_F16 = 1, FORMAT_BF16 = 2, FORMAT_I8 = 3, FORMAT_I4 = 4, FORMAT_I8_DOTS = 5 };
+
+// What meets a weight for products of int8: floats; int8 by a scale of each row, its largest magnitude / 127; or int8 by
+// a given scale and offset.
+enum Activations { ACTIVATIONS_FLOAT = 0, ACTIVATIONS_TOKEN = 1, ACTIVATIONS_STATIC = 2 };
 
 // What a call returns: 0, or what it refused before it wrote anything.
 enum Status { DONE = 0, BAD_LENGTH = 1, BAD_BLOCK = 2, BAD_SLOT = 3, BAD_EXPERT = 4, MORE_SCRATCH = 5 };
@@ -34,8 +39,14 @@ struct AttentionCall {
 // described here and nowhere else.
 struct PanelWeight {
   const void* data;
-  const float* scale;  // of each output, for int8
+  // FORMAT_I8: of each output. FORMAT_I4, FORMAT_I8_DOTS: [panel][units of inputs][16].
+  const float* scale;
   int32_t outputs, inputs, format;
+  // Of FORMAT_I4 and FORMAT_I8_DOTS alone.
+  int32_t unit, activations;
+  const float* offset;                      // as many as scales, subtracted from the integers first, or null
+  const float *input_scale, *input_offset;  // of each matrix, for ACTIVATIONS_STATIC
+  const int32_t* quant_bias;                // [panel][16], added to the integer sums, or null
 };
 
 // out = x w^T + bias.
@@ -49,7 +60,7 @@ struct LinearCall {
   int32_t rows, x_format, bias_format, out_format, threads;
 };
 
-// A matrix of `outputs` rows of `inputs` elements into panels. Of several matrices with the same shape, panel p of
+// A matrix of `outputs` rows of `inputs` elements, for FORMAT_I4 int8 from -8 to 7, into panels. Of several matrices with the same shape, panel p of
 // matrix i becomes panel p * step + i: a gate and its up matrix are packed with step 2.
 struct PackCall {
   const void* source;

@@ -52,14 +52,15 @@ struct Routing {
 
 // W: the form of the weights, X: the format of the activations.
 template <class W, class X> class Experts {
-  typedef typename W::A A;
   typedef typename X::T T;
 
  public:
   explicit Experts(const ExpertsCall& call)
       : c(call),
-        hidden((int)round_up(c.hidden(), K_STEP)),
-        width((int)round_up(c.width(), K_STEP)),
+        hidden(inputs_of<W>(c.gate_up)),
+        width(inputs_of<W>(c.down)),
+        hidden_lanes(row_lanes<W>(hidden.cut)),
+        width_lanes(row_lanes<W>(width.cut)),
         hidden_panels(pieces(c.hidden(), PANEL)),
         width_panels(pieces(c.width(), PANEL)),
         choices(least(c.tokens, SLICE) * c.top_k) {
@@ -67,13 +68,14 @@ template <class W, class X> class Experts {
     own = choices <= OWN_ROWS;
     sum_row = hidden_panels * PANEL + PANEL;  // no power of two, which would put all rows into the same cache sets
     lists = round_up(Routing::ints(choices, c.experts), 16);
-    inputs = own ? 0 : placed_floats(choices, hidden);
-    inner = placed_floats(choices, width);
+    const int64_t rows = round_up(choices * (hidden_lanes > width_lanes ? hidden_lanes : width_lanes), 16);
+    inner = round_up((int64_t)choices * c.width() * sizeof(T) / sizeof(float) + 1, 16);
     sums = (int64_t)choices * sum_row;
-    desk = WIDE_FLOATS + (int64_t)least(choices, ROW_BLOCK) * 2 * GROUP * PANEL + (own ? placed_floats(choices, hidden) : 0);
+    placed = own ? 0 : rows;
+    desk = WIDE_FLOATS + (int64_t)least(choices, ROW_BLOCK) * 2 * GROUP * PANEL + (own ? rows : 0);
   }
 
-  int64_t scratch() const { return lists + inputs + inner + sums + threads * desk; }
+  int64_t scratch() const { return lists + placed + inner + sums + threads * desk; }
 
   void run() const {
     if (c.counter)
@@ -87,46 +89,25 @@ template <class W, class X> class Experts {
   }
 
  private:
-  static int64_t placed_floats(int rows, int filled) {
-    return round_up((int64_t)rows * filled * W::A_STEP / W::KI * sizeof(A) / sizeof(float), 16);
-  }
-  static A* placed_row(float* placed, int row, int filled) {
-    return (A*)placed + (int64_t)row * filled * W::A_STEP / W::KI;
-  }
-
   void slice(Team& team, const Routing& routing, int start, int tokens, int thread) const {
-    float* placed = c.scratch + lists;
-    float* inner_rows = placed + inputs;
-    float* outputs = inner_rows + inner;
+    int32_t* rows = (int32_t*)c.scratch + lists;
+    T* inner_rows = (T*)(rows + placed);  // [choices, F]: silu(gate) * up, rounded to the activations' format
+    float* outputs = (float*)rows + placed + inner;
     float* wide = outputs + sums + thread * desk;
     float* products = wide + WIDE_FLOATS;
-    float* own_rows = products + (int64_t)least(choices, ROW_BLOCK) * 2 * GROUP * PANEL;
-    if (!own) {
-      team.each(routing.count, [&](int64_t i) {
-        const Block& block = routing.blocks[i];
-        place(routing, start, block, placed_row(placed, block.first, hidden));
-      });
-      team.barrier();
-    }
+    if (own) rows = (int32_t*)products + (int64_t)least(choices, ROW_BLOCK) * 2 * GROUP * PANEL;
     const int inner_groups = pieces(width_panels, GROUP), outer_groups = pieces(hidden_panels, GROUP);
-    int mine = -1;  // the block whose rows lie in own_rows
-    team.each((int64_t)routing.count * inner_groups, [&](int64_t i) {
-      const int number = (int)(i / inner_groups);
-      const Block& block = routing.blocks[number];
-      if (own && mine != number) place(routing, start, block, (A*)own_rows);
-      mine = number;
-      const A* rows = own ? (const A*)own_rows : placed_row(placed, block.first, hidden);
-      gate_up(block, (int)(i % inner_groups) * GROUP, rows, placed_row(inner_rows, block.first, width), products, wide);
+    const auto token_row = [&](int row) { return (const T*)c.x + (start + routing.source[row] / c.top_k) * c.x_row; };
+    product(team, routing, inner_groups, hidden, hidden_lanes, rows, token_row, [&](const Block& block, int group, const int32_t* placed_rows) {
+      gate_up(block, group * GROUP, placed_rows, inner_rows, products, wide);
     });
-    team.barrier();
-    team.each((int64_t)routing.count * outer_groups, [&](int64_t i) {
-      const Block& block = routing.blocks[i / outer_groups];
-      const int panel = (int)(i % outer_groups) * GROUP, n = least(GROUP, hidden_panels - panel);
-      multiply<W>(placed_row(inner_rows, block.first, width), block.rows,
-                  panels_of<W>(c.down.data, (int64_t)block.expert * hidden_panels + panel, n, width),
+    const auto inner_row = [&](int row) { return inner_rows + (int64_t)row * c.width(); };
+    product(team, routing, outer_groups, width, width_lanes, rows, inner_row, [&](const Block& block, int group, const int32_t* placed_rows) {
+      const int panel = group * GROUP, n = least(GROUP, hidden_panels - panel);
+      multiply<W>(placed_rows, block.rows,
+                  panels_of<W>(c.down, width.cut, (int64_t)block.expert * hidden_panels + panel, n),
                   outputs + (int64_t)block.first * sum_row + panel * PANEL, sum_row, wide);
     });
-    team.barrier();
     const int parts = pieces(c.hidden(), SUM_COLUMNS);
     team.each((int64_t)tokens * parts, [&](int64_t i) {
       const int token = (int)(i / parts), first = (int)(i % parts) * SUM_COLUMNS;
@@ -134,37 +115,61 @@ template <class W, class X> class Experts {
     });
   }
 
-  void place(const Routing& routing, int start, const Block& block, A* to) const {
-    const Tiles tiles(block.rows);
+  // `work(block, group, rows)` for each block and each of the `groups` of panels that it meets, the block's rows being
+  // placed at `rows`: all rows before the first item, or, where each thread has its own, those of the item.
+  template <class Row, class Work>
+  void product(Team& team, const Routing& routing, int groups, const Inputs& inputs, int64_t lanes, int32_t* rows,
+               const Row& row, const Work& work) const {
+    if (!own) {
+      team.each(routing.count, [&](int64_t i) {
+        const Block& block = routing.blocks[i];
+        place(block, inputs, lanes, rows + block.first * lanes, row);
+      });
+      team.barrier();
+    }
+    int mine = -1;  // the block whose rows are this thread's
+    team.each((int64_t)routing.count * groups, [&](int64_t i) {
+      const int number = (int)(i / groups);
+      const Block& block = routing.blocks[number];
+      if (own && mine != number) place(block, inputs, lanes, rows, row);
+      mine = number;
+      work(block, (int)(i % groups), own ? rows : rows + block.first * lanes);
+    });
+    team.barrier();
+  }
+
+  template <class Row>
+  void place(const Block& block, Inputs inputs, int64_t lanes, int32_t* to, const Row& row) const {
+    if (inputs.activations == ACTIVATIONS_STATIC) {
+      inputs.scale += block.expert;
+      inputs.offset += block.expert;
+    }
+    const Tiles<W> tiles(block.rows);
     for (int t = 0; t < tiles.count; t++)
-      for (int m = 0; m < tiles.rows(t); m++) {
-        const int token = start + routing.source[block.first + tiles.first(t) + m] / c.top_k;
-        place_row<W, X>((const T*)c.x + token * c.x_row, c.hidden(), hidden, placed_row((float*)to, tiles.first(t), hidden),
-                        tiles.rows(t), m);
-      }
+      for (int m = 0; m < tiles.rows(t); m++)
+        place_row<W, X>(row(block.first + tiles.first(t) + m), inputs, to + tiles.first(t) * lanes, tiles.rows(t), m);
   }
 
   // Panels `panel` to `panel + GROUP` of gate and up, which lie in turns, for a block of rows.
-  void gate_up(const Block& block, int panel, const A* rows, A* to, float* products, float* wide) const {
+  void gate_up(const Block& block, int panel, const int32_t* rows, T* to, float* products, float* wide) const {
     const int n = least(GROUP, width_panels - panel), row_floats = 2 * n * PANEL;
-    multiply<W>(rows, block.rows, panels_of<W>(c.gate_up.data, 2 * ((int64_t)block.expert * width_panels + panel), 2 * n, hidden),
-                products, row_floats, wide);
-    const Tiles tiles(block.rows);
-    for (int t = 0; t < tiles.count; t++)
-      for (int m = 0; m < tiles.rows(t); m++) {
-        float* row = products + (tiles.first(t) + m) * row_floats;
-        T activated[GROUP * PANEL];
-        for (int p = 0; p < n; p++) activate(block.expert, (panel + p) * PANEL, row + 2 * p * PANEL, activated + p * PANEL);
-        place_part(activated, panel * PANEL, least(n * PANEL, c.width() - panel * PANEL),
-                   placed_row((float*)to, tiles.first(t), width), tiles.rows(t), m);
-      }
+    multiply<W>(rows, block.rows,
+                panels_of<W>(c.gate_up, hidden.cut, 2 * ((int64_t)block.expert * width_panels + panel), 2 * n), products,
+                row_floats, wide);
+    const int columns = least(n * PANEL, c.width() - panel * PANEL);
+    for (int r = 0; r < block.rows; r++) {
+      T activated[GROUP * PANEL];
+      for (int p = 0; p < n; p++)
+        activate(block.expert, (panel + p) * PANEL, products + r * row_floats + 2 * p * PANEL, activated + p * PANEL);
+      __builtin_memcpy(to + (int64_t)(block.first + r) * c.width() + panel * PANEL, activated, columns * sizeof(T));
+    }
   }
 
   // silu(gate) * up of one panel, rounded to the activations' format.
   void activate(int expert, int column, const float* pair, T* to) const {
     for (int v = 0; v < PANEL; v += VL) {
       vf gate = load(pair + v), up = load(pair + PANEL + v);
-      if (c.gate_up.scale) {
+      if (W::DIGITS == 0 && c.gate_up.scale) {
         const float* scale = c.gate_up.scale + (int64_t)expert * 2 * c.width() + column + v;
         const int n = c.width() - column - v;
         if (n <= 0) break;
@@ -175,28 +180,14 @@ template <class W, class X> class Experts {
     }
   }
 
-  // `n` inputs of the down product from `column` on, for row m of a tile; what fills up the last of them is zero.
-  void place_part(const T* from, int column, int n, A* tile, int rows, int m) const {
-    const int filled = column + n == c.width() ? width - column : n;
-    A* to = tile + (int64_t)column * rows * W::A_STEP / W::KI;
-    if constexpr (W::A_STEP < W::KI || sizeof(T) == sizeof(float)) {
-      place_row<W, X>(from, n, filled, to, rows, m);
-    } else {
-      float lanes[VL];
-      for (int k = 0; k < filled; k += VL) {
-        store(lanes, X::load(from + k));
-        for (int i = 0; i < least(VL, filled - k); i++) to[(int64_t)(k + i) * rows + m] = k + i < n ? lanes[i] : 0;
-      }
-    }
-  }
-
   // out[token] = the sum over k, in order, of weight k times the output of choice k.
   void weigh(const Routing& routing, int start, int token, int first, int n, const float* outputs) const {
     const int64_t choice = (int64_t)(start + token) * c.top_k;
+    const bool scaled = W::DIGITS == 0 && c.down.scale;
     float total[SUM_COLUMNS + VL];
     for (int k = 0; k < c.top_k; k++) {
       const float* row = outputs + (int64_t)routing.row[token * c.top_k + k] * sum_row + first;
-      const float* scale = c.down.scale ? c.down.scale + c.chosen[choice + k] * c.hidden() + first : nullptr;
+      const float* scale = scaled ? c.down.scale + c.chosen[choice + k] * c.hidden() + first : nullptr;
       const vf weight = splat(c.weights[choice + k]);
       for (int i = 0; i < n; i += VL) {
         vf y = load(row + i);
@@ -208,14 +199,23 @@ template <class W, class X> class Experts {
   }
 
   const ExpertsCall& c;
-  int hidden, width, hidden_panels, width_panels, choices, sum_row, threads;
+  Inputs hidden, width;
+  int64_t hidden_lanes, width_lanes;  // of a placed row
+  int hidden_panels, width_panels, choices, sum_row, threads;
   bool own;
-  int64_t lists, inputs, inner, sums, desk;
+  int64_t lists, placed, inner, sums, desk;
 };
 
-// Weights have the activations' format, or are int8: their forms are W and W8.
+// Of floats weights have the activations' format, and the form W; W8 is that of FORMAT_I8.
 template <class X, class W, class W8, class Call> static int64_t with_storage(const ExpertsCall& c, const Call& call) {
-  return c.gate_up.format == FORMAT_I8 ? call(Experts<W8, X>(c)) : call(Experts<W, X>(c));
+  switch (c.gate_up.format) {
+    case FORMAT_I8: return call(Experts<W8, X>(c));
+    case FORMAT_I4: return call(Experts<Dots<QuadsOfI4, 3>, X>(c));
+    case FORMAT_I8_DOTS:
+      return c.gate_up.activations == ACTIVATIONS_FLOAT ? call(Experts<Dots<DotsOfI8, 3>, X>(c))
+                                                        : call(Experts<Dots<DotsOfI8, 1>, X>(c));
+    default: return call(Experts<W, X>(c));
+  }
 }
 
 template <class Call> static int64_t with_experts(const ExpertsCall& c, const Call& call) {

@@ -1,7 +1,7 @@
 // From the formats that a call names to the types that the kernels are written for.
 #pragma once
 #include "api.h"
-#include "panels.h"
+#include "dots.h"
 
 // Calls `call` with F32(), F16() or BF16().
 template <class Call> INLINE void with_format(int format, const Call& call) {
@@ -18,6 +18,9 @@ template <class Call> INLINE int64_t with_weight(const PanelWeight& weight, int 
     case FORMAT_F16: return call(Plain<F16>());
     case FORMAT_I8: return activations == FORMAT_BF16 ? call(I8BesideBF16()) : call(Plain<I8>());
     case FORMAT_BF16: return call(PairsOfBF16());
+    case FORMAT_I4: return call(Dots<QuadsOfI4, 3>());
+    case FORMAT_I8_DOTS:
+      return weight.activations == ACTIVATIONS_FLOAT ? call(Dots<DotsOfI8, 3>()) : call(Dots<DotsOfI8, 1>());
     default: return call(Plain<F32>());
   }
 }

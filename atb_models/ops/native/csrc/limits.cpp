@@ -63,15 +63,9 @@ LOOP void atb_loop_bf16() {
 }
 #endif
 
-#if defined(__AVX512VNNI__)
-#define HAS_INT8_DOT 1
+#ifdef HAS_INT8_DOT
 LOOP void atb_loop_int8() {
-  run_chains<vi>([](vi c, vi a, vi b) { return (vi)_mm512_dpbusd_epi32((__m512i)c, (__m512i)a, (__m512i)b); });
-}
-#elif defined(__ARM_FEATURE_DOTPROD)
-#define HAS_INT8_DOT 1
-LOOP void atb_loop_int8() {
-  run_chains<vi>([](vi c, vi a, vi b) { return (vi)vdotq_s32((int32x4_t)c, (int8x16_t)a, (int8x16_t)b); });
+  run_chains<vi>([](vi c, vi a, vi b) { return dot_quads(c, a, b); });
 }
 #endif
 

@@ -11,10 +11,8 @@ constexpr int LEAST_GROUP = 4;  // and at least: as many as one row meets togeth
 constexpr int64_t FORK_PRODUCTS = 1 << 17;  // below, a second thread costs more than it brings
 
 template <class W> class Linear {
-  typedef typename W::A A;
-
  public:
-  explicit Linear(const LinearCall& call) : c(call), filled((int)round_up(c.weight.inputs, K_STEP)) {
+  explicit Linear(const LinearCall& call) : c(call), inputs(inputs_of<W>(c.weight)), lanes(row_lanes<W>(inputs.cut)) {
     const int blocks = pieces(least(c.rows, SLICE), ROW_BLOCK);
     block_rows = pieces(least(c.rows, SLICE), blocks);
     threads = (int64_t)c.rows * c.weight.inputs * c.weight.outputs < FORK_PRODUCTS ? 1 : c.threads;
@@ -32,17 +30,15 @@ template <class W> class Linear {
       float* placed = own ? desk + WIDE_FLOATS + block_rows * GROUP * PANEL : c.scratch;
       for (int start = 0; start < c.rows; start += SLICE) {
         if (start) team.barrier();
-        slice(team, start, least(SLICE, c.rows - start), (A*)placed, desk);
+        slice(team, start, least(SLICE, c.rows - start), (int32_t*)placed, desk);
       }
     });
   }
 
  private:
-  int64_t placed_floats(int rows) const {
-    return round_up((int64_t)rows * filled * W::A_STEP / W::KI * sizeof(A) / sizeof(float), 16);
-  }
+  int64_t placed_floats(int rows) const { return round_up(rows * lanes, 16); }
 
-  void slice(Team& team, int start, int rows, A* placed, float* desk) const {
+  void slice(Team& team, int start, int rows, int32_t* placed, float* desk) const {
     const int blocks = pieces(rows, block_rows), panels = pieces(c.weight.outputs, PANEL), groups = pieces(panels, group);
     if (own) {
       for (int i = 0; i < blocks; i++) place(start, rows, i, placed);
@@ -55,22 +51,21 @@ template <class W> class Linear {
       const int first = (int)(i % blocks) * block_rows, count = least(block_rows, rows - first);
       const int panel = (int)(i / blocks) * group, n = least(group, panels - panel);
       float* sums = desk + WIDE_FLOATS;
-      multiply<W>(placed + (int64_t)first * filled * W::A_STEP / W::KI, count, panels_of<W>(c.weight.data, panel, n, filled),
-                  sums, n * PANEL, desk);
+      multiply<W>(placed + first * lanes, count, panels_of<W>(c.weight, inputs.cut, panel, n), sums, n * PANEL, desk);
       for (int r = 0; r < count; r++) write(start + first + r, panel * PANEL, n * PANEL, sums + r * n * PANEL);
     });
   }
 
-  void place(int start, int rows, int block, A* placed) const {
+  void place(int start, int rows, int block, int32_t* placed) const {
     const int first = block * block_rows, count = least(block_rows, rows - first);
-    const Tiles tiles(count);
+    const Tiles<W> tiles(count);
     for (int t = 0; t < tiles.count; t++)
       for (int m = 0; m < tiles.rows(t); m++) {
-        A* tile = placed + (int64_t)(first + tiles.first(t)) * filled * W::A_STEP / W::KI;
+        int32_t* tile = placed + (first + tiles.first(t)) * lanes;
         with_format(c.x_format, [&](auto x) {
           typedef decltype(x) X;
           const auto* row = (const typename X::T*)c.x + (start + first + tiles.first(t) + m) * c.x_row;
-          place_row<W, X>(row, c.weight.inputs, filled, tile, tiles.rows(t), m);
+          place_row<W, X>(row, inputs, tile, tiles.rows(t), m);
         });
       }
   }
@@ -78,7 +73,7 @@ template <class W> class Linear {
   // Scales, adds the bias, rounds: `columns` outputs from `first` on, some of the last panel's being padding.
   void write(int64_t row, int first, int columns, float* sums) const {
     const int n = least(columns, c.weight.outputs - first);
-    if (c.weight.scale)
+    if (W::DIGITS == 0 && c.weight.scale)
       for (int i = 0; i < n; i += VL) store(sums + i, load(sums + i) * load_floats(c.weight.scale + first + i, n - i));
     if (c.bias)
       with_format(c.bias_format, [&](auto b) {
@@ -93,7 +88,9 @@ template <class W> class Linear {
   static vf load_floats(const float* p, int n) { return n < VL ? load_part<F32>(p, n) : load(p); }
 
   const LinearCall& c;
-  int filled, block_rows, threads, group;
+  Inputs inputs;
+  int64_t lanes;  // of a placed row
+  int block_rows, threads, group;
   bool own;
   int64_t shared_floats, own_floats;
 };

@@ -1,7 +1,8 @@
 // Packed weights, and the product of a few rows with a few panels of them.
 //
 // A panel holds 16 outputs. Format S lies as [K][16]; bfloat16 as [K / 2][16][2], the order of the instructions that
-// multiply pairs. K is filled up with zeros to a multiple of 4, the last panel with zero outputs.
+// multiply pairs; for products of int8 see dots.h. K is filled up with zeros to a multiple of FILL, the last panel with
+// zero outputs.
 //
 // An output is summed in blocks of K_BLOCK inputs: one chain of additions from zero within a block, in the inputs'
 // order, then block is added to block. Every form below does exactly that, so rows do not depend on their number.
@@ -27,16 +28,38 @@ constexpr int panels_beside(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1
 constexpr int PANELS = panels_beside(MAX_ROWS);
 static_assert(PANELS == 1 || panels_beside(MAX_ROWS / 2) == PANELS, "rows of several tiles all take PANELS panels");
 
-// Forms of a weight. Beside it activations lie as [K][rows] floats, or as [K / 2][rows] pairs of bfloat16: A_STEP
-// elements of type A for each row and KI inputs. WIDEN: beside more than DIRECT rows it pays to give it the form Wide
-// first. WAITING: rows up to which the product waits for the memory. ALONE: panels beside a single row; of int8, whose
-// panels have half the bytes, more are on their way together.
-template <class S> struct Plain {
+// What a tile multiplies: `inputs` (at most K_BLOCK) of some rows and panels. c[m][16 p + i] = or += the sums.
+struct Part {
+  const void* rows;  // the activations of these inputs
+  const char* panels;
+  int64_t panel_bytes;
+  int inputs;
+  float* c;
+  int64_t c_row;
+  bool first;         // nothing is in c yet
+  const char* ahead;  // fetched into the cache meanwhile
+  // Of products of int8:
+  const int32_t* facts;
+  int piece;  // inputs
+  const float *scale, *offset;
+  int64_t scale_panel;  // elements from one panel's scales to the next
+};
+
+// Forms of a weight whose elements take BITS. Beside it activations lie as [K][rows] floats, or as [K / 2][rows] pairs of
+// bfloat16: A_STEP elements of type A for each row and KI inputs. A tile has ROWS rows at most, and beside(rows) panels.
+// WIDEN: beside more than DIRECT rows it pays to give it the form Wide first. WAITING: rows up to which the product
+// waits for the memory. ALONE: panels beside a single row; of int8, whose panels have half the bytes, more are on their
+// way together.
+struct Floats {
+  static constexpr int DIGITS = 0, FILL = K_STEP, ROWS = MAX_ROWS;
+  static constexpr int beside(int rows) { return panels_beside(rows); }
+};
+template <class S> struct Plain : Floats {
   typedef float A;
   typedef Plain<F32> Wide;
-  static constexpr int KI = 1, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 2,
+  static constexpr int KI = 1, BITS = 8 * sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 2,
                        ALONE = panels_beside(1);
-  static constexpr bool WIDEN = BYTES < 4;
+  static constexpr bool WIDEN = BITS < 32;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const float* a, const char* b, int64_t panel_bytes) {
     // Few rows beside many panels: the rows' inputs stay in registers, a panel's do not.
@@ -63,10 +86,10 @@ template <class S> struct Plain {
 INLINE vf first_of_pair(vi pairs) { return (vf)(pairs << 16); }
 INLINE vf second_of_pair(vi pairs) { return (vf)(pairs & splat_bits((int32_t)0xffff0000)); }
 
-struct Pairs {
+struct Pairs : Floats {
   typedef float A;
   typedef Plain<F32> Wide;
-  static constexpr int KI = 2, BYTES = 2, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS, WAITING = 2,
+  static constexpr int KI = 2, BITS = 16, A_STEP = 2, DIRECT = VL == 8 ? 4 : MAX_ROWS, WAITING = 2,
                        ALONE = panels_beside(1);
   static constexpr bool WIDEN = true;
   template <int MR, int NP>
@@ -104,12 +127,12 @@ INLINE vi load_pairs(I8, const char* b, int v) {
   return join_upper_halves(I8::load(first), I8::load(first + PANEL));
 }
 
-template <class S> struct DotPairs {
+template <class S> struct DotPairs : Floats {
   typedef int32_t A;  // a pair of bfloat16
   typedef DotPairs<BF16> Wide;
-  static constexpr int KI = 2, BYTES = sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 4,
-                       ALONE = BYTES == 1 ? 8 : panels_beside(1);
-  static constexpr bool WIDEN = BYTES < 2;
+  static constexpr int KI = 2, BITS = 8 * sizeof(typename S::T), A_STEP = 1, DIRECT = MAX_ROWS, WAITING = 4,
+                       ALONE = BITS == 8 ? 8 : panels_beside(1);
+  static constexpr bool WIDEN = BITS < 16;
   template <int MR, int NP>
   INLINE void step(vf (&acc)[MR][NP][NV], const int32_t* a, const char* b, int64_t panel_bytes) {
     vi w[NP][NV];
@@ -137,20 +160,20 @@ typedef Plain<I8> I8BesideBF16;
 // the first has fewer places for what is on its way; for more rows, which compute, into the first.
 constexpr int FETCH = 1024;
 
-// c[m][16 p + i] = or += the sum over `inputs` (a multiple of K_STEP, at most K_BLOCK) for MR rows and NP panels.
-// STREAM: the panels come from memory, and are fetched FETCH bytes before they are needed; else they are in the cache,
-// and 2 lines of `ahead` are fetched for each step.
-template <class W, bool STREAM, int MR, int NP>
-static void tile(const void* rows, const char* b, int64_t panel_bytes, int inputs, float* c, int64_t c_row, bool first,
-                 const char* ahead) {
-  const typename W::A* a = (const typename W::A*)rows;
+// MR rows and NP panels. STREAM: the panels come from memory, and are fetched FETCH bytes before they are needed; else
+// they are in the cache, and 2 lines of `ahead` are fetched for each step.
+template <class W, bool STREAM, int MR, int NP> static void floats_tile(const Part& part) {
+  const typename W::A* a = (const typename W::A*)part.rows;
+  const char *b = part.panels, *ahead = part.ahead;
+  const int64_t panel_bytes = part.panel_bytes;
+  const int inputs = part.inputs;
   vf acc[MR][NP][NV];
   UNROLL for (int m = 0; m < MR; m++)
     UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) acc[m][p][v] = zeros();
   for (int k = 0; k < inputs; k += K_STEP) {
     if (STREAM) {
       UNROLL for (int p = 0; p < NP; p++)
-        UNROLL for (int at = 0; at < K_STEP * PANEL * W::BYTES; at += 64)
+        UNROLL for (int at = 0; at < K_STEP * PANEL * W::BITS / 8; at += 64)
           __builtin_prefetch(b + p * panel_bytes + FETCH + at, 0, MR <= W::WAITING ? 2 : 3);
     } else {
       __builtin_prefetch(ahead, 0, 2);
@@ -160,45 +183,12 @@ static void tile(const void* rows, const char* b, int64_t panel_bytes, int input
     UNROLL for (int s = 0; s < K_STEP / W::KI; s++) {
       W::template step<MR, NP>(acc, a, b, panel_bytes);
       a += W::A_STEP * MR;
-      b += W::KI * PANEL * W::BYTES;
+      b += W::KI * PANEL * W::BITS / 8;
     }
   }
   UNROLL for (int m = 0; m < MR; m++)
     UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) {
-      float* to = c + m * c_row + p * PANEL + v * VL;
-      store(to, first ? acc[m][p][v] : load(to) + acc[m][p][v]);
+      float* to = part.c + m * part.c_row + p * PANEL + v * VL;
+      store(to, part.first ? acc[m][p][v] : load(to) + acc[m][p][v]);
     }
-}
-
-typedef void (*Tile)(const void*, const char*, int64_t, int, float*, int64_t, bool, const char*);
-
-// The tile of `rows` rows beside `panels`: 1, panels_beside(rows), or W::ALONE beside one row. Panels in the cache meet
-// at least half of MAX_ROWS.
-template <class W, bool STREAM> static Tile find_tile(int rows, int panels) {
-#define ROWS_CASE(n)                                                                                \
-  case n:                                                                                           \
-    if constexpr (STREAM || n >= MAX_ROWS / 2) {                                                    \
-      if (panels == 1) return tile<W, STREAM, n, 1>;                                                \
-      if (panels == panels_beside(n)) return tile<W, STREAM, n, panels_beside(n)>;                  \
-      return tile<W, STREAM, n, n == 1 ? W::ALONE : panels_beside(n)>;                              \
-    }                                                                                               \
-    break;
-  switch (rows) {
-    ROWS_CASE(1)
-    ROWS_CASE(2)
-    ROWS_CASE(3)
-    ROWS_CASE(4)
-    ROWS_CASE(5)
-    ROWS_CASE(6)
-#if defined(__AVX512F__)
-    ROWS_CASE(7)
-    ROWS_CASE(8)
-    ROWS_CASE(9)
-    ROWS_CASE(10)
-    ROWS_CASE(11)
-    ROWS_CASE(12)
-#endif
-  }
-#undef ROWS_CASE
-  return nullptr;
 }

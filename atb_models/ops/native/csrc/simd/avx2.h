@@ -41,3 +41,12 @@ INLINE void sum_four(vf a, vf b, vf c, vf d, float* out) {
 }
 
 INLINE void relax() { _mm_pause(); }
+
+constexpr int I8_ZERO = 0;
+INLINE vi widen_i8(const int8_t* p) { return (vi)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
+// sum + the products of 2 int16, each at most 32768 * 32767.
+INLINE vi dot_pairs_of_i16(vi sum, vi w, vi x) { return sum + (vi)_mm256_madd_epi16((__m256i)w, (__m256i)x); }
+// For each two bytes the sum of their products as an int16, which must hold it; bytes of `w` have no sign.
+INLINE vi pair_products(vi w, vi x) { return (vi)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
+INLINE vi add_i16(vi a, vi b) { return (vi)_mm256_add_epi16((__m256i)a, (__m256i)b); }
+INLINE vi add_neighbours(vi of_i16) { return (vi)_mm256_madd_epi16((__m256i)of_i16, _mm256_set1_epi16(1)); }

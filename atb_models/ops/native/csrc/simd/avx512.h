@@ -43,6 +43,11 @@ INLINE void sum_four(vf a, vf b, vf c, vf d, float* out) {
 
 INLINE void relax() { _mm_pause(); }
 
+#define HAS_INT8_DOT 1
+// sum + the products of 4 bytes, those of `w` without a sign: int8 weights are stored with I8_ZERO added.
+INLINE vi dot_quads(vi sum, vi w, vi x) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+constexpr int I8_ZERO = 128;
+
 #if defined(__AVX512BF16__)
 #define HAS_BF16_DOT 1
 // acc + a1 b1 + a0 b0 in each lane, a and b being pairs of bfloat16; tiny numbers count as zero.

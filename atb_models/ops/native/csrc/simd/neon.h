@@ -34,6 +34,11 @@ INLINE void sum_four(vf a, vf b, vf c, vf d, float* out) {
 
 INLINE void relax() { asm volatile("yield"); }
 
+#define HAS_INT8_DOT 1
+// sum + the products of 4 int8.
+INLINE vi dot_quads(vi sum, vi w, vi x) { return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x); }
+constexpr int I8_ZERO = 0;
+
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define HAS_BF16_DOT 1
 INLINE vf dot_pairs(vf acc, vi a, vi b) {

@@ -18,6 +18,12 @@ template <int UNIT> INLINE Bytes16 zip_high(Bytes16 a, Bytes16 b) {
   if (UNIT == 2) return (Bytes16)vzip2q_u16((uint16x8_t)a, (uint16x8_t)b);
   return (Bytes16)vzip2q_u32((uint32x4_t)a, (uint32x4_t)b);
 }
+INLINE Bytes16 add_to_bytes(Bytes16 v, int n) { return vaddq_u8(v, vdupq_n_u8((uint8_t)n)); }
+// 4 integers of 4 bytes: their first bytes side by side, then their second ones, ...
+INLINE Bytes16 bytes_together(Bytes16 v) {
+  static const uint8_t from[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  return vqtbl1q_u8(v, vld1q_u8(from));
+}
 #else
 typedef __m128i Bytes16;
 INLINE Bytes16 load_bytes(const void* p) { return _mm_loadu_si128((const __m128i*)p); }
@@ -27,6 +33,10 @@ template <int UNIT> INLINE Bytes16 zip_low(Bytes16 a, Bytes16 b) {
 }
 template <int UNIT> INLINE Bytes16 zip_high(Bytes16 a, Bytes16 b) {
   return UNIT == 1 ? _mm_unpackhi_epi8(a, b) : UNIT == 2 ? _mm_unpackhi_epi16(a, b) : _mm_unpackhi_epi32(a, b);
+}
+INLINE Bytes16 add_to_bytes(Bytes16 v, int n) { return _mm_add_epi8(v, _mm_set1_epi8((char)n)); }
+INLINE Bytes16 bytes_together(Bytes16 v) {
+  return _mm_shuffle_epi8(v, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
 }
 #endif
 
