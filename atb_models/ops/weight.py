@@ -169,6 +169,11 @@ class Weight:
         found = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensor of its values and those beside it."""
+        return (self.data, *self.beside.values())
+
     def matrix(self, unit: int) -> Weight:
         """One of a stack."""
         layout = self.layout

@@ -40,7 +40,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-# Of a weight with 52 or 40 inputs on this rank, and 27: units that are groups, parts of groups, and single inputs.
+# Of a weight with 56 or 40 inputs on this rank, and 24: units that are groups, and parts of groups.
 STORAGES = {
     "int8": {},
     "int8 with offsets": {"offsets": True},
@@ -48,6 +48,7 @@ STORAGES = {
     "int4 in units": {"bits": 4, "unit": 4},
     "int4 in units with offsets": {"bits": 4, "unit": 4, "offsets": True},
     "int8 in units": {"unit": 4},
+    "int4 in units of 8 with offsets": {"bits": 4, "unit": 8, "offsets": True},
 }
 
 
@@ -70,12 +71,18 @@ def as_bound(operation: Op, **weights: Weight) -> list[Weight]:
 
 
 def packed(weight: Weight, layout: Layout) -> Weight:
+    beside = {name: _stored(tensor, layout.beside[name], weight) for name, tensor in weight.beside.items()}
+    return Weight(layout, _stored(weight.rows, layout, weight), **beside)
+
+
+def _stored(plain: Tensor, layout: Layout, weight: Weight) -> Tensor:
+    """The values of a weight, or what is beside them, as a layout has them."""
     if layout.packing is None:
-        return weight
-    stored = replace(weight, layout=layout, data=torch.zeros(layout.stored, dtype=layout.dtype))
-    for unit, matrix in enumerate(weight.rows) if len(weight.shape) == 3 else [(None, weight.rows)]:
+        return plain
+    stored = Weight(layout, torch.zeros(layout.stored, dtype=layout.dtype))
+    for unit, matrix in enumerate(plain) if len(weight.shape) == 3 else [(None, plain)]:
         layout.packing.pack(matrix, stored, unit)
-    return stored
+    return stored.data
 
 
 def floats(weight: Weight, dtype: torch.dtype) -> Weight:
@@ -104,7 +111,7 @@ def check(ours: Tensor, exact: Tensor, backend: str) -> None:
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_linear(backend: str, dtype: torch.dtype, rows: int, biased: bool, storage: str) -> None:
-    x, weight = torch.randn(rows, 52).to(dtype), drawn(37, 52, **STORAGES[storage])
+    x, weight = torch.randn(rows, 56).to(dtype), drawn(37, 56, **STORAGES[storage])
     bias = torch.randn(37).to(dtype) if biased else None
     ours = ops.linear(x, *as_bound(ops.linear, weight_OI=weight), bias)
     check(ours, ops.linear(x, floats(weight, dtype), bias), backend)
@@ -116,7 +123,7 @@ def test_linear(backend: str, dtype: torch.dtype, rows: int, biased: bool, stora
 def test_experts(backend: str, dtype: torch.dtype, tokens: int, storage: str) -> None:
     """All three rows of a token; expert 4 gets none."""
     x, how = torch.randn(tokens, 40).to(dtype), STORAGES[storage]
-    gate_up, down = drawn(5, 2 * 27, 40, **how), drawn(5, 40, 27, **how)
+    gate_up, down = drawn(5, 2 * 24, 40, **how), drawn(5, 40, 24, **how)
     chosen = torch.stack([torch.randperm(4)[:3] for _ in range(tokens)])
     shares = torch.rand(tokens, 3)
     op = ops.moe_experts
