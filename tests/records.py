@@ -17,7 +17,7 @@ from atb_models.ops.collectives import Collective
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Op, recorded
-from atb_models.ops.weight import Weight
+from atb_models.ops.weight import Layout, Weight
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -100,3 +100,13 @@ def shape_rule(op: Op) -> Callable[..., Any]:
             return op.reference(*args)
 
     return by_parts
+
+
+def in_layout(plain: Tensor, layout: Layout, *, stack: bool) -> Tensor:
+    """The values of a weight, or what is beside them, as a layout has them; of a stack matrix by matrix."""
+    if layout.packing is None:
+        return plain
+    packed = Weight(layout, torch.empty(layout.stored, dtype=layout.dtype).fill_(77))
+    for unit, matrix in enumerate(plain) if stack else [(None, plain)]:
+        layout.packing.pack(matrix, packed, unit)
+    return packed.data

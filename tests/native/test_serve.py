@@ -15,6 +15,7 @@ from atb_models.demo import questions
 from atb_models.errors import ConfigError
 from atb_models.graph import meta_model, meta_step, trace
 from atb_models.layers.parameter import fillings
+from atb_models.layers.storage import METHODS
 from atb_models.limits import Limits
 from atb_models.models.config_reader import load_model_config
 from atb_models.ops.kv_cache import LayerCache
@@ -27,8 +28,8 @@ from tests.tiny import write_checkpoint, write_weights
 
 LEVELS = [level.name for level in levels_of(platform.machine()) if level.needs <= cpu_flags()]
 DTYPES = ("fp32", "fp16", "bf16")
-STORED = (None, "w8a16")
-W8A16, INT8_CACHE = {"quantize": "w8a16"}, {"kv_dtype": "int8"}
+STORED = (None, *METHODS)
+INT8_CACHE = {"kv_dtype": "int8"}
 LONG = [(7 * i * i + 3 * i) % 2400 + 5 for i in range(150)]
 PROMPTS = [LONG, LONG[:40], LONG[20:90], [9, 8, 7], LONG[:129]]
 DRAWN = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, seed=5, ignore_eos=True)
@@ -53,6 +54,7 @@ def test_the_toys_answers(monkeypatch: pytest.MonkeyPatch, level: str, dtype: st
     asked = questions()[:: 1 if dtype == "fp16" else 8]
     with LLM(dtype=dtype, device="cpu", quantize=quantize) as llm:
         assert ops.attention_sublayer.backend == ops.feed_forward_sublayer.backend == "cpu"
+        assert ops.quant_linear.backend == ops.quant_moe_experts.backend == "cpu"
         chats = [[{"role": "user", "content": str(one["question"])}] for one in asked]
         outs = llm.chat(chats, [SamplingParams(max_tokens=int(one["max_tokens"])) for one in asked])
     assert [out.text for out in outs] == [one["answer"] for one in asked]
@@ -65,9 +67,10 @@ def alone(params: SamplingParams, **engine: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("dtype", "stored"),
-    [*((dtype, {}) for dtype in DTYPES), ("bf16", W8A16), ("bf16", INT8_CACHE), ("fp16", INT8_CACHE),
+    [*((dtype, {}) for dtype in DTYPES), ("bf16", {"quantize": "w8a16"}), ("fp16", {"quantize": "w4a16"}),
+     ("bf16", {"quantize": "w8a8_dynamic"}), ("bf16", INT8_CACHE), ("fp16", INT8_CACHE),
      pytest.param("fp32", INT8_CACHE, marks=pytest.mark.full),
-     *(pytest.param(dtype, W8A16, marks=pytest.mark.full) for dtype in ("fp32", "fp16"))],
+     *(pytest.param(dtype, {"quantize": method}, marks=pytest.mark.full) for dtype in DTYPES for method in METHODS)],
 )  # fmt: skip
 def test_the_same_request_gives_the_same_bits(dtype: str, stored: dict[str, str]) -> None:
     """Alone; in company; in chunks of 13 tokens; with preemption; after a prefix hit; with two threads."""
@@ -89,7 +92,7 @@ def test_the_same_request_gives_the_same_bits(dtype: str, stored: dict[str, str]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stored", [{}, W8A16, INT8_CACHE])
+@pytest.mark.parametrize("stored", [{}, {"quantize": "w8a16"}, INT8_CACHE])
 def test_logits_do_not_depend_on_chunks_or_company(dtype: str, stored: dict[str, str]) -> None:
     engine: dict[str, Any] = dict(dtype=dtype, **stored, device="cpu", block_size=16, max_seq_len=512)
     with LLM(**engine, prefix_cache=False) as llm:

@@ -37,19 +37,19 @@ def weight(*shape: int, activations: str, offsets: bool = False) -> Weight:
 
 
 def product(x: Tensor, one: Weight) -> Tensor:
-    """In float64, in which the sums of these integers are exact."""
-    x = x.double()
+    """In float64, in which the sums of these integers are exact; activations are rounded in float32, as defined."""
+    x = x.float()
     if one.quant_bias is None:
         scale = x.abs().amax(1, keepdim=True) / 127
         scale = torch.where(scale == 0, 1.0, scale)
         x8, sums = torch.round(x / scale), torch.zeros(())
     else:
         assert one.input_scale is not None and one.input_offset is not None
-        x8 = torch.round(x / one.input_scale.double() + one.input_offset).clamp(-128, 127)
+        x8 = torch.round(x / one.input_scale + one.input_offset).clamp(-128, 127)
         scale, sums = torch.ones(1), one.quant_bias.double()
     rows = one.rows.double() - (0 if one.offset is None else one.offset.double().unsqueeze(1))
     assert one.scale is not None
-    return (x8 @ rows.t() + sums) * scale * one.scale.double()
+    return (x8.double() @ rows.t() + sums) * scale.double() * one.scale.double()
 
 
 def close(ours: Tensor, exact: Tensor) -> bool:

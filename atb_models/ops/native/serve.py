@@ -19,10 +19,12 @@ from atb_models.ops.gating import moe_gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import attention, experts, gating, linear, rope, rows, top_logits
 from atb_models.ops.native.library import Library
-from atb_models.ops.native.packing import GateUpPanels, Panels
+from atb_models.ops.native.packing import GateUpPanels, Panels, operand
 from atb_models.ops.native.planes import MOST_BYTES, has_planes, scale_planes
 from atb_models.ops.native.sublayers.attention import attention_sublayer, attention_sublayer_shape
 from atb_models.ops.native.sublayers.feed_forward import feed_forward_sublayer, feed_forward_sublayer_shape
+from atb_models.ops.quantized.experts import quant_moe_experts
+from atb_models.ops.quantized.linear import quant_linear
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
 from atb_models.ops.weight import Packing, Weight
@@ -32,10 +34,12 @@ from atb_models.ops.weight import Packing, Weight
 def native_backend(library: Library) -> Backend:
     """What the library serves."""
     bodies: dict[str, Callable[..., Any]] = {
-        "Linear": _linear,
+        "Linear": _packed_or(cpu_torch.linear, _linear),
+        "QuantLinear": _packed_or(quant_linear.reference, _linear),
         "Router": _router,
         "MoeGating": gating.moe_gating,
-        "MoeExperts": _experts,
+        "MoeExperts": _packed_or(moe.moe_experts.reference, _experts),
+        "QuantMoeExperts": _packed_or(quant_moe_experts.reference, _experts),
         "AttentionSublayer": attention_sublayer,
         "FeedForwardSublayer": feed_forward_sublayer,
         "RopeAndCache": _rope_and_cache,
@@ -47,9 +51,11 @@ def native_backend(library: Library) -> Backend:
         "TopLogits": top_logits.top_logits,
     }
     shapes: dict[str, Callable[..., Any]] = {
-        "Linear": _linear_shape,
+        "Linear": _packed_or(cpu_torch.linear, _linear_shape),
+        "QuantLinear": _packed_or(quant_linear.reference, _linear_shape),
         "Router": _router_shape,
-        "MoeExperts": _experts_shape,
+        "MoeExperts": _packed_or(moe.moe_experts.reference, _experts_shape),
+        "QuantMoeExperts": _packed_or(quant_moe_experts.reference, _experts_shape),
         "AttentionSublayer": attention_sublayer_shape,
         "FeedForwardSublayer": feed_forward_sublayer_shape,
         "RopeAndCache": _rope_and_cache_shape,
@@ -62,26 +68,35 @@ def native_backend(library: Library) -> Backend:
         "TopLogits": _top_logits_shape,
     }
     panels = Panels(library)
+    of_experts: Mapping[str, Packing] = {"gate_up_EGH": GateUpPanels(library), "down_EHF": panels}
     packings: Mapping[str, Mapping[str, Packing]] = {
         "Linear": {"weight_OI": panels},
+        "QuantLinear": {"weight_OI": panels},
         "Router": {"weight_EH": panels},
-        "MoeExperts": {"gate_up_EGH": GateUpPanels(library), "down_EHF": panels},
+        "MoeExperts": of_experts,
+        "QuantMoeExperts": of_experts,
     }
     bound: dict[str, Body] = {name: partial(body, library) for name, body in bodies.items()}
     return Backend(bound, {name: partial(rule, library) for name, rule in shapes.items()}, packings)
 
 
+def _packed_or(reference: Callable[..., Tensor], native: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`native` for a packed weight, which is the second operand; torch has the others."""
+
+    def body(library: Library, x: Tensor, weight: Weight, *more: Any) -> Tensor:
+        return reference(x, weight, *more) if weight.layout.is_plain else native(library, x, weight, *more)
+
+    return body
+
+
 def _linear(library: Library, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
-    if weight_OI.layout.is_plain:
-        return cpu_torch.linear(x_TI, weight_OI, bias_O)
-    return linear.linear(library, x_TI, weight_OI.data, weight_OI.shape[0], bias_O, weight_OI.scale)
+    packed, scale_O = operand(weight_OI)
+    return linear.linear(library, x_TI, packed, weight_OI.shape[0], bias_O, scale_O)
 
 
 def _linear_shape(library: Library, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
-    if weight_OI.layout.is_plain:
-        return cpu_torch.linear(x_TI, weight_OI, bias_O)
     _need(x_TI.shape[1] == weight_OI.shape[1], x_TI, weight_OI)
-    floats = linear.scratch_floats(library, x_TI, weight_OI.data, weight_OI.shape[0])
+    floats = linear.scratch_floats(library, x_TI, operand(weight_OI)[0], weight_OI.shape[0])
     _workspace = x_TI.new_empty(floats, dtype=torch.float32)
     return x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
 
@@ -106,12 +121,11 @@ def _experts(
     experts_TK: Tensor,
     counter_E: Tensor | None = None,
 ) -> Tensor:
-    if gate_up_EGH.layout.is_plain:
-        return moe.moe_experts.reference(x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK, counter_E)
+    (gate_up, gate_up_scale), (down, down_scale) = operand(gate_up_EGH), operand(down_EHF)
+    width = down_EHF.shape[2]
     return experts.experts(
-        library, x_TH, experts_TK, weights_TK, gate_up_EGH.data, down_EHF.data, down_EHF.shape[2],
-        gate_up_EGH.scale, down_EHF.scale, counter_E,
-    )  # fmt: skip
+        library, x_TH, experts_TK, weights_TK, gate_up, down, width, gate_up_scale, down_scale, counter_E
+    )
 
 
 def _experts_shape(
@@ -123,14 +137,13 @@ def _experts_shape(
     experts_TK: Tensor,
     counter_E: Tensor | None = None,
 ) -> Tensor:
-    if gate_up_EGH.layout.is_plain:
-        return moe.moe_experts.reference(x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK, counter_E)
     num_experts, hidden, width = down_EHF.shape
     fits = x_TH.shape[1] == hidden and gate_up_EGH.shape == (num_experts, 2 * width, hidden)
     _need(fits and weights_TK.shape == experts_TK.shape, x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK)
     if counter_E is not None:
         counter_E.add_(counter_E.new_empty(num_experts))
-    floats = experts.scratch_floats(library, x_TH, gate_up_EGH.data, down_EHF.data, width, experts_TK.shape[1])
+    packed = operand(gate_up_EGH)[0], operand(down_EHF)[0]
+    floats = experts.scratch_floats(library, x_TH, *packed, width, experts_TK.shape[1])
     _workspace = x_TH.new_empty(floats, dtype=torch.float32)
     return torch.empty_like(x_TH)
 

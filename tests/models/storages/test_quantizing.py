@@ -29,11 +29,11 @@ from atb_models.models.weights.seen import quantizing
 from atb_models.models.weights.seen.quantizing import QuantizingWeights
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.ops.native.library import active
-from atb_models.ops.weight import NIBBLES, Weight
+from atb_models.ops.weight import Weight
 from tests import quantized as quantized_once_more
 from tests.models.test_finite import PLACES, SAID, damaged
 from tests.quantized import Array, by_input, integers_and_scales, is_quantized
-from tests.records import build_of
+from tests.records import build_of, in_layout
 
 # Widths that divide by no number of ranks; XVERSE's heads are copied, too.
 ODD: dict[str, dict[str, Any]] = {
@@ -200,8 +200,7 @@ def test_ranks_hold_slices_of_what_the_whole_holds(
             parts = [theirs[name, role] for name, filling in quantized.items() for role in filling.parts]
             assert sorted(parts) == sorted(whole)
             for name, filling in quantized.items():
-                by_library = filling.weight.layout.packing not in (None, NIBBLES)
-                assert by_library == (backend == "cpu" and quantize == "w8a16")
+                assert filling.weight.layout.is_plain == (backend == "reference")
                 expected = expected_weight(filling, {role: whole[theirs[name, role]] for role in filling.parts})
                 assert filling.weight.scale is not None and expected.scale is not None
                 assert torch.equal(filling.weight.scale, expected.scale), (tp, rank, name)
@@ -227,12 +226,8 @@ def expected_weight(filling: Filling, whole: dict[str, tuple[Array, Array]]) -> 
             held.copy_(of_numbers[:, :: layout.unit])
             again = held.repeat_interleave(layout.unit, 1)[:, : of_numbers.shape[1]]
             assert torch.equal(again, of_numbers), "each number has the scale of its group"
-    stored = Weight(layout, torch.zeros(layout.stored, dtype=layout.dtype), scales)
-    if layout.packing is None:
-        return replace(stored, data=rows)
-    for unit, matrix in enumerate(rows) if rows.dim() == 3 else [(None, rows)]:
-        layout.packing.pack(matrix, stored, unit)
-    return stored
+    stack = rows.dim() == 3
+    return Weight(layout, in_layout(rows, layout, stack=stack), in_layout(scales, layout.beside["scale"], stack=stack))
 
 
 def own(part: Part, whole: Array) -> Tensor:

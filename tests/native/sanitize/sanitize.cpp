@@ -52,7 +52,7 @@ static void attention(int format, int stored, int kv_heads, int group, int dim, 
 static void linear(int format, int stored, int rows, int outputs, int inputs, int threads) {
   Numbers x((int64_t)rows * inputs, format), w((int64_t)outputs * inputs, stored), bias(outputs, format),
       out((int64_t)rows * outputs, format);
-  const Scales scales(stored, outputs, inputs);
+  const PanelScales scales(stored, outputs, inputs);
   char* weight = packed(w, outputs, inputs, 1, 0, nullptr);
   LinearCall c = {x.data, scales.weight(weight, outputs, inputs), bias.data, out.data,
                   nullptr, inputs, outputs, rows, format, format, format, threads};
@@ -77,7 +77,7 @@ static void experts(int format, int stored, int tokens, int hidden, int width, i
   for (int i = 0; i < tokens * K; i++) chosen[i] = i % K ? 4 : i % 3;  // expert 3 gets none; all are one matrix
   const int wide = (width + 15) / 16 * 16, tall = (hidden + 15) / 16 * 16;
   const bool panels = stored == FORMAT_I4 || stored >= FORMAT_I8_DOTS;  // then scales lie in panels
-  const Scales s13(stored, E * 2 * (panels ? wide : width), hidden), s2(stored, E * (panels ? tall : hidden), width);
+  const PanelScales s13(stored, E * 2 * (panels ? wide : width), hidden), s2(stored, E * (panels ? tall : hidden), width);
   const int64_t up_bytes = panel_bytes(stored, hidden) * wide / 8, down_bytes = panel_bytes(stored, width) * tall / 16;
   char *ups = (char*)malloc(E * up_bytes), *downs = (char*)malloc(E * down_bytes);
   for (int e = 0; e < E; e++) {

@@ -109,12 +109,12 @@ static char* packed(const Numbers& from, int outputs, int inputs, int step, int 
 }
 
 // Scales of a packed weight, those of panels being all the same but for the unit of inputs; and what a unit's is.
-struct Scales {
+struct PanelScales {
   enum { UNIT = 8 };
   int format, units, activations;
   Numbers scale, offset;
   static bool by_unit(int stored) { return stored == FORMAT_I4 || stored == I8_BESIDE_FLOATS; }
-  Scales(int stored, int outputs, int inputs)
+  PanelScales(int stored, int outputs, int inputs)
       : format(stored == I8_BESIDE_FLOATS ? (int)FORMAT_I8_DOTS : stored),
         units(by_unit(stored) ? (inputs + UNIT - 1) / UNIT : 1),
         activations(by_unit(stored) ? ACTIVATIONS_FLOAT : ACTIVATIONS_TOKEN),

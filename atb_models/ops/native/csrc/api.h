@@ -60,8 +60,8 @@ struct LinearCall {
   int32_t rows, x_format, bias_format, out_format, threads;
 };
 
-// A matrix of `outputs` rows of `inputs` elements, for FORMAT_I4 int8 from -8 to 7, into panels. Of several matrices with the same shape, panel p of
-// matrix i becomes panel p * step + i: a gate and its up matrix are packed with step 2.
+// A matrix of `outputs` rows of `inputs` elements, for FORMAT_I4 int8 from -8 to 7, into panels. Of several matrices with
+// the same shape, panel p of matrix i becomes panel p * step + i: a gate and its up matrix are packed with step 2.
 struct PackCall {
   const void* source;
   void* to;

@@ -14,6 +14,7 @@ from atb_models.ops.native import linear
 from atb_models.ops.native.attention import MAX_HEAD_DIM
 from atb_models.ops.native.checks import dense, on_cpu
 from atb_models.ops.native.library import Library
+from atb_models.ops.native.packing import operand
 from atb_models.ops.native.planes import MOST_BYTES, described_scales, has_planes, scale_planes
 from atb_models.ops.native.structs import FORMATS, AttentionLayer, AttentionStep, Scales
 from atb_models.ops.native.sublayers.call import BoundSublayer, address, check_norm, result_shapes, run, scratch_floats
@@ -30,9 +31,8 @@ class BoundAttention(BoundSublayer):
         dtype, hidden = sublayer.norm.weight_H.dtype, sublayer.qkv.shape[1]
         _check_layer(sublayer, cache, hidden)
         self.planes, self.head_dim = dict(cache), sublayer.head_dim
-        qkv = sublayer.qkv.data, sublayer.qkv.scale, sublayer.qkv_bias_O
-        o = sublayer.o.data, sublayer.o.scale, sublayer.o_bias_H
-        held = (sublayer.norm.weight_H, *qkv, *o, *cache.values())
+        weights = (*sublayer.qkv.tensors, sublayer.qkv_bias_O, *sublayer.o.tensors, sublayer.o_bias_H)
+        held = (sublayer.norm.weight_H, *weights, *cache.values())
         described = described_scales(NAME, cache.k_PSMD, scale_planes(cache))
         super().__init__(_layer(sublayer, cache, described), held, hidden, dtype)
 
@@ -129,8 +129,8 @@ def _layer(sublayer: AttentionSublayer, cache: LayerCache, scales: tuple[Scales,
     blocks, block_size, _, _ = k_PSMD.shape
     return AttentionLayer(
         norm.weight_H.data_ptr(),
-        linear.panel_weight(qkv.data, qkv.scale, *qkv.shape),
-        linear.panel_weight(o.data, o.scale, *o.shape),
+        linear.panel_weight(*operand(qkv), *qkv.shape),
+        linear.panel_weight(*operand(o), *o.shape),
         *(address(x) for x in (sublayer.qkv_bias_O, sublayer.o_bias_H, k_PSMD, v_PSMD)),
         *k_PSMD.stride()[:3],
         *v_PSMD.stride()[:3],
@@ -173,7 +173,8 @@ def _check_layer(sublayer: AttentionSublayer, cache: LayerCache, hidden: int) ->
     dtype = sublayer.norm.weight_H.dtype
     for weight, bias in ((sublayer.qkv, sublayer.qkv_bias_O), (sublayer.o, sublayer.o_bias_H)):
         outputs, inputs = weight.shape
-        linear.check(torch.empty(0, inputs, dtype=dtype), weight.data, outputs, bias, weight.scale, dtype)
+        packed, scale_O = operand(weight)
+        linear.check(torch.empty(0, inputs, dtype=dtype), packed, outputs, bias, scale_O, dtype)
 
 
 def _check_step(cos_TD: Tensor, sin_TD: Tensor, step: StepInput) -> None:

@@ -9,6 +9,7 @@ from atb_models.ops import sublayers
 from atb_models.ops.native import experts, linear
 from atb_models.ops.native.gating import check_rule, rule
 from atb_models.ops.native.library import Library
+from atb_models.ops.native.packing import operand
 from atb_models.ops.native.structs import FORMATS, FeedForwardLayer
 from atb_models.ops.native.sublayers.call import (
     BoundSublayer,
@@ -87,7 +88,7 @@ def _weights(sublayer: FeedForwardSublayer) -> list[Weight]:
 def _tensors(sublayer: FeedForwardSublayer, counter_E: Tensor | None) -> list[Tensor | None]:
     weights, routed = _weights(sublayer), sublayer.routed
     more = [] if routed is None else [routed.router_bias_E, routed.shared_gate_1H]
-    held = [weight.data for weight in weights] + [weight.scale for weight in weights if weight.scale is not None]
+    held = [tensor for weight in weights for tensor in weight.tensors]
     return [sublayer.norm.weight_H, counter_E, *held, *more]
 
 
@@ -99,11 +100,11 @@ def _layer(sublayer: FeedForwardSublayer, counter_E: Tensor | None) -> FeedForwa
     )
     if mlp is not None:
         for name, weight in (("gate_up", mlp.gate_up), ("down", mlp.down)):
-            setattr(layer, name, linear.panel_weight(weight.data, weight.scale, *weight.shape))
+            setattr(layer, name, linear.panel_weight(*operand(weight), *weight.shape))
     if routed is not None:
         named = (("router", routed.router), ("experts_gate_up", routed.gate_up), ("experts_down", routed.down))
         for name, weight in named:
-            setattr(layer, name, linear.panel_weight(weight.data, weight.scale, *weight.shape[-2:]))
+            setattr(layer, name, linear.panel_weight(*operand(weight), *weight.shape[-2:]))
         layer.experts, layer.top_k = routed.router.shape[0], routed.gating.top_k
         for field, value in rule(routed.gating).items():
             setattr(layer, field, value)
@@ -144,7 +145,8 @@ def _check_layer(sublayer: FeedForwardSublayer, counter_E: Tensor | None, hidden
 def _check_mlp(mlp: MlpWeights, dtype: torch.dtype) -> None:
     for weight in (mlp.gate_up, mlp.down):
         outputs, inputs = weight.shape
-        linear.check(torch.empty(0, inputs, dtype=dtype), weight.data, outputs, None, weight.scale, dtype)
+        packed, scale_O = operand(weight)
+        linear.check(torch.empty(0, inputs, dtype=dtype), packed, outputs, None, scale_O, dtype)
 
 
 def _check_routed(routed: RoutedWeights, counter_E: Tensor | None, hidden: int, dtype: torch.dtype) -> None:
@@ -152,7 +154,8 @@ def _check_routed(routed: RoutedWeights, counter_E: Tensor | None, hidden: int, 
     check_rule(routed.gating, count)
     linear.check(x_TH, routed.router.data, count, None, None, torch.float32)
     chosen_TK, weights_TK = torch.empty(0, top_k, dtype=torch.int64), torch.empty(0, top_k)
-    stacks = routed.gate_up.data, routed.down.data, routed.down.shape[2], routed.gate_up.scale, routed.down.scale
+    (gate_up, gate_up_scale), (down, down_scale) = operand(routed.gate_up), operand(routed.down)
+    stacks = gate_up, down, routed.down.shape[2], gate_up_scale, down_scale
     experts.check(x_TH, chosen_TK, weights_TK, *stacks, counter_E)
     if routed.router_bias_E is not None:
         check_vector(NAME, "router's bias", routed.router_bias_E, (count,), (torch.float32,))
