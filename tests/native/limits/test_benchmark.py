@@ -18,6 +18,6 @@ def test_native(built: list[str], root: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=200)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
-    assert len(lines) == 2 * 2 * 3 + 2 * 2 + 2 * 5 + 2 * 2  # linear, experts, attention, small
+    assert len(lines) == 2 * 2 * 3 + 2 * 2 + 2 * 2 * 5 + 2 * 2  # linear, experts, attention, small
     share = re.compile(r"\w+ (fp16|int8) .* ms  read +\d+% compute +\d+%(, torch \d+\.\d times that)?  \[limits \d.*]")
     assert all(share.fullmatch(line) for line in lines), ended.stdout
