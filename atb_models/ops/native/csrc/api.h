@@ -35,7 +35,7 @@ struct AttentionCall {
   Scales k_scale, v_scale;
 };
 
-// A weight [outputs, inputs], or a stack of them, in panels (see panels.h). What a storage needs beside its values is
+// A weight [outputs, inputs], or a stack of them, in panels (see products/panels.h). What a storage needs beside its values is
 // described here and nowhere else.
 struct PanelWeight {
   const void* data;

@@ -1,7 +1,7 @@
 // The routed experts of a layer as one call: rows sorted by expert, gate and up, SwiGLU, down, weighted sum.
 #include "api.h"
 #include "formats.h"
-#include "product.h"
+#include "products/product.h"
 #include "team.h"
 
 constexpr int SLICE = 512;     // tokens at a time: bounds the scratch

@@ -1,7 +1,7 @@
 // From the formats that a call names to the types that the kernels are written for.
 #pragma once
 #include "api.h"
-#include "dots.h"
+#include "products/dots.h"
 
 // Calls `call` with F32(), F16() or BF16().
 template <class Call> INLINE void with_format(int format, const Call& call) {

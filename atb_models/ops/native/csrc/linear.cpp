@@ -1,7 +1,7 @@
 // Linear: a product of activations with a packed weight.
 #include "api.h"
 #include "formats.h"
-#include "product.h"
+#include "products/product.h"
 #include "team.h"
 
 constexpr int SLICE = 512;      // rows whose activations are placed at a time: bounds the scratch

@@ -1,6 +1,6 @@
 // Weights into panels.
 #include "api.h"
-#include "dots.h"
+#include "products/dots.h"
 #include "simd/zip.h"
 #include "team.h"
 

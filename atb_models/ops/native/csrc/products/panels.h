@@ -7,7 +7,7 @@
 // An output is summed in blocks of K_BLOCK inputs: one chain of additions from zero within a block, in the inputs'
 // order, then block is added to block. Every form below does exactly that, so rows do not depend on their number.
 #pragma once
-#include "simd/simd.h"
+#include "../simd/simd.h"
 
 constexpr int PANEL = 16;
 constexpr int NV = PANEL / VL;

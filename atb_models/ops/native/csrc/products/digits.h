@@ -1,8 +1,8 @@
 // Activations as int8, for dots.h.
 #pragma once
-#include "api.h"
+#include "../api.h"
 #include "cut.h"
-#include "simd/zip.h"
+#include "../simd/zip.h"
 
 // What rows of activations become beside a weight. scale, offset: those of ACTIVATIONS_STATIC, of the weight's matrix.
 struct Inputs {
