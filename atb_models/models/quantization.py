@@ -15,7 +15,14 @@ from atb_models.models.config import ModelConfig
 from atb_models.models.quantized.scheme import FLOATS, ChosenLayers
 from atb_models.models.weights.weight_map import checkpoint_tensors
 
-EXPERTS = ".mlp.experts."
+# Modules of the decoder that have no place for a bias: name -> words for a message.
+_WITHOUT_BIAS = {
+    "experts": "routed experts do",
+    "router": "a router does",
+    "shared_gate": "the gate of a shared expert does",
+    "embed": "an embedding does",
+    "lm_head": "an output head does",
+}
 
 
 def model_quantization(config: ModelConfig, quantize: str | None) -> Quantization | None:
@@ -90,8 +97,9 @@ def _checked(name: str, storage: Storage | None) -> Storage | None:
 
 
 def _check_bias(parameter: str, name: str) -> None:
-    if EXPERTS in parameter:
-        raise ConfigError(f"{name} has a bias, which routed experts do not take here")
+    module = parameter.split(".")[-2]
+    if module in _WITHOUT_BIAS:
+        raise ConfigError(f"{name} has a bias, which {_WITHOUT_BIAS[module]} not take here")
 
 
 def layer_kinds(config: ModelConfig) -> list[list[int]]:
