@@ -54,13 +54,13 @@ def is_declared(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def settings_of(config: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """What config.json says of the whole model, in its newer field before its older one."""
+    """What config.json says of the whole model, in its newer field before its older one. Null is as absent."""
     settings: dict[str, Any] = {}
     for name in FIELDS:
         fields = config.get(name) or {}
         if not isinstance(fields, dict):
             raise ConfigError(f"{place}: {name} is {shown(fields)}, but must be null or an object")
-        settings |= {key: value for key, value in fields.items() if key != "quant_method"}
+        settings |= {key: value for key, value in fields.items() if key != "quant_method" and value is not None}
     return settings
 
 
@@ -99,7 +99,8 @@ def _file_names(quantize: str | None) -> list[str]:
 
 
 def read_description(path: Path, settings: Mapping[str, Any], place: str) -> Description:
-    """The content of the file. settings: what config.json says too, and where; the file's own comes first.
+    """The content of the file. settings: what config.json says too, and where; the file's own comes first, and null is
+    as absent.
 
     Raises CheckpointError naming file and tensor for damage, ConfigError for what is not computed here.
     """
@@ -109,7 +110,7 @@ def read_description(path: Path, settings: Mapping[str, Any], place: str) -> Des
     for name, value in read_json(path).items():
         if "." in name:
             types[name] = _checked_type(path, name, value)
-        else:
+        elif value is not None:
             others[name] = value
     for source, fields in ((place, settings), (str(path), others)):
         _check_settings(source, fields)

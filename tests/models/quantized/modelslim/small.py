@@ -36,6 +36,11 @@ def describe(folder: Path, **entries: Any) -> None:
     file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
+def describe_null(folder: Path, name: str) -> None:
+    file = next(folder.glob("quant_model_description*.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: None}))
+
+
 def configure(folder: Path, **fields: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))

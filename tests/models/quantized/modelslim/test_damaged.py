@@ -14,7 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atb_models.errors import AtbError, CheckpointError
-from tests.models.quantized.modelslim.small import NEW, OLD, TENSORS, K, Q, describe, fails, write
+from atb_models.layers.storage import Storage
+from tests.models.quantized.modelslim.small import (
+    NEW,
+    OLD,
+    TENSORS,
+    K,
+    Q,
+    configure,
+    describe,
+    describe_null,
+    fails,
+    write,
+)
 from tests.models.quantized.modelslim.writer import Form, every, save
 from tests.models.quantized.reading import opened, scheme_of
 
@@ -147,6 +159,28 @@ def test_a_group_that_does_not_give_the_number_of_scales(tmp_path: Path, group: 
     write(tmp_path, "W4A16", group=64)
     describe(tmp_path, group_size=group)
     fails(tmp_path, CheckpointError, f"{Q}.weight_scale of shape (8, 2) does not fit {Q}.weight", f"group_size {group}")
+
+
+NULLS = ("version", "group_size", "kv_quant_type", "metadata", "optional", "fa_quant_type", "is_nzcasted", "other")
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_null_is_as_absent(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    write(tmp_path, version="0.0.0")
+    describe_null(tmp_path, name)
+    with opened(tmp_path) as (scheme, _):
+        assert scheme.storage(f"{Q}.weight") == Storage(8)
+    assert not caplog.records
+
+
+def test_a_null_leaves_the_number_to_the_older_field(tmp_path: Path) -> None:
+    """In the description to config.json, and there to its older field."""
+    write(tmp_path, "W4A16", "0.0.0", group=64)
+    describe_null(tmp_path, "group_size")
+    configure(tmp_path, quantization={"group_size": 64}, quantization_config={"group_size": None})
+    assert scheme_of(tmp_path).storage(f"{Q}.weight") == Storage(4, 64)
+    configure(tmp_path, quantization={"group_size": None})
+    assert scheme_of(tmp_path).storage(f"{Q}.weight") == Storage(4, 64), "by the shape of the scales"
 
 
 def test_unknown_fields_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
