@@ -310,3 +310,17 @@ def test_a_map_that_is_neither_ignored_nor_packed(shared: Path, tmp_path: Path) 
     form = declared("pack-quantized", {"weights": weights()})
     quantized_copy(golden(shared, "deepseek"), tmp_path, form, pack, **plain)
     not_read(tmp_path, lambda tensors: None, f" has no tensor {Q}.weight_scale, which belongs to {Q}.weight")
+
+
+@pytest.mark.parametrize(("changed", "shown"), [(8, "-8 to 8"), (-9, "-9 to 7")])
+@pytest.mark.parametrize("group", [32, -1])
+def test_plain_integers_of_more_than_4_bits(shared: Path, tmp_path: Path, group: int, changed: int, shown: str) -> None:
+    def change(weight: Tensor) -> Tensor:
+        weight[0, 0], weight[0, 1], weight[0, 2] = -8, 7, changed
+        return weight
+
+    pack = partial(compressed, bits=4, group=group, packed=False)
+    form = declared("int-quantized", {"weights": weights(4, None if group == -1 else group)})
+    quantized_copy(golden(shared, "deepseek"), tmp_path, form, pack)
+    edit(tmp_path, put("weight", change))
+    not_read(tmp_path, lambda tensors: None, f": tensor {Q}.weight has numbers from {shown}, but 4 bits are -8 to 7")

@@ -79,7 +79,7 @@ def _numbers(checkpoint: Checkpoint, present: Collection[str], module: str, grou
     dtype = torch.float8_e4m3fn if group.kind == "float" else torch.int8
     if not group.packed:
         check_there(checkpoint, present, f"{module}.weight", f"{module}.weight_scale")
-        return PlainNumbers(checkpoint, f"{module}.weight", dtype)
+        return PlainNumbers(checkpoint, f"{module}.weight", dtype, group.bits)
     packed, shape = f"{module}.weight_packed", f"{module}.weight_shape"
     if packed not in present:
         check_there(checkpoint, present, packed, f"{module}.weight_scale")

@@ -27,7 +27,7 @@ def float8_weight(
     if scale is None:
         scale = f"{module}.{SCALES[1] if block is None else SCALES[0]}"
         check_there(checkpoint, present, scale, name)
-    numbers = PlainNumbers(checkpoint, name, DTYPE)
+    numbers = PlainNumbers(checkpoint, name, DTYPE, 8)
     rows, columns = numbers.shape
     if block is None:
         block = (1 if checkpoint.shape(scale)[:1] == (rows,) else rows, columns)

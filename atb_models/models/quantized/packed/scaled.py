@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,14 +33,22 @@ class Numbers(Protocol):
 
 
 class PlainNumbers:
-    """One by one, in a tensor of that type. Raises CheckpointError for another type or shape."""
+    """One by one, in a tensor of that type. bits: 4 where each int8 holds an integer of -8 to 7.
 
-    def __init__(self, checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> None:
+    Raises CheckpointError for another type or shape, and, when read, for integers that 4 bits do not hold.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str, dtype: torch.dtype, bits: Literal[4, 8]) -> None:
         check_dtype(checkpoint, name, (dtype,))
-        self.name, self.shape, self._checkpoint = name, matrix_shape(checkpoint, name), checkpoint
+        self.name, self.shape, self._checkpoint, self._bits = name, matrix_shape(checkpoint, name), checkpoint, bits
 
     def read(self, rows: range, columns: range) -> Tensor:
-        return read_block(self._checkpoint, self.name, rows, columns)
+        found = read_block(self._checkpoint, self.name, rows, columns)
+        if self._bits == 4 and found.numel():
+            low, high = int(found.min()), int(found.max())
+            if not -8 <= low <= high <= 7:
+                raise wrong(self._checkpoint, self.name, f"has numbers from {low} to {high}, but 4 bits are -8 to 7")
+        return found
 
 
 class PackedNumbers:
