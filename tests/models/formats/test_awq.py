@@ -122,6 +122,14 @@ def test_entries_without_files(tmp_path: Path) -> None:
         assert (scheme.storage(f"{name}.weight") is not None) == packed, name
 
 
+def test_one_entry_without_its_list(tmp_path: Path) -> None:
+    own = DECLARED | {"modules_to_not_convert": "k_proj"}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": own}))
+    scheme = scheme_of(tmp_path)
+    assert scheme.storage("model.layers.0.self_attn.k_proj.weight") is None
+    assert scheme.storage("model.layers.0.self_attn.q_proj.weight") is not None
+
+
 def test_a_head_that_is_packed_becomes_floats(shared: Path, tmp_path: Path) -> None:
     head = {"lm_head__weight": lambda name, weight: awq(weight, 32)}
     expected = quantized_copy(golden(shared, "deepseek"), tmp_path, DECLARED, partial(awq, group=32), **head)
@@ -155,7 +163,7 @@ def test_old_names_of_fields_in_a_file_of_its_own(shared: Path, tmp_path: Path) 
         ({"group_size": 0}, "group_size is 0, but must be -1 for whole rows"),
         ({"group_size": None, "q_group_size": "x"}, "q_group_size is 'x', but must be an integer"),
         ({"zero_point": 1}, "zero_point is 1, but must be true or false"),
-        ({"modules_to_not_convert": "gate"}, "modules_to_not_convert is 'gate', but must be a list of names"),
+        ({"modules_to_not_convert": 1}, "modules_to_not_convert is 1, but must be a list of names"),
     ],
 )
 def test_what_is_declared_and_not_read(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

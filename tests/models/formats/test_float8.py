@@ -40,6 +40,12 @@ def test_blocks(
     assert len(said) == 1 and f"{weights} weights of 8-bit floats become floats" in said[0]
 
 
+@pytest.mark.parametrize("fmt", ["e4m3", "float8_e4m3", "float8_e4m3fn"])
+def test_names_of_the_type(tmp_path: Path, fmt: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": DECLARED | {"fmt": fmt}}))
+    assert scheme_of(tmp_path).name == "float8"
+
+
 @pytest.mark.parametrize("block", [(0, 0), (1, 0)])
 @pytest.mark.parametrize("shape", ["matrix", "flat", "scalar"])
 def test_scales_without_blocks(shared: Path, tmp_path: Path, block: tuple[int, int], shape: str) -> None:

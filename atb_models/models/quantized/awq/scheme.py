@@ -42,7 +42,7 @@ def read(declared: Declaration) -> Awq:
     if fields.integer(bits, maximum=64) != 4:
         raise fields.fail(bits, f"but only 4 is read; {AGAIN}")
     group = group_size(fields, _either(fields, "group_size", "q_group_size"))
-    return Awq(declared, group, not fields.flag("zero_point", True), texts_of(declared, "modules_to_not_convert"))
+    return Awq(declared, group, not fields.flag("zero_point", True), _left_out(declared))
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ class Awq:
         if self._packed is not None:
             return module in self._packed.every
         return not any(f".{entry.strip('.')}." in f".{module}." for entry in self.left_out)
+
+
+def _left_out(declared: Declaration) -> tuple[str, ...]:
+    """The entries of modules_to_not_convert, of which a single one may stand without its list."""
+    value = declared.fields.get("modules_to_not_convert")
+    return (value,) if isinstance(value, str) else texts_of(declared, "modules_to_not_convert")
 
 
 def _either(fields: Fields, new: str, old: str) -> str:

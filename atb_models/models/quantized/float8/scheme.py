@@ -38,7 +38,7 @@ def read(declared: Declaration) -> Float8:
     """The scheme of a folder that declares fp8. Raises ConfigError for a value that is not read."""
     fields = Fields(declared.fields, Path(declared.place))
     fields.choice("activation_scheme", ("dynamic", "static"), "dynamic")
-    if fields.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
+    if fields.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3", "float8_e4m3fn"):
         raise fields.fail("fmt", "but only e4m3 is read; take the float weights that it was made of")
     return Float8(declared, _block(fields))
 
