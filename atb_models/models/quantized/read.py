@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from atb_models.errors import ConfigError
-from atb_models.json_file import check_size, is_there, read_json
+from atb_models.json_file import is_there
 from atb_models.models.quantized.awq import scheme as awq
 from atb_models.models.quantized.compressed import scheme as compressed
-from atb_models.models.quantized.declaration import Declaration
+from atb_models.models.quantized.declaration import Declaration, method_name, read_declaration
 from atb_models.models.quantized.float8 import scheme as float8
 from atb_models.models.quantized.gptq import scheme as gptq
 from atb_models.models.quantized.modelslim.description import SETTINGS, is_declared
@@ -34,7 +34,6 @@ MODELSLIM: Final = ("ascend", "modelslim")
 FIELDS: Final = {"quantization_config": None, "compression_config": "compressed-tensors"}
 # Files that hold it in place of config.json, alike.
 FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-MOST_BYTES: Final = 1 << 20  # of such a file
 
 
 def read_scheme(folder: Path | str, config: Mapping[str, Any]) -> Scheme | None:
@@ -76,8 +75,7 @@ def _declaration(folder: Path, config: Mapping[str, Any]) -> Declaration | None:
         return None
     for name, default in FILES.items():
         if is_there(path := folder / name):
-            check_size(path, MOST_BYTES)
-            return _named(Declaration(folder, config, read_json(path), str(path)), default)
+            return _named(Declaration(folder, config, read_declaration(path), str(path)), default)
     return None
 
 
@@ -88,7 +86,7 @@ def _named(declared: Declaration, default: str | None) -> Declaration:
         raise ConfigError(f"{declared.place} has no quant_method, only {named(declared.fields)}: the format is unknown")
     if not isinstance(method, str):
         raise declared.fail("quant_method", "but must be the name of a format")
-    fields = {**declared.fields, "quant_method": method.lower().replace("_", "-")}
+    fields = {**declared.fields, "quant_method": method_name(method)}
     return Declaration(declared.folder, declared.config, fields, declared.place)
 
 

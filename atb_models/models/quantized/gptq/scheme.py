@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from atb_models.layers.storage import Storage
 from atb_models.models.config_fields import Fields
 from atb_models.models.quantized.declaration import Declaration
+from atb_models.models.quantized.gptq.file import completed
 from atb_models.models.quantized.gptq.settings import (
     FIELDS,
     GptqForm,
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 def read(declared: Declaration) -> Gptq:
     """The scheme of a folder that declares GPTQ. Raises ConfigError for a value that is not read."""
+    declared = completed(declared)
     fields = Fields(declared.fields, Path(declared.place))
     form = form_of(fields)
     check_the_rest(fields)

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from atb_models.errors import ConfigError
 from atb_models.models.config_fields import Fields
 from atb_models.models.quantized.declaration import Declaration
+from atb_models.models.quantized.gptq.file import format_field
 from atb_models.models.quantized.rules import as_bits, compiled, group_size
 from atb_models.wording import shown
 
@@ -121,9 +122,9 @@ def _bits(fields: Fields) -> Literal[4, 8]:
 
 
 def _minus_one(fields: Fields) -> bool:
-    """From checkpoint_format, which newer files call format."""
-    field = "format" if fields.get("checkpoint_format") is None else "checkpoint_format"
+    """From the name of the format, in upper or lower case."""
+    field = format_field(fields.raw)
     name = fields.get(field, "gptq")
-    if not isinstance(name, str) or name not in FORMATS:
+    if not isinstance(name, str) or name.lower() not in FORMATS:
         raise fields.fail(field, f"but only {', '.join(FORMATS)} are read; GPTQModel can save it with format gptq")
-    return FORMATS[name]
+    return FORMATS[name.lower()]
