@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import ConfigError
 from atb_models.layers.storage import Storage
+from atb_models.models.quantized.modelslim.biases import zero_biases
 from atb_models.models.quantized.modelslim.description import (
     Description,
     find_description,
@@ -19,6 +20,7 @@ from atb_models.models.quantized.modelslim.description import (
 from atb_models.models.quantized.modelslim.floats import find_floats
 from atb_models.models.quantized.modelslim.linears import StoredLinear, assumed_storage, find_linears
 from atb_models.models.quantized.modelslim.norms import find_norms
+from atb_models.models.quantized.modelslim.tensors import Tensors
 from atb_models.models.quantized.modelslim.types import METHODS, STORAGES, refusal
 from atb_models.models.quantized.scheme import FLOATS
 from atb_models.models.weights.names import KV_SCALES
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from atb_models.models.weights.source import WeightSource
 
 logger = logging.getLogger(__name__)
-
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> ModelSlim:
@@ -67,6 +68,7 @@ class ModelSlim:
         self._folder = folder
         self._description = description
         self._linears: dict[str, StoredLinear] | None = None  # by the files' tables, once they were read
+        self._zero_biases: frozenset[str] = frozenset()  # found at the same time
         self.method = method
 
     @property
@@ -83,7 +85,7 @@ class ModelSlim:
             from atb_models.models.weights.checkpoint import open_checkpoint
 
             with open_checkpoint(self._folder, quantized=True) as checkpoint:
-                self._linears = find_linears(checkpoint, self._description, self.method)
+                self._find(checkpoint)
         if self._linears is not None:
             return self._linears[weight].storage if weight in self._linears else None
         kind = self._description.types.get(weight)
@@ -93,17 +95,23 @@ class ModelSlim:
         storage = self.storage(weight)
         if storage is not None and storage.activations == "static":
             return False
-        return f"{weight.removesuffix('.weight')}.bias" in self._description.types or weight in self._norms
+        bias = f"{weight.removesuffix('.weight')}.bias"
+        return (bias in self._description.types and bias not in self._zero_biases) or weight in self._norms
 
     def open(self, checkpoint: Checkpoint) -> WeightSource:
         from atb_models.models.quantized.modelslim.source import ModelSlimWeights
 
-        if self._linears is None:
-            self._linears = find_linears(checkpoint, self._description, self.method)
-        floats = find_floats(checkpoint, self._description, self._linears)
+        linears = self._find(checkpoint) if self._linears is None else self._linears
+        floats = find_floats(checkpoint, self._description, linears)
         if any(name.endswith(KV_SCALES) for name in floats):
             logger.warning("%s has scales of an int8 KV cache, which are not used", checkpoint.listing)
-        return ModelSlimWeights(checkpoint, self._linears, floats)
+        return ModelSlimWeights(checkpoint, linears, floats, self._zero_biases)
+
+    def _find(self, checkpoint: Checkpoint) -> dict[str, StoredLinear]:
+        """Keep what the files hold beyond the description; the linear maps."""
+        self._linears = find_linears(checkpoint, self._description, self.method)
+        self._zero_biases = zero_biases(checkpoint, Tensors(checkpoint, self._description))
+        return self._linears
 
     @cached_property
     def _has_weights(self) -> bool:

@@ -12,11 +12,21 @@ from atb_models.models.weights.checkpoint import Checkpoint
 
 
 class ModelSlimWeights:
-    """A source of weights: the linear maps as integers, and the float tensors `floats`, name -> stored name."""
+    """A source of weights: the linear maps as integers, and the float tensors `floats`, name -> stored name.
 
-    def __init__(self, checkpoint: Checkpoint, linears: Mapping[str, StoredLinear], floats: Mapping[str, str]) -> None:
+    zero_biases: names of biases whose values are all zero.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        linears: Mapping[str, StoredLinear],
+        floats: Mapping[str, str],
+        zero_biases: frozenset[str],
+    ) -> None:
         self._checkpoint = checkpoint
         self._views = {name: View(checkpoint, stored, checkpoint.shape(stored)) for name, stored in floats.items()}
+        self._spare = zero_biases & floats.keys()
         names = checkpoint.names()
         for linear in linears.values():
             self._views.update(_views(checkpoint, linear, names))
@@ -25,7 +35,7 @@ class ModelSlimWeights:
         return set(self._views)
 
     def spare(self) -> frozenset[str]:
-        return frozenset()
+        return self._spare
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._views[name].shape
