@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models.quantized.checkpoints import quantized_copy
-from tests.models.quantized.packing import gptq
 
+from tests.models.formats.checkpoints import quantized_copy
+from tests.models.formats.packing import gptq
 from tests.quantizer.written import config_of, is_linear, low_and_high, quantize, tensors_of
 
 METHODS = [("w8a16",), ("w8a8_dynamic",), ("w4a16", "--group_size", "32"), ("w4a16", "--group_size", "-1")]
