@@ -20,6 +20,7 @@ SOURCES = (
     "machine/determinism.py",
     "engine/graph_capture.py",
     "ops/npu.py",
+    "ops/quantized/npu_packing.py",
 )
 OTHERS = ("ranks/shared_memory.py",)
 DOCUMENTS = ("docs/ascend.md", "docs/ascend.zh.md")

@@ -13,7 +13,7 @@ import torch
 
 from atb_models import LLM, SamplingParams
 from atb_models.engine.config import EngineConfig
-from atb_models.engine.sampling import sampler
+from atb_models.engine.sampling import draws
 from atb_models.errors import ConfigError
 from atb_models.machine import determinism, device, npu
 
@@ -123,7 +123,7 @@ def test_sampling_adds_up_on_the_cpu() -> None:
 
     probs: Any = Elsewhere()
     determinism.switch_on("cuda")
-    assert sampler._running_sums(probs).tolist() == [[0.25, 0.75, 1.0]]
+    assert draws.running_sums(probs).tolist() == [[0.25, 0.75, 1.0]]
 
 
 def test_ranks_are_told() -> None:

@@ -63,7 +63,7 @@ def _declaration(folder: Path, config: Mapping[str, Any]) -> Declaration | None:
     """What names a quant_method, its letters and hyphens made uniform; None where nothing does."""
     for name, default in FIELDS.items():
         fields, place = config.get(name), f"{folder / 'config.json'}: {name}"
-        if fields is None or fields is False or fields == {}:
+        if not fields:
             continue
         if not isinstance(fields, dict):
             raise ConfigError(f"{place} is {shown(fields)}, but must be null or an object")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,20 @@ from tests.native.cases import DTYPES
 from tests.native.sublayers.layers import MODELS, STEPS, Layer, build_layers, check_layer, random_step
 from tests.records import build_of
 
+NAMES = ("qwen", "xverse", "deepseek")
+STORAGES = [(None, None), ("w8a16", None), ("w4a16", None), (None, torch.int8)]
 
-@pytest.mark.parametrize("fields", MODELS, ids=["qwen", "xverse", "deepseek"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("method", "kv_dtype"), [(None, None), ("w8a16", None), ("w4a16", None), (None, torch.int8)])
+
+def cases() -> Iterator[Any]:
+    """Every model, every dtype and every storage once by default; all of them crossed in the full suite."""
+    for (name, fields), dtype, stored in itertools.product(zip(NAMES, MODELS, strict=True), DTYPES, STORAGES):
+        others = (name != NAMES[0]) + (dtype != torch.bfloat16) + (stored != STORAGES[0])
+        yield pytest.param(
+            fields, dtype, *stored, marks=[pytest.mark.full] if others > 1 else [], id=f"{name}-{dtype}-{stored}"
+        )
+
+
+@pytest.mark.parametrize(("fields", "dtype", "method", "kv_dtype"), cases())
 @torch.inference_mode()
 def test_the_bits_of_the_parts(
     bound: Library,
