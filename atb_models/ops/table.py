@@ -244,6 +244,20 @@ def operations() -> Iterator[Op]:
     return iter(TABLE.values())
 
 
+@contextmanager
+def in_parts(*composites: Op) -> Iterator[None]:
+    """Within it the parts of these run, and can be recorded, although the bound backend serves them whole."""
+    bound = [(operation, operation.run, operation.backend) for operation in composites]
+    for operation in composites:
+        assert operation.in_parts, f"{operation.name} has no parts"
+        operation.run, operation.backend = operation.reference, "reference"
+    try:
+        yield
+    finally:
+        for operation, run, backend in bound:
+            operation.run, operation.backend = run, backend
+
+
 _recording = False
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.llm import LLM
 from atb_models.graph.paths import ModulePaths
-from atb_models.ops.table import Body, Op, recorded
+from atb_models.ops.sublayers import attention_sublayer, feed_forward_sublayer
+from atb_models.ops.table import Body, Op, in_parts, recorded
 from atb_models.quantizer.texts import Text, windows
 from atb_models.sampling_params import SamplingParams
 
@@ -68,6 +69,6 @@ def input_ranges(llm: LLM, prompts: Sequence[list[int]]) -> dict[str, tuple[floa
                 found[path] = min(low, float(x_TI.amin())), max(high, float(x_TI.amax()))
             return run(*args)
 
-        with recorded(watch):
+        with in_parts(attention_sublayer, feed_forward_sublayer), recorded(watch):
             llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0))
     return found
