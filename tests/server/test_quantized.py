@@ -43,7 +43,7 @@ def test_the_service(asked: tuple[list[str], list[float]]) -> None:
     with running(*words) as server:
         choice = server.json("/v1/completions", BODY)["choices"][0]
         info = server.json("/info")
-    assert (info["model_dtype"], info["model_quantization"]) == ("fp16", "w8a16")
+    assert (info["model_dtype"], info["model_quantization"]) == ("fp16", "w8a16" if "w8a16" in words else None)
     assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected, abs=1e-6)
 
 
