@@ -98,15 +98,15 @@ template <class W, class X> class Experts {
     if (own) rows = (int32_t*)products + (int64_t)least(choices, ROW_BLOCK) * 2 * GROUP * PANEL;
     const int inner_groups = pieces(width_panels, GROUP), outer_groups = pieces(hidden_panels, GROUP);
     const auto token_row = [&](int row) { return (const T*)c.x + (start + routing.source[row] / c.top_k) * c.x_row; };
-    product(team, routing, inner_groups, hidden, hidden_lanes, rows, token_row, [&](const Block& block, int group, const int32_t* placed_rows) {
-      gate_up(block, group * GROUP, placed_rows, inner_rows, products, wide);
+    product(team, routing, inner_groups, hidden, hidden_lanes, rows, token_row, [&](const Item& item, const Item& next, const int32_t* placed_rows) {
+      gate_up(item, next, placed_rows, inner_rows, products, wide);
     });
     const auto inner_row = [&](int row) { return inner_rows + (int64_t)row * c.width(); };
-    product(team, routing, outer_groups, width, width_lanes, rows, inner_row, [&](const Block& block, int group, const int32_t* placed_rows) {
-      const int panel = group * GROUP, n = least(GROUP, hidden_panels - panel);
-      multiply<W>(placed_rows, block.rows,
-                  panels_of<W>(c.down, width.cut, (int64_t)block.expert * hidden_panels + panel, n),
-                  outputs + (int64_t)block.first * sum_row + panel * PANEL, sum_row, wide);
+    product(team, routing, outer_groups, width, width_lanes, rows, inner_row, [&](const Item& item, const Item& next, const int32_t* placed_rows) {
+      const int n = least(GROUP, hidden_panels - item.panel);
+      multiply<W>(placed_rows, item.block->rows,
+                  panels_of<W>(c.down, width.cut, item.first(hidden_panels), n, next.first(hidden_panels)),
+                  outputs + (int64_t)item.block->first * sum_row + item.panel * PANEL, sum_row, wide);
     });
     const int parts = pieces(c.hidden(), SUM_COLUMNS);
     team.each((int64_t)tokens * parts, [&](int64_t i) {
@@ -115,8 +115,16 @@ template <class W, class X> class Experts {
     });
   }
 
-  // `work(block, group, rows)` for each block and each of the `groups` of panels that it meets, the block's rows being
-  // placed at `rows`: all rows before the first item, or, where each thread has its own, those of the item.
+  // A block of rows beside panels of its expert's matrix.
+  struct Item {
+    const Block* block;
+    int panel;
+    int64_t first(int panels) const { return (int64_t)block->expert * panels + panel; }
+  };
+
+  // `work(item, next, rows)` for each block and each of the `groups` of panels that it meets, the block's rows being
+  // placed at `rows`: all rows before the first item, or, where each thread has its own, those of the item. `next` is
+  // what the thread will probably get afterwards.
   template <class Row, class Work>
   void product(Team& team, const Routing& routing, int groups, const Inputs& inputs, int64_t lanes, int32_t* rows,
                const Row& row, const Work& work) const {
@@ -127,13 +135,14 @@ template <class W, class X> class Experts {
       });
       team.barrier();
     }
-    int mine = -1;  // the block whose rows are this thread's
-    team.each((int64_t)routing.count * groups, [&](int64_t i) {
-      const int number = (int)(i / groups);
-      const Block& block = routing.blocks[number];
-      if (own && mine != number) place(block, inputs, lanes, rows, row);
-      mine = number;
-      work(block, (int)(i % groups), own ? rows : rows + block.first * lanes);
+    const Block* mine = nullptr;  // whose rows are this thread's
+    const int64_t items = (int64_t)routing.count * groups;
+    const auto item = [&](int64_t i) { return Item{&routing.blocks[i / groups], (int)(i % groups) * GROUP}; };
+    team.each(items, [&](int64_t i) {
+      const Block* block = item(i).block;
+      if (own && mine != block) place(*block, inputs, lanes, rows, row);
+      mine = block;
+      work(item(i), item(i + team.size < items ? i + team.size : i), own ? rows : rows + block->first * lanes);
     });
     team.barrier();
   }
@@ -150,12 +159,13 @@ template <class W, class X> class Experts {
         place_row<W, X>(row(block.first + tiles.first(t) + m), inputs, to + tiles.first(t) * lanes, tiles.rows(t), m);
   }
 
-  // Panels `panel` to `panel + GROUP` of gate and up, which lie in turns, for a block of rows.
-  void gate_up(const Block& block, int panel, const int32_t* rows, T* to, float* products, float* wide) const {
-    const int n = least(GROUP, width_panels - panel), row_floats = 2 * n * PANEL;
+  // GROUP panels of gate and as many of up, which lie in turns, for a block of rows.
+  void gate_up(const Item& item, const Item& next, const int32_t* rows, T* to, float* products, float* wide) const {
+    const Block& block = *item.block;
+    const int panel = item.panel, n = least(GROUP, width_panels - panel), row_floats = 2 * n * PANEL;
     multiply<W>(rows, block.rows,
-                panels_of<W>(c.gate_up, hidden.cut, 2 * ((int64_t)block.expert * width_panels + panel), 2 * n), products,
-                row_floats, wide);
+                panels_of<W>(c.gate_up, hidden.cut, 2 * item.first(width_panels), 2 * n, 2 * next.first(width_panels)),
+                products, row_floats, wide);
     const int columns = least(n * PANEL, c.width() - panel * PANEL);
     for (int r = 0; r < block.rows; r++) {
       T activated[GROUP * PANEL];

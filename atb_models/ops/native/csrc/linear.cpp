@@ -50,8 +50,9 @@ template <class W> class Linear {
     team.each((int64_t)groups * blocks, [&](int64_t i) {
       const int first = (int)(i % blocks) * block_rows, count = least(block_rows, rows - first);
       const int panel = (int)(i / blocks) * group, n = least(group, panels - panel);
+      const int next = panel + team.size * group < panels ? panel + team.size * group : panel;
       float* sums = desk + WIDE_FLOATS;
-      multiply<W>(placed + first * lanes, count, panels_of<W>(c.weight, inputs.cut, panel, n), sums, n * PANEL, desk);
+      multiply<W>(placed + first * lanes, count, panels_of<W>(c.weight, inputs.cut, panel, n, next), sums, n * PANEL, desk);
       for (int r = 0; r < count; r++) write(start + first + r, panel * PANEL, n * PANEL, sums + r * n * PANEL);
     });
   }

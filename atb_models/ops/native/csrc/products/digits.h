@@ -18,20 +18,6 @@ template <class W> INLINE Inputs inputs_of(const PanelWeight& w) {
 
 constexpr int NOT_FINITE = 0x7f800000;  // bits of an absolute value from which on it is infinite or no number
 
-INLINE int largest_lane(vi v) {
-  int32_t lanes[VL];
-  store_bits(lanes, v);
-  int best = lanes[0];
-  for (int i = 1; i < VL; i++) best = most(best, lanes[i]);
-  return best;
-}
-INLINE int sum_of_lanes(vi v) {
-  int32_t lanes[VL];
-  store_bits(lanes, v);
-  int sum = 0;
-  for (int i = 0; i < VL; i++) sum += lanes[i];
-  return sum;
-}
 INLINE vi first_lanes(vi v, int n) {
   int32_t lanes[VL];
   store_bits(lanes, v);
@@ -50,14 +36,18 @@ template <class W> struct TileRow {
   void put(vi integers, int k, int end) const {
     alignas(64) int32_t from[VL];
     store_bits(from, integers);
-    for (int i = 0; i < least(VL, end - k); i += TOGETHER) {
+    const int n = least(VL, end - k);
+    for (int i = 0; i < n; i += TOGETHER) {
       int32_t to[4], *place = tile + (k + i) / TOGETHER * D * rows + m;
       if constexpr (TOGETHER == 4) {
         store_bytes(to, bytes_together(load_bytes(from + i)));
       } else {
         for (int d = 0; d < D; d++) to[d] = ((int8_t)(from[i] >> 8 * d) & 0xffff) | (int8_t)(from[i + 1] >> 8 * d) * 65536;
       }
-      for (int d = 0; d < D; d++) place[d * rows] = to[d];
+      if (rows == 1)
+        __builtin_memcpy(place, to, D * sizeof *to);
+      else
+        for (int d = 0; d < D; d++) place[d * rows] = to[d];
     }
   }
   int32_t* facts(const Cut& cut, int piece) const {
@@ -89,16 +79,16 @@ INLINE void place_digits(const TileRow<W>& to, const Cut& cut, int piece, const 
   float times, worth;
   __builtin_memcpy(&times, &times_bits, sizeof times);
   __builtin_memcpy(&worth, &worth_bits, sizeof worth);
-  if (bits >= NOT_FINITE) times = 0, worth = __builtin_nanf("");
-  vi digits[3] = {};
+  if (bits >= NOT_FINITE) worth = __builtin_nanf("");
+  vi even = splat_bits(0), odd = even;  // sums of the bytes with the 128s in them, as pairs of 16 bits
   for (int i = 0; i < inputs; i += VL) {
-    const vi integers = bits >= NOT_FINITE ? splat_bits(0) : nearest(load(x + i) * splat(times));
-    const vi bytes = (integers + MIDDLE) ^ MIDDLE;
-    to.put(bytes, at + i, at + inputs);
-    UNROLL for (int d = 0; d < 3; d++) digits[d] += (bytes << (24 - 8 * d)) >> 24;
+    const vi shifted = nearest(load(x + i) * splat(times)) + MIDDLE;
+    to.put(shifted ^ MIDDLE, at + i, at + inputs);
+    even += shifted & 0x00ff00ff;
+    odd += (shifted >> 8) & 0xff;
   }
-  int sums[3];
-  for (int d = 0; d < 3; d++) sums[d] = sum_of_lanes(digits[d]);
+  const int zeros = 128 * (int)round_up(inputs, VL);
+  const int sums[3] = {sum_of_lanes(even & 0xffff) - zeros, sum_of_lanes(odd) - zeros, sum_of_lanes(even >> 16) - zeros};
   to.note(cut, piece, sums, worth, (float)(sums[2] * 65536 + sums[1] * 256 + sums[0]) * worth);
 }
 

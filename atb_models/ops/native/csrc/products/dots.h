@@ -96,9 +96,7 @@ INLINE void add_products(vi (&acc)[W::DIGITS][MR][NP][NV], const int32_t*& a, co
   constexpr int D = W::DIGITS, STEP = S::KI > K_STEP ? S::KI : K_STEP;
   for (int k = 0; k < inputs; k += STEP) {
     if (STREAM) {
-      UNROLL for (int p = 0; p < NP; p++)
-        UNROLL for (int at = 0; at < STEP * PANEL * S::BITS / 8; at += 64)
-          __builtin_prefetch(b + p * part.panel_bytes + W::AHEAD + at, 0, MR <= W::WAITING ? 2 : 3);
+      fetch<STEP * PANEL * S::BITS / 8, NP, MR <= W::WAITING>(part, ahead);
     } else {
       __builtin_prefetch(ahead, 0, 2);
       __builtin_prefetch(ahead + 64, 0, 2);

@@ -28,6 +28,8 @@ constexpr int panels_beside(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1
 constexpr int PANELS = panels_beside(MAX_ROWS);
 static_assert(PANELS == 1 || panels_beside(MAX_ROWS / 2) == PANELS, "rows of several tiles all take PANELS panels");
 
+constexpr int FETCH = 1024;  // bytes that a panel which is read once is fetched before it is needed
+
 // What a tile multiplies: `inputs` (at most K_BLOCK) of some rows and panels. c[m][16 p + i] = or += the sums.
 struct Part {
   const void* rows;  // the activations of these inputs
@@ -38,6 +40,8 @@ struct Part {
   int64_t c_row;
   bool first;         // nothing is in c yet
   const char* ahead;  // fetched into the cache meanwhile
+  const char* turn;   // where what is ahead of panels that come from memory goes on elsewhere, `jump` bytes on
+  int64_t jump;
   // Of products of int8:
   const int32_t* facts;
   int piece;  // inputs
@@ -51,7 +55,7 @@ struct Part {
 // waits for the memory. ALONE: panels beside a single row; of int8, whose panels have half the bytes, more are on their
 // way together.
 struct Floats {
-  static constexpr int DIGITS = 0, FILL = K_STEP, ROWS = MAX_ROWS;
+  static constexpr int DIGITS = 0, FILL = K_STEP, ROWS = MAX_ROWS, AHEAD = FETCH;
   static constexpr int beside(int rows) { return panels_beside(rows); }
 };
 template <class S> struct Plain : Floats {
@@ -156,11 +160,16 @@ typedef Pairs PairsOfBF16;
 typedef Plain<I8> I8BesideBF16;
 #endif
 
-// Bytes before a panel that is read once: for few rows, which wait for the memory, into the second-level cache, because
-// the first has fewer places for what is on its way; for more rows, which compute, into the first.
-constexpr int FETCH = 1024;
+// `bytes` of each of NP panels from `ahead` on: for few rows, which wait for the memory, into the second-level cache,
+// because the first has fewer places for what is on its way; for more rows, which compute, into the first.
+template <int BYTES, int NP, bool WAITS> INLINE void fetch(const Part& part, const char*& ahead) {
+  UNROLL for (int p = 0; p < NP; p++)
+    UNROLL for (int at = 0; at < BYTES; at += 64) __builtin_prefetch(ahead + p * part.panel_bytes + at, 0, WAITS ? 2 : 3);
+  ahead += BYTES;
+  if (ahead == part.turn) ahead += part.jump;
+}
 
-// MR rows and NP panels. STREAM: the panels come from memory, and are fetched FETCH bytes before they are needed; else
+// MR rows and NP panels. STREAM: the panels come from memory, and are fetched before they are needed; else
 // they are in the cache, and 2 lines of `ahead` are fetched for each step.
 template <class W, bool STREAM, int MR, int NP> static void floats_tile(const Part& part) {
   const typename W::A* a = (const typename W::A*)part.rows;
@@ -172,9 +181,7 @@ template <class W, bool STREAM, int MR, int NP> static void floats_tile(const Pa
     UNROLL for (int p = 0; p < NP; p++) UNROLL for (int v = 0; v < NV; v++) acc[m][p][v] = zeros();
   for (int k = 0; k < inputs; k += K_STEP) {
     if (STREAM) {
-      UNROLL for (int p = 0; p < NP; p++)
-        UNROLL for (int at = 0; at < K_STEP * PANEL * W::BITS / 8; at += 64)
-          __builtin_prefetch(b + p * panel_bytes + FETCH + at, 0, MR <= W::WAITING ? 2 : 3);
+      fetch<K_STEP * PANEL * W::BITS / 8, NP, MR <= W::WAITING>(part, ahead);
     } else {
       __builtin_prefetch(ahead, 0, 2);
       __builtin_prefetch(ahead + 64, 0, 2);

@@ -99,6 +99,10 @@ template <class W> static void multiply_once(const int32_t* tile, int rows, cons
       Part part = part_of<W>(tile, rows, w, k, p, c, c_row);
       part.panels = w.data + p * w.bytes + (int64_t)k * PANEL * W::BITS / 8;
       part.panel_bytes = w.bytes;
+      part.turn = w.data + (p + 1) * w.bytes;
+      part.jump = p + n < w.count ? (n - 1) * w.bytes : w.next - part.turn;
+      part.ahead = part.panels + W::AHEAD;
+      if (part.ahead >= part.turn) part.ahead += part.jump;
       run(part);
     }
   }

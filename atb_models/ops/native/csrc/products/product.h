@@ -17,14 +17,16 @@ template <class W> struct Tiles {
 struct Panels {
   const char* data;
   int count;
-  int64_t bytes;  // of one panel
+  int64_t bytes;     // of one panel
+  const char* next;  // what this thread will probably read afterwards
   Cut cut;
   const float *scale, *offset;
   const int32_t* bias;
 };
-template <class W> INLINE Panels panels_of(const PanelWeight& w, const Cut& cut, int64_t first, int count) {
+template <class W>
+INLINE Panels panels_of(const PanelWeight& w, const Cut& cut, int64_t first, int count, int64_t next) {
   const int64_t bytes = (int64_t)cut.inputs * PANEL * W::BITS / 8, scales = first * cut.units() * PANEL;
-  return {(const char*)w.data + first * bytes, count, bytes, cut, w.scale + scales, w.offset ? w.offset + scales : nullptr,
+  return {(const char*)w.data + first * bytes, count, bytes, (const char*)w.data + next * bytes, cut, w.scale + scales, w.offset ? w.offset + scales : nullptr,
           w.quant_bias ? w.quant_bias + first * PANEL : nullptr};
 }
 

@@ -40,6 +40,17 @@ INLINE void sum_four(vf a, vf b, vf c, vf d, float* out) {
   _mm_storeu_ps(out, _mm_movelh_ps(_mm_unpacklo_ps(low, high), _mm_unpackhi_ps(low, high)));
 }
 
+INLINE int largest_lane(vi v) {
+  __m128i half = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+INLINE int sum_of_lanes(vi v) {
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
 INLINE void relax() { _mm_pause(); }
 
 constexpr int I8_ZERO = 0;

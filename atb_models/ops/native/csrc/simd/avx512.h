@@ -41,6 +41,9 @@ INLINE void sum_four(vf a, vf b, vf c, vf d, float* out) {
   _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, z)));
 }
 
+INLINE int largest_lane(vi v) { return _mm512_reduce_max_epi32((__m512i)v); }
+INLINE int sum_of_lanes(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
+
 INLINE void relax() { _mm_pause(); }
 
 #define HAS_INT8_DOT 1

@@ -32,6 +32,9 @@ INLINE void sum_four(vf a, vf b, vf c, vf d, float* out) {
   vst1q_f32(out, vpaddq_f32(vpaddq_f32((float32x4_t)a, (float32x4_t)b), vpaddq_f32((float32x4_t)c, (float32x4_t)d)));
 }
 
+INLINE int largest_lane(vi v) { return vmaxvq_s32((int32x4_t)v); }
+INLINE int sum_of_lanes(vi v) { return vaddvq_s32((int32x4_t)v); }
+
 INLINE void relax() { asm volatile("yield"); }
 
 #define HAS_INT8_DOT 1
