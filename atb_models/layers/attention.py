@@ -46,12 +46,10 @@ class Attention(nn.Module):
 
 def attention_sublayer(norm: RmsNorm, attention: Attention) -> AttentionSublayer | None:
     """Plain attention behind `norm` as one operation takes it; None for what always runs in parts: a family's own
-    attention, a norm with a bias, linear maps of int8 activations."""
+    attention, a norm with a bias."""
     described = norm.described()
     if type(attention) is not Attention or described is None:
         return None
     qkv, o = attention.qkv, attention.o
-    if not (qkv.takes_floats and o.takes_floats):
-        return None
     heads = attention.heads, attention.kv_heads, attention.head_dim
     return AttentionSublayer(described, qkv.stored, qkv.added_bias, o.stored, o.added_bias, *heads)

@@ -38,11 +38,6 @@ class Linear(nn.Module):
         return self.product(x_TI, self.stored, self.added_bias)
 
     @property
-    def takes_floats(self) -> bool:
-        """Whether its activations are multiplied as floats."""
-        return self.product is ops.linear
-
-    @property
     def added_bias(self) -> Tensor | None:
         """The bias, where this rank is the one that adds it."""
         return self.bias if self.adds_bias else None

@@ -34,10 +34,9 @@ class Mlp(nn.Module):
 
     @property
     def weights(self) -> MlpWeights | None:
-        """As the operation of a sublayer takes them; None where it has no place for a bias or int8 activations."""
-        for linear in (self.gate_up, self.down):
-            if linear.bias is not None or not linear.takes_floats:
-                return None
+        """As the operation of a sublayer takes them; None with a bias, which that has no place for."""
+        if self.gate_up.bias is not None or self.down.bias is not None:
+            return None
         return MlpWeights(self.gate_up.stored, self.down.stored)
 
 
@@ -158,13 +157,11 @@ class MoE(nn.Module):
 
 def feed_forward_sublayer(norm: RmsNorm, layer: Mlp | MoE) -> FeedForwardSublayer | None:
     """A feed-forward layer behind `norm` as one operation takes it; None for what always runs in parts: a bias of the
-    norm or of a linear map, and int8 activations."""
+    norm or of a linear map."""
     described, mlp = norm.described(), layer if isinstance(layer, Mlp) else layer.shared
     if described is None or (mlp is not None and mlp.weights is None):
         return None
     weights = None if mlp is None else mlp.weights
     if isinstance(layer, Mlp):
         return FeedForwardSublayer(described, weights, None)
-    if layer.experts.operation is not ops.moe_experts:
-        return None
     return FeedForwardSublayer(described, weights, layer.weights)

@@ -13,6 +13,8 @@ from atb_models.ops.cost import Cost, nbytes
 from atb_models.ops.gating import Gating, moe_gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.moe import moe_experts, router, shared_expert_gate, touched_experts
+from atb_models.ops.quantized.experts import quant_moe_experts, quantizing_flops
+from atb_models.ops.quantized.linear import quant_linear
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import op
 from atb_models.ops.weight import Weight
@@ -119,9 +121,9 @@ def _attention_cost(
     step: StepInput,
 ) -> Cost:
     """The FLOPs of the parts. Rows between them stay where they are made; keys and values go to the cache."""
-    tokens, width = residual_TH.shape[0], sublayer.heads * sublayer.head_dim
+    tokens = residual_TH.shape[0]
     rotated = tokens * (sublayer.heads + sublayer.kv_heads) * sublayer.head_dim
-    products = 2 * tokens * (sublayer.qkv.shape[0] * sublayer.qkv.shape[1] + sublayer.o.shape[0] * width)
+    products = tokens * (_flops(sublayer.qkv) + _flops(sublayer.o))
     biases = tokens * sum(bias.numel() for bias in (sublayer.qkv_bias_O, sublayer.o_bias_H) if bias is not None)
     read = nbytes(sublayer.qkv_bias_O, sublayer.o_bias_H, cos_TD, sin_TD, step.slots_T)
     read += sublayer.qkv.nbytes + sublayer.o.nbytes
@@ -153,11 +155,23 @@ def attention_sublayer(
     Without x the residual is the sum. On several ranks each has its share of the first result.
     """
     x_TH, residual_TH = sublayer.norm(x_TH, residual_TH)
-    qkv_TND = linear(x_TH, sublayer.qkv, sublayer.qkv_bias_O).view(len(x_TH), -1, sublayer.head_dim)
+    qkv_TND = _product(x_TH, sublayer.qkv, sublayer.qkv_bias_O).view(len(x_TH), -1, sublayer.head_dim)
     q_TND, k_TMD, v_TMD = qkv_TND.split((sublayer.heads, sublayer.kv_heads, sublayer.kv_heads), dim=1)
     q_TND = rope_and_cache(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
     out_TND = paged_attention(q_TND, cache, step, sublayer.scale)
-    return linear(out_TND.flatten(1), sublayer.o, sublayer.o_bias_H), residual_TH
+    return _product(out_TND.flatten(1), sublayer.o, sublayer.o_bias_H), residual_TH
+
+
+def _flops(weight_OI: Weight) -> int:
+    """Of the product with a row, and of making that int8 where the weight takes it so."""
+    outputs, inputs = weight_OI.shape
+    return 2 * outputs * inputs + (0 if weight_OI.layout.activations == "float" else inputs)
+
+
+def _product(x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Tensor:
+    """By floats, or by int8 activations, as the weight takes them."""
+    product = linear if weight_OI.layout.activations == "float" else quant_linear
+    return product(x_TI, weight_OI, bias_O)
 
 
 def _feed_forward_operands(
@@ -189,8 +203,8 @@ def _feed_forward_cost(
     tokens, hidden = x_TH.shape
     total = _norm_cost(out, x_TH, residual_TH, sublayer.norm)
     if (mlp := sublayer.mlp) is not None:
-        width = mlp.down.shape[1]
-        total += Cost(tokens * (6 * hidden * width + 5 * width), mlp.gate_up.nbytes + mlp.down.nbytes)
+        flops = _flops(mlp.gate_up) + _flops(mlp.down) + 5 * mlp.down.shape[1]
+        total += Cost(tokens * flops, mlp.gate_up.nbytes + mlp.down.nbytes)
     if (routed := sublayer.routed) is not None:
         total += _routed_cost(tokens, routed, counter_E)
         total += Cost(0 if mlp is None else tokens * hidden)
@@ -203,6 +217,7 @@ def _routed_cost(tokens: int, routed: RoutedWeights, counter_E: Tensor | None) -
     touched = touched_experts(experts, rows, gating.top_k)
     flops = 2 * scores * hidden + gating.flops(scores, rows, routed.router_bias_E is not None)
     flops += rows * (6 * hidden * width + 5 * width + 2 * hidden) + (0 if counter_E is None else experts)
+    flops += quantizing_flops(routed.gate_up, routed.down, tokens, gating.top_k)
     flops += 0 if routed.shared_gate_1H is None else 3 * tokens * hidden
     weights = touched / experts * (routed.gate_up.nbytes + routed.down.nbytes) + routed.router.nbytes
     read = weights + nbytes(routed.router_bias_E, routed.shared_gate_1H, counter_E)
@@ -236,7 +251,9 @@ def feed_forward_sublayer(
         assert sublayer.mlp is not None
         return _mlp(x_TH, sublayer.mlp), residual_TH
     weights_TK, experts_TK = moe_gating(router(x_TH, routed.router), routed.gating, routed.router_bias_E)
-    y_TH = moe_experts(x_TH, routed.gate_up, routed.down, weights_TK, experts_TK, counter_E)
+    by_floats = routed.gate_up.layout.activations == routed.down.layout.activations == "float"
+    experts = moe_experts if by_floats else quant_moe_experts
+    y_TH = experts(x_TH, routed.gate_up, routed.down, weights_TK, experts_TK, counter_E)
     if sublayer.mlp is None:
         return y_TH, residual_TH
     shared_TH = _mlp(x_TH, sublayer.mlp)
@@ -246,7 +263,7 @@ def feed_forward_sublayer(
 
 
 def _mlp(x_TH: Tensor, mlp: MlpWeights) -> Tensor:
-    return linear(swiglu(linear(x_TH, mlp.gate_up)), mlp.down)
+    return _product(swiglu(_product(x_TH, mlp.gate_up)), mlp.down)
 
 
 def _norm_cost(out: tuple[Tensor, Tensor], x_TH: Tensor | None, residual_TH: Tensor, norm: Norm) -> Cost:

@@ -117,9 +117,9 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("QuantGroupedMatmul", (meta(6, 4, dtype=torch.int8), meta(6, dtype=SINGLE), integers(4, 5, 4), meta(4, dtype=LONG),
         2, torch.float16), 240, 24 + 24 + 32 + 140, 60),
     ("MoeRouteScales", (meta(3, dtype=SINGLE), meta(3, 2, dtype=LONG)), 0, 12 + 48, 24),
-    # 24 + 24 and 12 + 16 bytes of each expert
+    # 24 + 24 and 12 + 16 bytes of each expert; 3 x 4 and 6 x 3 numbers are made int8
     ("QuantMoeExperts", (X, integers(4, 6, 4), integers(4, 4, 3), meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=LONG)),
-        6 * (72 + 15 + 8), 24 + 24 + 48 + 3.5 * 76, 24),
+        6 * (72 + 15 + 8) + 12 + 18, 24 + 24 + 48 + 3.5 * 76, 24),
     # the norm of the sum; queries, keys and values with biases; rotation; 12 pairs in each of 2 heads; the output.
     # read: the stream, the norm, qkv and its biases, tables, slots, 5 cached tokens in 2 blocks, the output's weight
     ("AttentionSublayer", (X, X, ATTENTION, *TABLES, CACHE, ATTENDED), 60 + 384 + 48 + 108 + 12 * 16 * 2 + 192,

@@ -91,7 +91,28 @@ def quant_grouped_matmul(
     return y_RO
 
 
-@op("QuantMoeExperts", cost=experts_cost, in_parts=True, products=("gate_up_EGH", "down_EHF"))
+def quantizing_flops(gate_up_EGH: Weight, down_EHF: Weight, tokens: int, top_k: int) -> int:
+    """Of making int8 what the two products take so: a token's x once, what is between the products for each row."""
+    (_, hidden, width), rows = down_EHF.shape, tokens * top_k
+    routed = {"float": 0, "token": tokens, "static": 2 * rows}[gate_up_EGH.layout.activations]
+    between = {"float": 0, "token": rows, "static": 2 * rows}[down_EHF.layout.activations]
+    return routed * hidden + between * width
+
+
+def _quant_experts_cost(
+    out_TH: Tensor,
+    x_TH: Tensor,
+    gate_up_EGH: Weight,
+    down_EHF: Weight,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    counter_E: Tensor | None = None,
+) -> Cost:
+    products = experts_cost(out_TH, x_TH, gate_up_EGH, down_EHF, weights_TK, experts_TK, counter_E)
+    return products + Cost(quantizing_flops(gate_up_EGH, down_EHF, *experts_TK.shape))
+
+
+@op("QuantMoeExperts", cost=_quant_experts_cost, in_parts=True, products=("gate_up_EGH", "down_EHF"))
 def quant_moe_experts(
     x_TH: Tensor,
     gate_up_EGH: Weight,

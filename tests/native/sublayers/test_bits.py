@@ -18,7 +18,7 @@ from tests.native.sublayers.layers import MODELS, STEPS, Layer, build_layers, ch
 from tests.records import build_of
 
 NAMES = ("qwen", "xverse", "deepseek")
-STORAGES = [(None, None), ("w8a16", None), ("w4a16", None), (None, torch.int8)]
+STORAGES = [*((method, None) for method in (None, *METHODS)), (None, torch.int8)]
 
 
 def cases() -> Iterator[Any]:

@@ -118,13 +118,17 @@ def test_an_int8_cache_is_written_and_read_in_the_same_call(demo: Path) -> None:
     assert not {"RopeAndCache", "PagedAttention", "Rope"} & {call.op for call in recorder.profile.calls}
 
 
-def test_int8_activations_run_in_parts(demo: Path) -> None:
-    """Which the sublayers' operations have no place for; their parts are shown instead."""
+def test_int8_activations_are_made_in_the_same_call(demo: Path) -> None:
+    """With the FLOPs of the parts, which make them too."""
     ops.bind("cpu")
     config = load_model_config(demo)
-    graph = trace(meta_model(config, torch.float16, quantize="w8a8_dynamic"), meta_step([4], [4], 16))
-    assert {"RopeAndCache", "PagedAttention", "MoeGating"} < graph.counts().keys()
-    assert not {"AttentionSublayer", "FeedForwardSublayer"} & graph.counts().keys()
+    graph = trace(meta_model(config, torch.float16, quantize="w8a8_dynamic"), meta_step([40], [40], 16))
+    assert {"AttentionSublayer", "FeedForwardSublayer"} < graph.counts().keys() and graph.stray == ()
+    assert not {"QuantLinear", "QuantMoeExperts"} & graph.counts().keys()
+    ops.bind("reference")
+    parts = trace(meta_model(config, torch.float16, quantize="w8a8_dynamic"), meta_step([40], [40], 16))
+    assert sum(node.cost.flops for node in graph.nodes) == sum(node.cost.flops for node in parts.nodes)
     with LLM(demo, device="cpu", kv_blocks=4, quantize="w8a8_dynamic") as llm, Recorder(llm._runner) as recorder:
         assert llm.prompt_logits([5, 6, 7]).isfinite().all()
-    assert not {"AttentionSublayer", "FeedForwardSublayer"} & {call.op for call in recorder.profile.calls}
+        assert all(layer._feed_forward_sublayer.bound is not None for layer in llm._runner.model.layers)
+    assert {"AttentionSublayer", "FeedForwardSublayer"} < {call.op for call in recorder.profile.calls}
