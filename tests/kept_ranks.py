@@ -58,7 +58,8 @@ class KeptRanks:
         self._processes.clear()
 
     def _start(self, size: int) -> None:
-        environ = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # as pytest has it: the functions lie in test modules
+        environ = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
         environ["ATB_LAUNCHER_PID"] = str(os.getpid())  # they end when this process does
         command = [sys.executable, "-m", "tests.kept_ranks"]
         while len(self._processes) < size:
