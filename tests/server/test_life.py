@@ -24,10 +24,10 @@ from atb_models.server import engine_process
 from atb_models.server.channel import Channel
 from atb_models.server.engine_process import _Teller
 from tests.launcher.processes import Program, any_port
-from tests.server.raw import PATH, Stream, children, completion, values, wait_for
+from tests.server.raw import PATH, Stream, children, completion, stopped, values, wait_for
 from tests.server.running import Running, running
 
-LONG = 1900  # tokens: seconds
+LONG = 8000  # tokens: far more than any engine computes before the test has done its part
 SILENCE_S = 7.0
 IDLE_SHARE = 0.02  # of a core
 
@@ -79,11 +79,12 @@ def test_sigterm_lets_what_runs_come_to_its_end() -> None:
     with running("--tp", "2") as server, Stream(server, completion([1, 2], 400)).begin() as stream:
         pids = children(server.process.pid)
         assert len(pids) == 2
-        for pid in (*pids, server.process.pid):
-            os.kill(pid, signal.SIGTERM)
-        wait_for(lambda: _health(server.address)[0] == 503)
-        error = server.json(PATH, completion([5], 1), status=503)["error"]
-        assert "takes no new requests" in error["message"]
+        with stopped(server):
+            for pid in (*pids, server.process.pid):
+                os.kill(pid, signal.SIGTERM)
+            wait_for(lambda: _health(server.address)[0] == 503)
+            error = server.json(PATH, completion([5], 1), status=503)["error"]
+            assert "takes no new requests" in error["message"]
         assert b"data: [DONE]" in stream.rest()
         assert server.process.wait(10) == 0
         _all_end(pids)

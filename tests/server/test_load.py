@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,10 +24,10 @@ from atb_models.server.channel import Channel, packed
 from atb_models.server.engine_process import EngineLoop
 from atb_models.server.messages import Abort, Add
 from tests.fake_runner import FakeRunner
-from tests.server.raw import PATH, Stream, at_rest, completion, head, values, wait_for
+from tests.server.raw import PATH, Stream, at_rest, completion, head, stopped, values, wait_for
 from tests.server.running import Running, running
 
-LONG = 1500  # tokens: seconds
+LONG = 1900  # tokens, of which the cache holds 2048
 ROUNDS = 6
 PROMPT = [1, 2, 3]
 BLOCKS, SIZE = 16, 128
@@ -160,14 +161,21 @@ def test_a_body_that_does_not_come_is_408_and_holds_nobody_up() -> None:
 
 def test_an_answer_beyond_the_timeout_is_504(small: Running) -> None:
     """The time in the queue counts, and what has timed out is ended in the engine."""
-    with Stream(small, completion([1], 1900)).begin() as one, Stream(small, completion([2], 1900)).begin() as two:
-        error = small.json(PATH, completion([5, 6], LONG), status=504)["error"]
-        assert error["type"] == "timeout_error" and "3 s" in error["message"]
-        for stream in (one, two):
-            last = stream.rest().decode()
-            assert "timeout_error" in last and "[DONE]" not in last
+    before = values(small)
+    streams = [Stream(small, completion([i], LONG)) for i in (1, 2)]
+    with streams[0].begin(), streams[1].begin(), ThreadPoolExecutor() as pool:
+        answer = pool.submit(small.json, PATH, completion([5, 6], LONG), status=504)
+        wait_for(lambda: values(small)["num_requests_waiting"] == 1)
+        with stopped(small):
+            error = answer.result()["error"]
+            assert error["type"] == "timeout_error" and "3 s" in error["message"]
+            for stream in streams:
+                last = stream.rest().decode()
+                assert "timeout_error" in last and "[DONE]" not in last
     wait_for(lambda: at_rest(small), 2)
-    assert values(small)["request_failed_total"] >= 3
+    after = values(small)
+    assert after["request_failed_total"] == before["request_failed_total"] + 3
+    assert after["generation_tokens_total"] < before["generation_tokens_total"] + 2 * LONG, "the engine went on"
 
 
 def test_http_costs_less_than_two_fifths(server: Running, llm: LLM) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.server.raw import PATH, at_rest, completion, head, values, wait_for
+from tests.server.raw import PATH, at_rest, completion, head, stopped, values, wait_for
 from tests.server.running import Running, running
 
-LONG = 1500  # tokens: seconds
+LONG = 8000  # tokens: far more than any engine computes before the test has done its part
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,9 @@ def test_an_answer_that_takes_longer_than_several_probes(endless: Running) -> No
         busy.recv(100)
         whole = half_closed(endless, request(completion([1, 2], 3)))
         stream = half_closed(endless, request(completion([1, 2], 3, stream=True)))
-        time.sleep(3.5)
+        wait_for(lambda: values(endless)["num_requests_waiting"] == 2)
+        with stopped(endless):
+            time.sleep(3.5)
     first, data = answer(whole)
     assert first == b"HTTP/1.1 200 OK" and json.loads(data)["usage"]["completion_tokens"] == 3
     first, data = answer(stream)
