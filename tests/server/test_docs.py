@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -38,6 +39,7 @@ VOLATILE = {
     "id", "created", "time", "timings", "first_token_cost", "decode_cost", "queue_wait_time", "prefill_time",
     "decode_time", "version", "cached_tokens", "request_id", "available_tokens_length", "TTFT", "TBT", "remainBlocks",
 }  # fmt: skip
+TRIES = 10  # for a stream to show every kind of event: on a busy machine several steps come as one
 CLOSE = 0.5  # log-probabilities of unlikely tokens in fp16, whose rounding is each CPU level's own
 
 
@@ -83,28 +85,31 @@ def test_examples_print_what_is_documented(document: str, server: Running, tmp_p
     found = examples(document)
     assert found
     for code, output in found:
-        ran = subprocess.run(
-            ["bash", "-c", ATB + code.replace(URL, server.url).replace("curl ", "curl -sS ")],
-            cwd=tmp_path, env=_environ(), capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        ran = _typed(code, server, tmp_path)
         documented, real = _parsed(output), _parsed(ran.stdout)
         if documented is None or real is None:
             assert _numberless(ran.stdout) == _numberless(output), code + ran.stderr
-            continue
-        if "data: " in output:
-            assert {_shape(one) for one in documented} <= {_shape(one) for one in real}, (code, ran.stdout)
+        elif "data: " in output:
+            again = (_parsed(_typed(code, server, tmp_path).stdout) or [] for _ in range(TRIES))
+            streams = (set(map(_shape, one)) for one in itertools.chain([real], again))
+            assert any(set(map(_shape, documented)) <= kinds for kinds in streams), (code, ran.stdout)
         else:
             assert _same(documented, real), (code, ran.stdout)
+
+
+def _typed(code: str, server: Running, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What a user's shell makes of it."""
+    return subprocess.run(
+        ["bash", "-c", ATB + code.replace(URL, server.url).replace("curl ", "curl -sS ")],
+        cwd=folder, env=_environ(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
 def test_the_front_pages_request_is_answered(document: str, server: Running, tmp_path: Path) -> None:
     (request,) = [line for _, code in fences(document) for line in code.splitlines() if line.startswith("curl ")]
-    ran = subprocess.run(
-        ["bash", "-c", request.replace(URL, server.url).replace("curl ", "curl -sS ")],
-        cwd=tmp_path, env=_environ(), capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert json.loads(ran.stdout)["response"] == " 我是随启动器附带的小型混合专家模型，可以回答一些简单的问题。"
+    answer = json.loads(_typed(request, server, tmp_path).stdout)["response"]
+    assert answer == " 我是随启动器附带的小型混合专家模型，可以回答一些简单的问题。"
 
 
 def _shape(value: Any) -> Any:

@@ -108,7 +108,8 @@ def _inferred(service: Service, answer: Answer, p: MindieParameters, params: Sam
 
 
 async def _events(job: Job, p: MindieParameters, params: SamplingParams, service: Service) -> AsyncIterator[bytes]:
-    """An event for each step: its tokens and their time in ms. The last one also has the whole text."""
+    """An event for the tokens that arrive together, of one step or several, and their time in ms. The last one also has
+    the whole text."""
     before_s: float | None = None
     async for news in job.news():
         now_s = perf_counter()
