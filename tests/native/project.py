@@ -36,19 +36,24 @@ def run_backend(project: Path, body: str, **environ: str) -> str:
     return ended.stdout
 
 
-def stand_in_compiler(folder: Path, name: str = "g++", glibc: str = "GLIBC_2.14", fails: str = "") -> Path:
-    """A program that takes a compiler's options and writes a file with the marks of a library; or says `fails`."""
+def stand_in_compiler(
+    folder: Path, name: str = "g++", glibc: str = "GLIBC_2.14", fails: str = "", makes: Path | None = None
+) -> Path:
+    """A program that takes a compiler's options and writes a file with the marks of a library, or copies the library
+    `makes`; or says `fails`."""
     folder.mkdir(exist_ok=True)
+    marks = f'open(path, "w").write("atb-source-id:" + source + " {glibc}")'
     program = folder / name
     program.write_text(
         f"""#!{sys.executable}
-import re, sys
+import re, shutil, sys
 if "--version" in sys.argv:
     sys.exit(print("{name} (stand-in) 1.0"))
 if "avx512" in " ".join(sys.argv) and "{fails}":
     sys.exit("{fails}\\nmore")
 source = re.search(r'ATB_SOURCE_ID="(\\w+)"', " ".join(sys.argv))[1]
-open(sys.argv[sys.argv.index("-o") + 1], "w").write("atb-source-id:" + source + " {glibc}")
+path = sys.argv[sys.argv.index("-o") + 1]
+{marks if makes is None else f"shutil.copy({str(makes)!r}, path)"}
 """
     )
     program.chmod(0o755)

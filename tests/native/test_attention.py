@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from atb_models.ops.native.library import Library
-from tests.native.cases import DTYPES, assert_close, attend, exact_attention
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close, attend, exact_attention
 
 # KV heads, queries a KV head, head dimension, block size
 SHAPES = [
@@ -33,8 +34,7 @@ def case(
     return torch.randn(sum(queries), kv_heads * group, head_dim).to(dtype), k, v, table
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("library", "shape", "dtype"), crossed(LEVELS, SHAPES, DTYPES), indirect=["library"])
 def test_attention_is_exact(library: Library, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     size = shape[3]
     longest = min(size * BLOCKS, 700)
@@ -44,8 +44,7 @@ def test_attention_is_exact(library: Library, shape: tuple[int, int, int, int], 
     assert_close(attend(library, q, k, v, table, queries, lengths), exact_attention(q, k, v, table, queries, lengths))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("library", "shape", "dtype"), crossed(LEVELS, SHAPES, DTYPES), indirect=["library"])
 def test_bits_do_not_depend_on_cuts_neighbours_or_blocks(
     library: Library, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:

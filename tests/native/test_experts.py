@@ -8,7 +8,8 @@ from torch import Tensor
 
 from atb_models.ops.native.experts import experts, packed_gate_up_shape
 from atb_models.ops.native.library import Library
-from tests.native.cases import DTYPES, assert_close, exact_experts, pack, pack_gate_up
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close, exact_experts, pack, pack_gate_up
 from tests.native.test_linear import STORAGES
 
 # experts, choices, hidden, width
@@ -47,8 +48,9 @@ class Layer:
         return out, counter
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype, stored", STORAGES)
+@pytest.mark.parametrize(
+    ("library", "shape", "dtype", "stored"), crossed(LEVELS, SHAPES, STORAGES), indirect=["library"]
+)
 def test_experts(library: Library, shape: tuple[int, int, int, int], dtype: torch.dtype, stored: torch.dtype) -> None:
     """Right, counted, and a token has the same bits alone, in any batch and with any number of threads."""
     layer = Layer(library, shape, dtype, stored)

@@ -13,7 +13,8 @@ from atb_models.ops.kv_cache import LayerCache, quantize_vectors
 from atb_models.ops.native.attention import paged_attention
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.rope import rope_and_cache
-from tests.native.cases import DTYPES, assert_close, exact_attention
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close, exact_attention
 from tests.records import slots_step
 
 # KV heads, queries a KV head, head dimension, block size
@@ -55,8 +56,7 @@ class Case:
         return paged_attention(library, q, self.k, self.v, table, starts, kv_lens, scale, scales)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("library", "shape", "dtype"), crossed(LEVELS, SHAPES, DTYPES), indirect=["library"])
 def test_attention_is_exact(library: Library, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     size = shape[3]
     longest = min(size * BLOCKS, 700)
@@ -66,8 +66,7 @@ def test_attention_is_exact(library: Library, shape: tuple[int, int, int, int], 
     assert_close(case.run(library, queries, lengths), case.exact(queries, lengths))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("library", "shape", "dtype"), crossed(LEVELS, SHAPES, DTYPES), indirect=["library"])
 def test_bits_do_not_depend_on_cuts_neighbours_or_threads(
     library: Library, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
@@ -115,8 +114,10 @@ def test_what_a_query_does_not_see_does_not_matter(library: Library, dtype: torc
         scale[block, 300 % 16] = kept
 
 
-@pytest.mark.parametrize("head_dim, half", [(128, 64), (80, 40), (16, 8), (64, 16), (7, 3), (256, 128)])
-@pytest.mark.parametrize("dtype", DTYPES)
+HEADS = [[128, 64], [80, 40], [16, 8], [64, 16], [7, 3], [256, 128]]  # head_dim, half
+
+
+@pytest.mark.parametrize(("library", "head_dim", "half", "dtype"), crossed(LEVELS, HEADS, DTYPES), indirect=["library"])
 def test_the_integers_and_scales_of_torch(library: Library, dtype: torch.dtype, head_dim: int, half: int) -> None:
     """Alone and in company, of zeros and of numbers that are none; nothing else is written."""
     tokens, heads, kv_heads = 29, 6, 2

@@ -10,12 +10,13 @@ from atb_models.ops.native.library import Library
 from atb_models.ops.native.linear import linear, packed_shape
 from atb_models.ops.native.packing import Panels
 from atb_models.ops.weight import Layout, Weight
-from tests.native.cases import DTYPES, assert_close, pack
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close, pack
 
 # [outputs, inputs]: whole panels, tails of both, shards of widths that ranks leave, more than a block of inputs
 SHAPES = [(272, 512), (88, 1030), (469, 352), (33, 469), (1, 7), (176, 88), (100, 1)]
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 23, 100, 257, 520)
-STORAGES = [(dtype, dtype) for dtype in DTYPES] + [(dtype, torch.int8) for dtype in DTYPES]
+STORAGES = [[dtype, stored] for dtype in DTYPES for stored in (dtype, torch.int8)]
 
 
 def weight_of(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -27,8 +28,9 @@ def weight_of(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Te
     return weight, scale, weight.double() * scale[:, None].double()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype, stored", STORAGES)
+@pytest.mark.parametrize(
+    ("library", "shape", "dtype", "stored"), crossed(LEVELS, SHAPES, STORAGES), indirect=["library"]
+)
 def test_linear(library: Library, shape: tuple[int, int], dtype: torch.dtype, stored: torch.dtype) -> None:
     """Right, and a row has the same bits for any number of rows and threads."""
     weight, scale, exact = weight_of(*shape, stored)

@@ -12,7 +12,8 @@ from torch import Tensor
 from atb_models.ops import attention
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.rope import rope_and_cache
-from tests.native.cases import DTYPES, assert_close
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close
 from tests.records import kv_cache, slots_step
 
 
@@ -61,10 +62,14 @@ def exact(x: Tensor, angle_TD: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
 
 
+HEADS = [[4, 4, 128, 64], [6, 2, 80, 40], [3, 1, 16, 8], [4, 2, 64, 16], [2, 1, 7, 3]]
+
+
 @pytest.mark.parametrize(
-    "heads, kv_heads, head_dim, half", [(4, 4, 128, 64), (6, 2, 80, 40), (3, 1, 16, 8), (4, 2, 64, 16), (2, 1, 7, 3)]
+    ("library", "dtype", "heads", "kv_heads", "head_dim", "half"),
+    crossed(LEVELS, DTYPES, HEADS),
+    indirect=["library"],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_results(library: Library, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, half: int) -> None:
     case = draw(dtype, 29, heads, kv_heads, head_dim, half)
     before = case.planes.clone()

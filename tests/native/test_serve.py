@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from atb_models.ops.native import rope
 from atb_models.ops.native.build import levels_of
 from atb_models.ops.native.library import active, cpu_flags
 from atb_models.plan.memory import rank_memory
+from tests.crosses import crossed
 from tests.records import map_tensors, slots_step
 from tests.tiny import write_checkpoint, write_weights
 
@@ -32,6 +34,11 @@ STORED = (None, *METHODS)
 INT8_CACHE = {"kv_dtype": "int8"}
 LONG = [(7 * i * i + 3 * i) % 2400 + 5 for i in range(150)]
 PROMPTS = [LONG, LONG[:40], LONG[20:90], [9, 8, 7], LONG[:129]]
+# The cases of the default suite, with each type and each storage; how a step is cut is the same for all of them.
+OFTEN: list[tuple[str, dict[str, str]]] = [
+    ("fp32", {}), ("fp16", {}), ("bf16", INT8_CACHE), ("bf16", {"quantize": "w8a16"}), ("fp16", {"quantize": "w4a16"}),
+    ("bf16", {"quantize": "w8a8_dynamic"}),
+]  # fmt: skip
 DRAWN = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, seed=5, ignore_eos=True)
 
 
@@ -46,9 +53,7 @@ def test_there_is_a_level() -> None:
     assert LEVELS and active().level is not None
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("quantize", STORED)
+@pytest.mark.parametrize(("level", "dtype", "quantize"), crossed(LEVELS, DTYPES, STORED))
 def test_the_toys_answers(monkeypatch: pytest.MonkeyPatch, level: str, dtype: str, quantize: str | None) -> None:
     monkeypatch.setenv("ATB_CPU_ISA", level)
     asked = questions()[:: 1 if dtype == "fp16" else 8]
@@ -67,11 +72,11 @@ def alone(params: SamplingParams, **engine: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("dtype", "stored"),
-    [*((dtype, {}) for dtype in DTYPES), ("bf16", {"quantize": "w8a16"}), ("fp16", {"quantize": "w4a16"}),
-     ("bf16", {"quantize": "w8a8_dynamic"}), ("bf16", INT8_CACHE), ("fp16", INT8_CACHE),
-     pytest.param("fp32", INT8_CACHE, marks=pytest.mark.full),
-     *(pytest.param(dtype, {"quantize": method}, marks=pytest.mark.full) for dtype in DTYPES for method in METHODS)],
-)  # fmt: skip
+    [
+        case if case in OFTEN else pytest.param(*case, marks=pytest.mark.full)
+        for case in itertools.product(DTYPES, ({}, INT8_CACHE, *({"quantize": method} for method in METHODS)))
+    ],
+)
 def test_the_same_request_gives_the_same_bits(dtype: str, stored: dict[str, str]) -> None:
     """Alone; in company; in chunks of 13 tokens; with preemption; after a prefix hit; with two threads."""
     engine: dict[str, Any] = dict(dtype=dtype, **stored, device="cpu", block_size=16, max_seq_len=512)

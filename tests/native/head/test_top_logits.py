@@ -17,7 +17,8 @@ from atb_models.engine.sequence import Sequence
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.top_logits import top_logits
 from atb_models.ops.top_logits import merged
-from tests.native.cases import DTYPES
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS
 
 NAN, INF = math.nan, math.inf
 FIELDS: list[dict[str, object]] = [
@@ -39,8 +40,9 @@ def some_logits(rows: int, width: int, dtype: torch.dtype) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("width", [1, 5, 16, 63, 64, 65, 130, 1003])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "dtype", "width"), crossed(LEVELS, DTYPES, [1, 5, 16, 63, 64, 65, 130, 1003]), indirect=["library"]
+)
 def test_the_library_gives_the_keys_of_the_reference(library: Library, dtype: torch.dtype, width: int) -> None:
     wide = some_logits(9, 3 * width, dtype)
     for logits in (wide, wide[:, width : 2 * width]):
@@ -91,9 +93,9 @@ def gathered(library: Library, logits: Tensor, count: int, ranks: int) -> Tensor
     return torch.cat([top_logits(library, logits[:, first : first + width], count, first) for first in starts], -1)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-@pytest.mark.parametrize("vocab", [5, 100, 1001])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "dtype", "vocab", "ranks"), crossed(LEVELS, DTYPES, [5, 100, 1001], [1, 2, 3, 8]), indirect=["library"]
+)
 def test_the_same_tokens_as_from_all_logits(library: Library, dtype: torch.dtype, vocab: int, ranks: int) -> None:
     """With ties within a rank and between ranks, and rows that hold what is no number, of which the same is told."""
     params = [SamplingParams(**fields).resolve({}) for fields in FIELDS]  # type: ignore[arg-type]

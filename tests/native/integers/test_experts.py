@@ -12,7 +12,8 @@ from torch.nn.functional import silu
 from atb_models.ops.native.experts import experts
 from atb_models.ops.native.integers import Integers
 from atb_models.ops.native.library import Library
-from tests.native.cases import DTYPES, assert_close, exact_experts
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close, exact_experts
 from tests.native.integers.test_linear import by_token
 from tests.native.integers.weights import Plain, packed, packed_gate_up, random_integers
 
@@ -70,9 +71,11 @@ class Layer:
         return whole
 
 
-@pytest.mark.parametrize("case", BESIDE_FLOATS)
-@pytest.mark.parametrize("bits, offset", [(4, False), (4, True), (8, True)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "case", "bits", "offset", "dtype"),
+    crossed(LEVELS, BESIDE_FLOATS, [[4, False], [4, True], [8, True]], DTYPES),
+    indirect=["library"],
+)
 def test_floats(
     library: Library,
     case: tuple[int, int, int, int, int | None, int | None],
@@ -104,9 +107,9 @@ def expected(layer: Layer) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("shape", BESIDE_INT8)
-@pytest.mark.parametrize("offset", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "shape", "offset", "dtype"), crossed(LEVELS, BESIDE_INT8, [False, True], DTYPES), indirect=["library"]
+)
 def test_int8_activations_by_token(
     library: Library, shape: tuple[int, int, int, int], offset: bool, dtype: torch.dtype
 ) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor
 from atb_models.ops.native.integers import Integers, pack_into, packed_shape, put_in_panels
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.linear import linear
-from tests.native.cases import DTYPES, assert_close
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close
 from tests.native.integers.weights import Plain, packed, random_integers
 
 # [outputs, inputs], unit: whole panels, tails, a rank's cut groups, units with more than a piece of 256 inputs
 BESIDE_FLOATS = [
-    ((272, 512), 128), ((272, 512), 512), ((88, 1032), None), ((469, 352), 32), ((33, 472), 8), ((1, 24), 24),
-    ((176, 88), 88), ((50, 176), 16), ((100, 1408), 704), ((40, 1056), 264), ((64, 469), None), ((20, 1), None),
+    [(272, 512), 128], [(272, 512), 512], [(88, 1032), None], [(469, 352), 32], [(33, 472), 8], [(1, 24), 24],
+    [(176, 88), 88], [(50, 176), 16], [(100, 1408), 704], [(40, 1056), 264], [(64, 469), None], [(20, 1), None],
 ]  # fmt: skip
 BESIDE_INT8 = [(272, 512), (88, 1030), (469, 352), (33, 469), (1, 7), (176, 88), (100, 1)]
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 23, 100, 257, 520)
@@ -33,9 +34,11 @@ def check_rows(x: Tensor, whole: Tensor, compute: Callable[[Tensor], Tensor]) ->
         assert torch.equal(compute(x[:rows]), whole[:rows])
 
 
-@pytest.mark.parametrize("shape, unit", BESIDE_FLOATS)
-@pytest.mark.parametrize("bits, offset", [(4, False), (4, True), (8, True)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "shape", "unit", "bits", "offset", "dtype"),
+    crossed(LEVELS, BESIDE_FLOATS, [[4, False], [4, True], [8, True]], DTYPES),
+    indirect=["library"],
+)
 def test_floats(
     library: Library, shape: tuple[int, int], unit: int | None, bits: int, offset: bool, dtype: torch.dtype
 ) -> None:
@@ -71,9 +74,9 @@ def by_token(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale[:, None]).round(), scale
 
 
-@pytest.mark.parametrize("shape", BESIDE_INT8)
-@pytest.mark.parametrize("offset", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "shape", "offset", "dtype"), crossed(LEVELS, BESIDE_INT8, [False, True], DTYPES), indirect=["library"]
+)
 def test_int8_activations_by_token(library: Library, shape: tuple[int, int], offset: bool, dtype: torch.dtype) -> None:
     """The integers are exact, and so is what follows: the same float32 operations give the same bits."""
     plain = random_integers(shape, 8, None, offset)

@@ -14,12 +14,13 @@ from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import IntegerPanels
 from atb_models.ops.table import Op
 from atb_models.ops.weight import Layout, Weight
-from tests.native.cases import DTYPES, TOLERANCE
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, TOLERANCE
 from tests.records import in_layout
 
 TOKENS = (1, 7, 40)
 # inputs of a rank's share of groups, and whole rows
-UNITS = [(88, 8), (176, 16), (352, 32), (352, 88), (472, None), (1408, 128), (1024, 512), (264, 264)]
+UNITS = [[88, 8], [176, 16], [352, 32], [352, 88], [472, None], [1408, 128], [1024, 512], [264, 264]]
 BESIDE_FLOATS: list[dict[str, Any]] = [{"bits": 4}, {"bits": 4, "offsets": True}, {"bits": 8, "offsets": True}]
 BESIDE_INT8: list[dict[str, Any]] = [
     {"activations": "token"},
@@ -74,9 +75,11 @@ def check(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert (ours.double() - exact.double()).abs().max() <= 2 * TOLERANCE[dtype] * exact.abs().max()
 
 
-@pytest.mark.parametrize("storage", BESIDE_FLOATS)
-@pytest.mark.parametrize("inputs, unit", UNITS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "storage", "inputs", "unit", "dtype"),
+    crossed(LEVELS, BESIDE_FLOATS, UNITS, DTYPES),
+    indirect=["library"],
+)
 def test_linear(storage: dict[str, Any], inputs: int, unit: int | None, dtype: torch.dtype) -> None:
     """Within the rounding of floats, of which the reference has more: it rounds the weights."""
     plain = drawn(100, inputs, unit=unit, **storage)
@@ -87,9 +90,11 @@ def test_linear(storage: dict[str, Any], inputs: int, unit: int | None, dtype: t
         check(ops.linear(x, packed, bias), exact, dtype)
 
 
-@pytest.mark.parametrize("storage", BESIDE_INT8)
-@pytest.mark.parametrize("inputs", [88, 176, 352, 472, 1100])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "storage", "inputs", "dtype"),
+    crossed(LEVELS, BESIDE_INT8, [88, 176, 352, 472, 1100], DTYPES),
+    indirect=["library"],
+)
 def test_linear_with_int8_activations(storage: dict[str, Any], inputs: int, dtype: torch.dtype) -> None:
     """The bits of the reference."""
     plain = drawn(100, inputs, **storage)
@@ -106,11 +111,16 @@ def routes(tokens: int, experts: int, top_k: int) -> list[tuple[Tensor, Tensor]]
     return [(weights, chosen), (weights, torch.tensor([3, 1])[:top_k].repeat(tokens, 1))]
 
 
-@pytest.mark.parametrize("storage", BESIDE_FLOATS)
-@pytest.mark.parametrize("hidden, width, units", [
-    (88, 176, (8, 16)), (176, 352, (16, 88)), (264, 88, (264, 8)), (472, 24, (None, None)), (128, 1408, (64, 128)),
-])  # fmt: skip
-@pytest.mark.parametrize("dtype", DTYPES)
+EXPERTS = [
+    [88, 176, (8, 16)], [176, 352, (16, 88)], [264, 88, (264, 8)], [472, 24, (None, None)], [128, 1408, (64, 128)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("library", "storage", "hidden", "width", "units", "dtype"),
+    crossed(LEVELS, BESIDE_FLOATS, EXPERTS, DTYPES),
+    indirect=["library"],
+)
 def test_experts(
     storage: dict[str, Any], hidden: int, width: int, units: tuple[int | None, int | None], dtype: torch.dtype
 ) -> None:
@@ -126,9 +136,11 @@ def test_experts(
             assert torch.equal(counts[0], counts[1])
 
 
-@pytest.mark.parametrize("storage", BESIDE_INT8)
-@pytest.mark.parametrize("hidden, width", [(88, 176), (176, 352), (472, 88), (130, 24)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("library", "storage", "hidden", "width", "dtype"),
+    crossed(LEVELS, BESIDE_INT8, [[88, 176], [176, 352], [472, 88], [130, 24]], DTYPES),
+    indirect=["library"],
+)
 def test_experts_with_int8_activations(storage: dict[str, Any], hidden: int, width: int, dtype: torch.dtype) -> None:
     """The rounding of gate and up, which the reference has, moves some of the integers between the products by one."""
     plain = drawn(5, 2 * width, hidden, **storage), drawn(5, hidden, width, **storage)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,19 @@ import torch
 
 from atb_models.layers.storage import METHODS, Quantization
 from atb_models.ops.native.library import Library
-from tests.native.cases import DTYPES
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS
 from tests.native.sublayers.layers import MODELS, STEPS, Layer, build_layers, check_layer, random_step
 from tests.records import build_of
 
-NAMES = ("qwen", "xverse", "deepseek")
-STORAGES = [*((method, None) for method in (None, *METHODS)), (None, torch.int8)]
+STORAGES = [*([method, None] for method in (None, *METHODS)), [None, torch.int8]]  # of weights, and of the cache
 
 
-def cases() -> Iterator[Any]:
-    """Every model, every dtype and every storage once by default; all of them crossed in the full suite."""
-    for (name, fields), dtype, stored in itertools.product(zip(NAMES, MODELS, strict=True), DTYPES, STORAGES):
-        others = (name != NAMES[0]) + (dtype != torch.bfloat16) + (stored != STORAGES[0])
-        yield pytest.param(
-            fields, dtype, *stored, marks=[pytest.mark.full] if others > 1 else [], id=f"{name}-{dtype}-{stored}"
-        )
-
-
-@pytest.mark.parametrize(("fields", "dtype", "method", "kv_dtype"), cases())
+@pytest.mark.parametrize(
+    ("library", "fields", "dtype", "method", "kv_dtype"),
+    crossed(LEVELS, MODELS, DTYPES, STORAGES),
+    indirect=["library"],
+)
 @torch.inference_mode()
 def test_the_bits_of_the_parts(
     bound: Library,
