@@ -38,7 +38,7 @@ def places_of(step: Folded, edges: list[Edge]) -> dict[int, Place]:
 def _branches(nodes: list[int], edges: list[Edge]) -> dict[tuple[int, ...], int]:
     """Chains of a section that fit beside it, each with the node they start from.
 
-    There must be rows enough between the two ends of a chain, and no other chain's.
+    There must be rows enough between the two ends of a chain, and no other chain's. Those that start first come first.
     """
     sources, targets = defaultdict(list), defaultdict(list)
     for edge in edges:
@@ -47,10 +47,10 @@ def _branches(nodes: list[int], edges: list[Edge]) -> dict[tuple[int, ...], int]
     found: dict[tuple[int, ...], int] = {}
     used: set[int] = set()
     main = list(nodes)
-    for chain in _chains(nodes, sources, targets):
+    for chain in sorted(_chains(nodes, sources, targets), key=lambda chain: sources[chain[0]][0]):
         source, target = sources[chain[0]][0], targets[chain[-1]][0]
         rest = [node for node in main if node not in chain]
-        if source in rest and target in rest and set(chain) <= set(main):
+        if source in rest and target in rest and set(chain) <= set(main) - used:
             between = set(rest[rest.index(source) + 1 : rest.index(target)])
             if len(between) >= len(chain) and not between & used:
                 found[chain] = source

@@ -37,6 +37,15 @@ class ResidualStream:
         del self.x_TH, self.residual_TH
         return taken
 
+    def __len__(self) -> int:
+        return len(self.residual_TH)
+
+    def keep(self, rows_L: Tensor) -> None:
+        """Go on with these rows alone."""
+        assert self.x_TH is not None
+        self.x_TH = ops.select_rows(self.x_TH, rows_L)
+        self.residual_TH = ops.select_rows(self.residual_TH, rows_L)
+
 
 class DecoderLayer(nn.Module):
     """Two sublayers, each with its norm. The add that ends the layer is fused with the norm that follows."""
@@ -44,6 +53,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, build: Build, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.build = build
+        self.is_last = index == config.num_hidden_layers - 1
         attention = FAMILIES[config.model_type].attention or plain_attention
         self.input_norm = RmsNorm(build.within("input_norm"), config.hidden_size, config.rms_norm_eps)
         self.attn = attention(build.within("attn"), config, config.moe_layers[index])
@@ -53,9 +63,15 @@ class DecoderLayer(nn.Module):
         self._feed_forward_sublayer = feed_forward_sublayer(self.post_norm, self.mlp)
 
     def forward(self, stream: ResidualStream, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> None:
-        """Take the stream through the layer."""
+        """Take the stream through the layer.
+
+        After the last layer's attention nothing is read of the tokens whose logits are not wanted: they go no further.
+        """
         stream.x_TH = self.reduce(self._attend(stream, step, rope, cache))
-        stream.x_TH = self.reduce(self._feed_forward(stream))
+        if self.is_last and not step.wants_all_logits:
+            stream.keep(step.logits_rows_L)
+        if len(stream):
+            stream.x_TH = self.reduce(self._feed_forward(stream))
 
     def _attend(
         self, stream: ResidualStream, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache
@@ -148,8 +164,10 @@ class Decoder(nn.Module):
         stream = ResidualStream(None, self.embed(step.token_ids_T))
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(stream, step, rope, cache)
-        x_TH, _ = self.norm.add(*stream.take())
-        return self.lm_head(ops.select_rows(x_TH, step.logits_rows_L), step.top_logits)
+        x_LH, residual_LH = stream.take()
+        if len(residual_LH):  # else the step only reads prompts that go on
+            x_LH, _ = self.norm.add(x_LH, residual_LH)
+        return self.lm_head(x_LH, step.top_logits)
 
 
 def rope_inverse_frequencies(config: ModelConfig) -> Tensor:

@@ -103,21 +103,25 @@ def _check_bias(parameter: str, name: str) -> None:
 
 
 def layer_kinds(config: ModelConfig) -> list[list[int]]:
-    """The layers in groups that are built alike, dense ones first, each group and its layers in ascending order."""
+    """The layers in groups that are built and run alike, dense ones first, each group and its layers in order.
+
+    The last layer, whose feed-forward takes the tokens that need logits alone, comes last and is a group of its own.
+    """
     kinds: dict[tuple[object, ...], list[int]] = {}
     names: dict[int, list[str]] = {}
     if config.scheme is not None:
         for name, parameter, _ in checkpoint_tensors(config):
             if parameter.startswith("layers."):
                 names.setdefault(int(parameter.split(".")[1]), []).append(name)
-    for layer, is_moe in enumerate(config.moe_layers):
+    for layer, is_moe in enumerate(config.moe_layers[:-1]):
         stored = (
             ()
             if config.scheme is None
             else tuple((config.scheme.storage(name), config.scheme.has_bias(name)) for name in names[layer])
         )
         kinds.setdefault((is_moe, *stored), []).append(layer)
-    return sorted(kinds.values(), key=lambda layers: (config.moe_layers[layers[0]], layers[0]))
+    alike = sorted(kinds.values(), key=lambda layers: (config.moe_layers[layers[0]], layers[0]))
+    return [*alike, [config.num_hidden_layers - 1]]
 
 
 def with_layers(config: ModelConfig, layers: Iterable[int]) -> ModelConfig:

@@ -24,12 +24,17 @@ class StepInput:
     query_starts_B: Tensor  # [B + 1]: the first token of each sequence, and T
     kv_lens_B: Tensor  # `kv_lens`
     block_table_BC: Tensor  # the cache blocks of each sequence, in order; unused places hold 0
-    logits_rows_L: Tensor  # the tokens whose logits are wanted
+    logits_rows_L: Tensor  # the tokens whose logits are wanted, in ascending order
     query_lens: list[int]  # tokens of each sequence in this step
     kv_lens: list[int]  # tokens of each sequence in the cache once this step's are written
     top_logits: int = 0  # how many of the greatest logits of each row are wanted; 0: all logits
     bound: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     """What the backend makes of the step for its first layer and keeps for the others."""
+
+    @property
+    def wants_all_logits(self) -> bool:
+        """Whether the logits of each token are wanted, as in a step that only decodes."""
+        return self.logits_rows_L.shape == self.token_ids_T.shape
 
     @cached_property
     def query_ends(self) -> list[int]:

@@ -131,7 +131,7 @@ def _peak_of_step(model: Decoder, limits: Limits, query_lens: list[int], kv_lens
 
 def one_of_each_layer(config: ModelConfig) -> ModelConfig:
     """The same model with one layer of each kind, in the order of `layer_kinds`: dense and mixture of experts, if it
-    has both, and those that a checkpoint stores in other ways."""
+    has both, those that a checkpoint stores in other ways, and the last one."""
     return with_layers(config, (alike[0] for alike in layer_kinds(config)))
 
 

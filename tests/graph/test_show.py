@@ -41,9 +41,11 @@ def rows_of(table: str) -> list[str]:
 
 
 def test_equal_layers_are_one_section(graphs: dict[str, OpGraph]) -> None:
-    for graph in graphs.values():
+    """In a prefill the feed-forward of the last layer takes the last token alone."""
+    layers = {"prefill": [("1-2", 2), ("3", 1)], "decode": [("1-3", 3)]}
+    for name, graph in graphs.items():
         sections = [(section.numbers, section.times) for section in fold(graph).sections]
-        assert sections == [("", 1), ("0", 1), ("1-3", 3), ("", 1)]
+        assert sections == [("", 1), ("0", 1), *layers[name], ("", 1)]
 
 
 def test_sections_hold_every_call_and_cost(graphs: dict[str, OpGraph]) -> None:
@@ -99,7 +101,7 @@ def test_all_layers_folds_nothing(graphs: dict[str, OpGraph]) -> None:
 
 def test_edges_name_what_is_shown(graphs: dict[str, OpGraph]) -> None:
     """What follows the layers reads the last one's results, shown as those of the first of its run."""
-    folded = fold(graphs["prefill"])
+    folded = fold(graphs["decode"])
     shown = {node.index: node for section in folded.sections for node in section.nodes}
     norm = next(node for node in shown.values() if node.module == "norm")
     sources = [edge.source for edge in folded.edges() if edge.target == norm.index]
@@ -152,7 +154,8 @@ def test_work_outside_operations_is_warned_of(graphs: dict[str, OpGraph]) -> Non
 def test_weights_read_are_the_parameters(demo: Path) -> None:
     """With 2,000 tokens every expert is touched; of the embedding the rows of the tokens are read."""
     model = meta_model(load_model_config(demo, log=False), torch.float16)
-    graph = trace(model, meta_step([2000], [2000], 128))
+    every = torch.empty(2000, dtype=torch.int32, device="meta")
+    graph = trace(model, replace(meta_step([2000], [2000], 128), logits_rows_L=every))
     embedding = model.get_parameter("embed.weight")
     expected = sum(p.nbytes for p in model.parameters()) - embedding.nbytes + 2000 * embedding.shape[1] * 2
     assert weights_read(graph) == pytest.approx(expected, rel=1e-9)
@@ -199,7 +202,8 @@ def test_drawing_holds_every_shown_node_once(graphs: dict[str, OpGraph]) -> None
         shown = [node for section in fold(graph).sections for node in section.nodes]
         assert [title.split()[:2] for title in titles] == [[str(node.index), node.op] for node in shown]
         words = [element.text for element in step.iter(f"{SVG}text")]
-        assert step_title(name, graph) in words and "layers 1-3 (x 3)" in words
+        equal = {"prefill": "layers 1-2 (x 2)", "decode": "layers 1-3 (x 3)"}
+        assert step_title(name, graph) in words and equal[name] in words
         assert all(results(node) in words for node in shown)
 
 
@@ -278,13 +282,16 @@ def check_layout(folded: Folded, layout: Drawing) -> None:
 
 
 def test_shared_experts_are_a_branch_and_lanes_are_apart(graphs: dict[str, OpGraph]) -> None:
-    for graph in graphs.values():
+    shared = [f".mlp.shared{part}" for part in ("", ".down", ".gate_up")]
+    wanted = [f"layers.1{part}" for part in shared]
+    last = ["layers.3", *(f"layers.3{part}" for part in shared)]  # the residual stream's rows beside the attention
+    for name, graph in graphs.items():
         folded = fold(graph)
         layout = lay_out(folded)
         main = min(x for x, _ in layout.boxes.values())
         aside = {node for node, (x, _) in layout.boxes.items() if x != main}
         modules = sorted(graph.nodes[node].module for node in aside)
-        assert modules == [f"layers.1.mlp.shared{part}" for part in ("", ".down", ".gate_up")]
+        assert modules == (wanted + last if name == "prefill" else wanted)
         upright: dict[float, list[tuple[float, float, int]]] = {}
         for edge, line in zip(folded.edges(), layout.lines, strict=True):
             if line.arguments:

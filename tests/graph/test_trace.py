@@ -105,7 +105,9 @@ def test_edges_lead_to_earlier_nodes(graph: OpGraph) -> None:
 
 
 def test_an_all_reduce_in_place_stands_between_its_input_and_the_norm(graph: OpGraph) -> None:
-    for reduce in (node for node in graph.nodes if node.op == "AllReduce"):
+    *reduces, of_last_attention, last = (node for node in graph.nodes if node.op == "AllReduce")
+    assert graph.nodes[of_last_attention.index + 1].op == "SelectRows"
+    for reduce in (*reduces, last):
         before, after = graph.nodes[reduce.index - 1], graph.nodes[reduce.index + 1]
         assert reduce.inputs[0].node == before.index
         assert (after.op, after.inputs[0].node, after.inputs[0].name) == (

@@ -142,7 +142,7 @@ def quantized(config: ModelConfig, quantize: str) -> list[Filling]:
 
 
 def test_one_layer_of_each_kind_has_the_peak_of_all(config: ModelConfig) -> None:
-    assert one_of_each_layer(config).moe_layers == (False, True)
+    assert one_of_each_layer(config).moe_layers == (False, True, True)
     query_lens, kv_lens = largest_step(LIMITS)
     step = meta_step(query_lens, kv_lens, 16)
     peaks = [

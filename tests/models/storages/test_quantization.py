@@ -168,12 +168,13 @@ def test_the_method_that_made_the_numbers(config: ModelConfig) -> None:
 
 
 def test_layers_are_alike_that_are_stored_alike(tmp_path: Path) -> None:
-    tiny.write_checkpoint(tmp_path, num_hidden_layers=5)
+    """The last one is alone: it takes fewer tokens."""
+    tiny.write_checkpoint(tmp_path, num_hidden_layers=6)
     config = load_model_config(tmp_path)
-    assert layer_kinds(config) == [[0], [1, 2, 3, 4]]
+    assert layer_kinds(config) == [[0], [1, 2, 3, 4], [5]]
     mixed = scheme(config, {"layers.2.self_attn.o_proj.weight": INT8, "layers.4.self_attn.o_proj.weight": INT8},
                    biases=("layers.3.input_layernorm.weight",))  # fmt: skip
-    assert layer_kinds(mixed) == [[0], [1], [2, 4], [3]]
+    assert layer_kinds(mixed) == [[0], [1], [2, 4], [3], [5]]
     few = with_layers(mixed, [0, 4, 3])
     assert few.moe_layers == (False, True, True) and few.num_hidden_layers == 3
     assert few.scheme is not None
