@@ -106,8 +106,13 @@ def _attention_operands(
     qkv = {"qkv_weight_OH": sublayer.qkv, "qkv_bias_O": sublayer.qkv_bias_O}
     tables = {"cos_TD": cos_TD, "sin_TD": sin_TD, **planes_by_name(cache), "slots_T": step.slots_T}
     lengths = {"query_lens": step.query_lens, "kv_lens": step.kv_lens, "scale": sublayer.scale}
-    output = {"o_weight_HI": sublayer.o, "o_bias_H": sublayer.o_bias_H}
+    output = {"o_weight_HI": sublayer.o, "o_bias_H": sublayer.o_bias_H, **_activations(sublayer.qkv, sublayer.o)}
     return {**norm, **qkv, **tables, "block_table_BC": step.block_table_BC, **lengths, **output}
+
+
+def _activations(*weights: Weight) -> dict[str, str]:
+    """Shown where weights meet int8 activations, which a sublayer makes of its rows of floats itself."""
+    return {} if all(weight.layout.activations == "float" for weight in weights) else {"activations": "int8"}
 
 
 def _attention_cost(
@@ -186,7 +191,8 @@ def _feed_forward_operands(
         shown["top_k"] = routed.gating.top_k
     if (mlp := sublayer.mlp) is not None:
         shown |= {"gate_up_weight_GH": mlp.gate_up, "down_weight_HF": mlp.down}
-    return shown
+    parts = (part for part in (sublayer.routed, sublayer.mlp) if part is not None)
+    return shown | _activations(*(weight for part in parts for weight in (part.gate_up, part.down)))
 
 
 def _feed_forward_cost(

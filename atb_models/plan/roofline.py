@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,6 +42,9 @@ class Times:
         return Times(self.compute * times, self.memory * times, self.communication * times, self.total * times)
 
 
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
+
 class Arithmetic(NamedTuple):
     """What an operation multiplies: numbers of `dtype` with each other, or with weights stored as `weights`."""
 
@@ -63,11 +67,14 @@ def operation_times(cost: Cost, arithmetic: Arithmetic, chip: Chip, ranks: int) 
     return Times(compute, memory, 0.0, max(compute, memory))
 
 
-def arithmetic_of(op: str, dtypes: Mapping[str, torch.dtype]) -> Arithmetic:
+def arithmetic_of(op: str, dtypes: Mapping[str, torch.dtype], options: Mapping[str, Any] = NO_OPTIONS) -> Arithmetic:
     """The arithmetic of an operation of the table whose tensor arguments have these data types, by name.
 
-    The widest floating type among what it multiplies; int8 where there is none but int8, else float32.
+    The widest floating type among what it multiplies; int8 where there is none but int8, else float32. options: its
+    other arguments; "activations" says that a composite multiplies integers though its rows come as floats.
     """
+    if options.get("activations") == "int8":
+        return Arithmetic(torch.int8, torch.int8)
     named = TABLE[op].products
     found = [dtype for name, dtype in dtypes.items() if named is None or name in named]
     has_int8 = torch.int8 in found

@@ -190,7 +190,7 @@ class StepCosts:
 
     def _work(self, node: Node, cost: Cost) -> Work:
         dtypes = {value.argument: value.dtype for value in node.inputs}
-        return Work(cost, arithmetic_of(node.op, dtypes), self._calls(node))
+        return Work(cost, arithmetic_of(node.op, dtypes, node.options), self._calls(node))
 
     def _trace(self, step: Step) -> tuple[Node, ...]:
         """A trace of any lengths; without logits, the operations on them are left out."""

@@ -119,17 +119,18 @@ class Recorder:
         finally:
             self._inside = False
         cost = op.cost(result, *args)
-        least = self._least(op, cost, named)
+        least = self._least(op, cost, named, operands)
         shapes = tuple(tuple(value.shape) for value in operands.values() if isinstance(value, (Tensor, Weight)))
         times = started - self._began, ended - self._began
         self._new.append(Call(op.name, module, op.backend, *times, cost, least, shapes))
         self._own_ns += started - entered + perf_counter_ns() - ended
         return result
 
-    def _least(self, op: Op, cost: Cost, named: Mapping[str, Tensor]) -> Least | None:
+    def _least(self, op: Op, cost: Cost, named: Mapping[str, Tensor], operands: Mapping[str, Any]) -> Least | None:
         if self._price is None:
             return None
-        times = self._price(cost, arithmetic_of(op.name, {name: tensor.dtype for name, tensor in named.items()}))
+        dtypes = {name: tensor.dtype for name, tensor in named.items()}
+        times = self._price(cost, arithmetic_of(op.name, dtypes, operands))
         return Least(times.total, times.limit)
 
 

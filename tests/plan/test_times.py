@@ -47,6 +47,22 @@ def test_a_step_costs_what_the_whole_models_trace_says(
         assert getattr(total, part) == pytest.approx(getattr(traced.cost, part), rel=1e-12), part
 
 
+@pytest.mark.parametrize("isa", ["", "reference"])
+@pytest.mark.parametrize(("quantize", "of_int8"), [("w8a8_dynamic", True), ("w8a16", False)])
+def test_products_of_int8_activations_have_the_rate_of_int8(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, isa: str, quantize: str, of_int8: bool
+) -> None:
+    """Also within the sublayers that the library serves whole, whose rows come as floats."""
+    monkeypatch.setenv("ATB_CPU_ISA", isa) if isa else monkeypatch.delenv("ATB_CPU_ISA", raising=False)
+    ops.bind("cpu")
+    works = StepCosts(load_model_config(demo, log=False), torch.float16, 1, quantize).works(Step((64,), (64,), 1))
+    assert ops.feed_forward_sublayer.is_served == (not isa)
+    flops = Counter[bool]()
+    for work in works:
+        flops[work.arithmetic.dtype == torch.int8] += int(work.cost.flops * work.calls)
+    assert (flops[True] > 5 * flops[False]) if of_int8 else not flops[True]
+
+
 def test_a_chunk_that_ends_no_prompt_pays_for_no_logits(config: ModelConfig) -> None:
     costs = StepCosts(config, torch.float16, 2)
     ending, chunk = (costs.works(Step((64,), (64,), logits)) for logits in (1, 0))
