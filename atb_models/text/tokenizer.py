@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.json_file import is_there, read_json
-from atb_models.text.chat_template import find_template
-from atb_models.text.template import ChatTemplate, Message, NamedTemplates
+from atb_models.text.chat.find import find_template
+from atb_models.text.chat.template import ChatTemplate, Message, NamedTemplates
 from atb_models.text.token_bytes import most_bytes_of_a_token
 from atb_models.text.tokenizer_added import JsonBackend
 from atb_models.text.tokenizer_check import check_content, library_errors

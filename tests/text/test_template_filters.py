@@ -11,7 +11,7 @@ import pytest
 from jinja2 import Environment
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from atb_models.text.template_environment import make_environment
+from atb_models.text.chat.environment import make_environment
 
 VALUES = (
     "'aB c<d> 1'", "('<a>' | safe)", "'a\nb\n\nc'", "some_bytes", "['b', 'a', 'c']", "[[1], [2]]",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from atb_models.errors import RequestError
-from atb_models.text.template import ChatTemplate
+from atb_models.text.chat.template import ChatTemplate
 from atb_models.text.tokenizer import load_tokenizer
 from tests.text.test_tokenizer_chat import load
 

@@ -9,8 +9,8 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from atb_models.errors import RequestError
-from atb_models.text.template import ChatTemplate
-from atb_models.text.template_environment import make_environment
+from atb_models.text.chat.environment import make_environment
+from atb_models.text.chat.template import ChatTemplate
 from tests.broken.limits import limits
 
 CHAT = [{"role": "user", "content": "hi"}]

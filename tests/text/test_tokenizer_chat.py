@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as JsonTokenizer
 
 from atb_models.errors import ConfigError, RequestError
 from atb_models.models.families import FAMILIES
-from atb_models.text.template import ChatTemplate
+from atb_models.text.chat.template import ChatTemplate
 from atb_models.text.tokenizer import Tokenizer, load_tokenizer
 
 HEADERS = Path(__file__).resolve().parents[3] / "shared" / "headers"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atb_models.errors import RequestError
-from atb_models.text.template import Message
+from atb_models.text.chat.template import Message
 from atb_models.text.tokenizer import Tokenizer
 
 Task = Callable[..., Any]  # takes a tokenizer first

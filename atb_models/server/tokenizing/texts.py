@@ -13,7 +13,7 @@ from atb_models.server.errors import BadRequest, without_paths
 from atb_models.server.tokenizing.lanes import Lanes
 from atb_models.server.tokenizing.process import TokenizerSource
 from atb_models.server.tokenizing.tasks import Task, check_size, decode, encode, encode_chat
-from atb_models.text.template import Message
+from atb_models.text.chat.template import Message
 from atb_models.text.tokenizer import Tokenizer
 
 TOKEN_CHARACTERS = 4  # of a token in a text, about

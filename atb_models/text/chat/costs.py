@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from atb_models.text.template_sizes import MANY, MOST_BITS, MOST_LENGTH, as_text, check_length, percent_size, text_size
+from atb_models.text.chat.sizes import MANY, MOST_BITS, MOST_LENGTH, as_text, check_length, percent_size, text_size
 
 LINE_ENDS: Final = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines divides
 LIST_SIZE: Final = 8  # of a list, in the places that its items take

@@ -11,7 +11,7 @@ from atb_models.errors import AtbError, RequestError
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from atb_models.text.template_words import TemplateWords
+    from atb_models.text.chat.words import TemplateWords
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class ChatTemplate:
         if self._compiled is None:
             from jinja2 import TemplateSyntaxError
 
-            from atb_models.text.template_environment import make_environment
-            from atb_models.text.template_words import words_of
+            from atb_models.text.chat.environment import make_environment
+            from atb_models.text.chat.words import words_of
 
             source = self._source if isinstance(self._source, str) else self._source()
             environment = make_environment()

@@ -22,8 +22,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatt
 from jinja2.utils import generate_lorem_ipsum
 from markupsafe import Markup
 
-from atb_models.text.template_costs import FILTERS, METHODS, check_result, consumable
-from atb_models.text.template_sizes import MANY, check_length, check_operation, text_size, whole_number
+from atb_models.text.chat.costs import FILTERS, METHODS, check_result, consumable
+from atb_models.text.chat.sizes import MANY, check_length, check_operation, text_size, whole_number
 
 MOST_BYTES: Final = 1 << 29  # of all texts and lists that one rendering makes, whether it keeps them or not
 PER_ITEM: Final = 96  # bytes of a short text and of its place in a list

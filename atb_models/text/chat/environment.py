@@ -15,8 +15,8 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from atb_models.text.template_sandbox import BoundedSandbox
-from atb_models.text.template_sizes import check_length, text_size
+from atb_models.text.chat.sandbox import BoundedSandbox
+from atb_models.text.chat.sizes import check_length, text_size
 
 LONGEST_DATE = 256  # characters that Python lets the system write for each one of a date's form
 

@@ -11,7 +11,7 @@ from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.files import read_text
 from atb_models.json_file import is_there, read_json
 from atb_models.models.families import FAMILIES
-from atb_models.text.template import ChatTemplate, NamedTemplates
+from atb_models.text.chat.template import ChatTemplate, NamedTemplates
 from atb_models.text.tokenizer_settings import SETTINGS
 
 FILE, FOLDER, LEGACY = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
