@@ -1,22 +1,17 @@
-"""Text and conversations to token ids, and back. The only file that imports transformers, and only if needed."""
+"""Text and conversations to token ids, and back."""
 
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from atb_models.errors import CheckpointError, ConfigError, RequestError
-from atb_models.json_file import is_there, read_json
+from atb_models.json_file import is_there
 from atb_models.text.chat.find import find_template
 from atb_models.text.chat.template import ChatTemplate, Message, NamedTemplates
-from atb_models.text.token_bytes import most_bytes_of_a_token
 from atb_models.text.tokenizer_added import JsonBackend
-from atb_models.text.tokenizer_check import check_content, library_errors
 from atb_models.text.tokenizer_json import is_qwen_without_json, load_json_tokenizer
 from atb_models.text.tokenizer_settings import (
     LLAMA_CLASSES,
@@ -27,24 +22,17 @@ from atb_models.text.tokenizer_settings import (
     read_settings,
     special_tokens,
 )
-from atb_models.wording import pip_install
+from atb_models.text.tokenizer_transformers import TransformersBackend, transformers_has
 
 logger = logging.getLogger(__name__)
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-class Encoding(Protocol):
-    """A tokenized text."""
-
-    @property
-    def ids(self) -> list[int]: ...
-
-
 class TokenizerBackend(Protocol):
-    """The tokenizer itself: `JsonBackend`, or a class of transformers in `_TransformersBackend`."""
+    """The tokenizer itself: `JsonBackend`, or a class of transformers in `TransformersBackend`."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
@@ -86,7 +74,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             where = f"half of a surrogate pair at character {error.start}"
             raise RequestError(f"the prompt is no valid Unicode text: {where}") from error
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._backend.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids. Incomplete characters become U+FFFD; ids without a token are left out.
@@ -149,7 +137,7 @@ def load_tokenizer(
         template = find_template(folder, settings, tokens, chat_template)
         plain = JsonBackend(load_json_tokenizer(folder, settings))
         return Tokenizer(plain, tokens, template, eos_texts(folder))
-    backend = _TransformersBackend(folder, trust_remote_code=trust_remote_code)
+    backend = TransformersBackend(folder, trust_remote_code=trust_remote_code)
     template = find_template(folder, settings, backend.tokens, chat_template)
     return Tokenizer(backend, backend.tokens, template, eos_texts(folder))
 
@@ -173,86 +161,12 @@ def _is_plain(folder: Path, settings: dict[str, Any], code: str | None, trust_re
     known = name is None or name in PLAIN_CLASSES | LLAMA_CLASSES
     if is_qwen_without_json(folder, settings):
         return True
-    if is_there(folder / "tokenizer.json") and (known or not _transformers_has(name)):
+    if is_there(folder / "tokenizer.json") and (known or not transformers_has(name)):
         if code:
             logger.info("the tokenizer's own code (%s) is not run; tokenizer.json is used", code)
         return True
-    if code and not _transformers_has(name):
+    if code and not transformers_has(name):
         raise ConfigError(
             f"the tokenizer in {folder} needs its own code ({code}); read it, then allow it with --trust_remote_code"
         )
     return False
-
-
-def _transformers_has(name: str | None) -> bool:
-    """Whether this version of transformers has the tokenizer class, fast or slow."""
-    if name is None:
-        return False
-    with _quiet_transformers():
-        from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
-
-        return any(tokenizer_class_from_name(n) is not None for n in (name, f"{name}Fast"))
-
-
-class _Ids(NamedTuple):
-    ids: list[int]
-
-
-class _TransformersBackend:
-    """A tokenizer class of transformers, loaded from the folder only."""
-
-    def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
-        file = folder / "tokenizer.json"
-        if is_there(file):
-            check_content(file, read_json(file))
-        with _quiet_transformers():
-            from transformers import AutoTokenizer
-
-            try:
-                with library_errors(f"the tokenizer in {folder} cannot be loaded"):
-                    self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                        str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-                    )
-            except CheckpointError as error:  # a class, or its own code, may raise anything
-                if "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower():
-                    command = pip_install("sentencepiece", "protobuf")
-                    raise CheckpointError(f"{error}; it needs: {command}") from None
-                raise
-        self.tokens: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
-        with library_errors("the checkpoint's tokenizer cannot take this text", RequestError):
-            return _Ids(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        text: str = self._tokenizer.decode(
-            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    @cached_property
-    def most_bytes_of_a_token(self) -> int | None:
-        fast = getattr(self._tokenizer, "backend_tokenizer", None)
-        return None if fast is None else most_bytes_of_a_token(fast)
-
-    def token_to_id(self, token: str) -> int | None:
-        index: int | None = self._tokenizer.convert_tokens_to_ids(token)
-        return index
-
-    def id_to_token(self, token_id: int) -> str | None:
-        token: Any = self._tokenizer.convert_ids_to_tokens(token_id)
-        return token if isinstance(token, str) else None  # Qwen's own class returns bytes
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps transformers from logging at import what does not concern tokenizers, such as missing frameworks."""
-    library = logging.getLogger("transformers")
-    level = library.level
-    library.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        library.setLevel(level)

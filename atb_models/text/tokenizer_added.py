@@ -13,7 +13,6 @@ from atb_models.text.token_bytes import most_bytes_of_a_token
 from atb_models.text.tokenizer_check import library_errors
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from tokenizers import Tokenizer as JsonTokenizer
 
 LONG_TEXT = 4096  # characters; tokenizing a longer text takes long enough to hold up other work
@@ -41,11 +40,11 @@ class JsonBackend:
             plain = {index: token.content for index, token in added if not token.special}
             self._texts = {index: text for index, text in plain.items() if tokenizer.decode([index]) != text}
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with library_errors("the checkpoint's tokenizer cannot take this text", RequestError):
             if len(text) > LONG_TEXT:  # unlike `encode`, a batch of one lets other threads run meanwhile
-                return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+                return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         if not self._byte_ids.isdisjoint(ids):
