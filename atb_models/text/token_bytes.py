@@ -21,8 +21,10 @@ KEEPING = frozenset(("ByteLevel", "Digits", "Metaspace", "UnicodeScripts"))  # p
 SPLITTING = frozenset(("Split", "Punctuation"))  # that may
 
 
-def most_bytes_of_a_token(tokenizer: JsonTokenizer) -> int | None:
+def most_bytes_of_a_token(tokenizer: JsonTokenizer, pre_tokenizer: Mapping[str, Any] | None = None) -> int | None:
     """Bytes of text that a token stands for at most; None where that has no limit, or none that is known.
+
+    pre_tokenizer: its state, where it came from a file: one that is written in Python cannot tell its own.
 
     It is known for byte-pair encodings that have a piece for every byte and drop nothing of a text. A vocabulary with
     unknown tokens may give one for any number of characters.
@@ -33,7 +35,8 @@ def most_bytes_of_a_token(tokenizer: JsonTokenizer) -> int | None:
     if not isinstance(model, models.BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         return None
     added = tokenizer.get_added_tokens_decoder().values()
-    ratio, pre_tokenizer = _normalizer_bytes(_state(tokenizer.normalizer)), _state(tokenizer.pre_tokenizer)
+    ratio = _normalizer_bytes(_state(tokenizer.normalizer))
+    pre_tokenizer = _state(tokenizer.pre_tokenizer) if pre_tokenizer is None else pre_tokenizer
     if ratio is None or not _drops_nothing(pre_tokenizer) or any(token.lstrip or token.rstrip for token in added):
         return None
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)

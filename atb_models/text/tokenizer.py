@@ -11,12 +11,10 @@ from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.json_file import is_there
 from atb_models.text.chat.find import find_template
 from atb_models.text.chat.template import ChatTemplate, Message, NamedTemplates
-from atb_models.text.tokenizer_added import JsonBackend
 from atb_models.text.tokenizer_json import is_qwen_without_json, load_json_tokenizer
 from atb_models.text.tokenizer_settings import (
-    LLAMA_CLASSES,
+    KNOWN_CLASSES,
     MOST_ID,
-    PLAIN_CLASSES,
     SETTINGS,
     eos_texts,
     read_settings,
@@ -135,8 +133,7 @@ def load_tokenizer(
     if _is_plain(folder, settings, code, trust_remote_code):
         tokens = special_tokens(settings)
         template = find_template(folder, settings, tokens, chat_template)
-        plain = JsonBackend(load_json_tokenizer(folder, settings))
-        return Tokenizer(plain, tokens, template, eos_texts(folder))
+        return Tokenizer(load_json_tokenizer(folder, settings), tokens, template, eos_texts(folder))
     backend = TransformersBackend(folder, trust_remote_code=trust_remote_code)
     template = find_template(folder, settings, backend.tokens, chat_template)
     return Tokenizer(backend, backend.tokens, template, eos_texts(folder))
@@ -158,7 +155,7 @@ def _is_plain(folder: Path, settings: dict[str, Any], code: str | None, trust_re
         logger.warning("trust_remote_code: running the tokenizer's own code, %s", folder / f"{module}.py")
         return False
     name = settings.get("tokenizer_class")
-    known = name is None or name in PLAIN_CLASSES | LLAMA_CLASSES
+    known = name is None or name in KNOWN_CLASSES
     if is_qwen_without_json(folder, settings):
         return True
     if is_there(folder / "tokenizer.json") and (known or not transformers_has(name)):

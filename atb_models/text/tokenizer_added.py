@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import RequestError
 from atb_models.text.byte_fallback import with_replacements
+from atb_models.text.formats.whole_words import WholeWords, join_words
 from atb_models.text.token_bytes import most_bytes_of_a_token
 from atb_models.text.tokenizer_check import library_errors
 
@@ -25,10 +27,15 @@ class JsonBackend:
     letters that DeepSeek's vocabulary adds would decode to U+FFFD. For byte fallback see byte_fallback.py.
     """
 
-    def __init__(self, tokenizer: JsonTokenizer) -> None:
+    def __init__(
+        self, tokenizer: JsonTokenizer, words: WholeWords = MappingProxyType({}), pre_tokenizer: Any = None
+    ) -> None:
+        """words: what is to be put right in the ids of a text. pre_tokenizer: its state, if it came from a file."""
         from tokenizers import decoders
 
         self._tokenizer = tokenizer
+        self._words = words
+        self._pre_tokenizer = pre_tokenizer
         self._special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
         self._byte_ids: set[int] = set()  # tokens of single bytes, where the decoder joins them to characters
         if tokenizer.decoder is not None and tokenizer.decoder.decode(["<0x41>", "<0x42>"]) == "AB":
@@ -43,8 +50,10 @@ class JsonBackend:
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with library_errors("the checkpoint's tokenizer cannot take this text", RequestError):
             if len(text) > LONG_TEXT:  # unlike `encode`, a batch of one lets other threads run meanwhile
-                return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+                encoding = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+            else:
+                encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return join_words(encoding, self._words) if self._words else encoding.ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         if not self._byte_ids.isdisjoint(ids):
@@ -77,4 +86,4 @@ class JsonBackend:
 
     @cached_property
     def most_bytes_of_a_token(self) -> int | None:
-        return most_bytes_of_a_token(self._tokenizer)
+        return most_bytes_of_a_token(self._tokenizer, self._pre_tokenizer)

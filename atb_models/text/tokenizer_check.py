@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from atb_models.errors import AtbError, CheckpointError
+from atb_models.text.formats.newer_json import EMPTY, read_tokenizer
 from atb_models.text.tokenizer_settings import MOST_ID, check_id, check_token
 from atb_models.wording import message_lines, shown
 
 PARTS = ("truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
-EMPTY = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
 PROBE = "a 1\n你"
 MOST_SAID = 300  # characters of a message of the library, which may quote a value as a whole
 
@@ -41,6 +40,9 @@ def check_content(path: Path, content: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: model is {shown(model)}, but must be an object")
     check_vocab(path, model.get("vocab"))
     _check_added(path, content.get("added_tokens"))
+    if not isinstance(model.get("ignore_merges"), bool | None):
+        said = shown(model["ignore_merges"])
+        raise CheckpointError(f"{path}: model.ignore_merges is {said}, but must be true or false")
     if model.get("continuing_subword_prefix"):
         _check_merges_of(path, model)
     _check_post_processor(path, content.get("post_processor"))
@@ -55,15 +57,13 @@ def try_out(tokenizer: Any, place: str) -> None:
 
 def explain(path: Path, content: dict[str, Any]) -> None:
     """Raises CheckpointError naming the field for which the library refuses the file; returns where none is found."""
-    from tokenizers import Tokenizer as JsonTokenizer
-
     for part in PARTS:
         if content.get(part) is None:
             continue
         if part == "model":
             _check_merges_of(path, content["model"])
         with library_errors(f"{path}: {part} cannot be used"):
-            tokenizer = JsonTokenizer.from_str(json.dumps({**EMPTY, part: content[part]}))
+            tokenizer = read_tokenizer({**EMPTY, part: content[part]}, place=str(path))
             if part != "model":  # whose vocabulary need not have the letters
                 tokenizer.decode(tokenizer.encode("a").ids)
 

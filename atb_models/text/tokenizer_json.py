@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atb_models.errors import CheckpointError
 from atb_models.json_file import checkpoint_text, is_there, json_object
+from atb_models.text.formats.newer_json import is_earlier, read_tokenizer
+from atb_models.text.formats.whole_words import whole_words
+from atb_models.text.tokenizer_added import JsonBackend
 from atb_models.text.tokenizer_bpe import QWEN_FILES, qwen_tokenizer
 from atb_models.text.tokenizer_check import (
     added_ids,
@@ -19,9 +21,10 @@ from atb_models.text.tokenizer_check import (
     try_out,
 )
 from atb_models.text.tokenizer_settings import (
+    ADDED_BY_CLASS,
     EXTRA_SPECIAL,
     FLAGS,
-    LLAMA_CLASSES,
+    NEOX_CLASSES,
     QWEN_CLASSES,
     SETTINGS,
     SPECIAL,
@@ -43,55 +46,43 @@ def is_qwen_without_json(folder: Path, settings: dict[str, Any]) -> bool:
     )
 
 
-def load_json_tokenizer(folder: Path, settings: dict[str, Any]) -> JsonTokenizer:
+def load_json_tokenizer(folder: Path, settings: dict[str, Any]) -> JsonBackend:
     """The tokenizer of tokenizer.json with the additions of the settings, as transformers would load it.
 
     Raises CheckpointError naming file and field.
     """
     is_qwen = is_qwen_without_json(folder, settings)
-    tokenizer = qwen_tokenizer(folder) if is_qwen else _from_file(folder / "tokenizer.json")
+    place = folder / (QWEN_FILES[0] if is_qwen else "tokenizer.json")
+    tokenizer, content = (qwen_tokenizer(folder), {}) if is_qwen else _from_file(place)
     with library_errors(f"{folder / SETTINGS} cannot be used"):
         _add_tokens(tokenizer, settings)
-        if settings.get("tokenizer_class") in LLAMA_CLASSES:
-            _add_llama_template(tokenizer, settings, folder)
+        if settings.get("tokenizer_class") in NEOX_CLASSES:
+            _set_prefix(tokenizer, settings)
+        if settings.get("tokenizer_class") in ADDED_BY_CLASS:
+            _add_ends(tokenizer, settings, folder)
     listed = {token["content"]: int(key) for key, token in (settings.get("added_tokens_decoder") or {}).items()}
     check_added_ids(folder / SETTINGS, "added_tokens_decoder", listed, tokenizer)
-    try_out(tokenizer, str(folder / (QWEN_FILES[0] if is_qwen else "tokenizer.json")))
-    return tokenizer
+    try_out(tokenizer, str(place))
+    is_word_first = is_earlier() and content.get("model", {}).get("ignore_merges")
+    words = whole_words(tokenizer, str(place)) if is_word_first else {}
+    return JsonBackend(tokenizer, words, content.get("pre_tokenizer"))
 
 
-def _from_file(path: Path) -> JsonTokenizer:
+def _from_file(path: Path) -> tuple[JsonTokenizer, dict[str, Any]]:
+    """The tokenizer, and what the file says."""
     text = checkpoint_text(path)
     content = json_object(text, str(path), CheckpointError)
     check_content(path, content)
     try:
         with library_errors(f"{path} cannot be read"):
-            tokenizer = _build(text, content, path)
+            tokenizer = read_tokenizer(content, text, str(path))
             tokenizer.no_truncation()
             tokenizer.no_padding()
     except CheckpointError:
         explain(path, content)
         raise
     check_added_ids(path, "added_tokens", added_ids(content), tokenizer)
-    return tokenizer
-
-
-def _build(text: str, content: dict[str, Any], path: Path) -> JsonTokenizer:
-    """Newer versions of tokenizers write each merge as a list of two; older ones read only "a b"."""
-    from tokenizers import Tokenizer as JsonTokenizer
-
-    try:
-        return JsonTokenizer.from_str(text)
-    except Exception:  # the library raises plain Exception
-        model = content["model"]
-        merges = model.get("merges")
-        if not isinstance(merges, list) or not merges or not all(isinstance(merge, list) for merge in merges):
-            raise
-    if not all(isinstance(piece, str) and " " not in piece for merge in merges for piece in merge):
-        raise CheckpointError(f"{path}: model.merges has pieces with blanks, which this tokenizers cannot read")
-    model["merges"] = [" ".join(merge) for merge in merges]
-    model.pop("ignore_merges", None)
-    return JsonTokenizer.from_str(json.dumps(content))
+    return tokenizer, content
 
 
 def _add_tokens(tokenizer: JsonTokenizer, settings: dict[str, Any]) -> None:
@@ -123,13 +114,25 @@ def _added(token: dict[str, Any], is_special: bool | None = None) -> AddedToken:
     return AddedToken(token["content"], **(flags if is_special is None else flags | {"special": is_special}))
 
 
-def _add_llama_template(tokenizer: JsonTokenizer, settings: dict[str, Any], folder: Path) -> None:
-    """Llama's classes add bos before a text and eos after it by their own settings, not by tokenizer.json."""
+def _set_prefix(tokenizer: JsonTokenizer, settings: dict[str, Any]) -> None:
+    """Of GPT-NeoX's classes the settings, not tokenizer.json, say whether a text begins with a blank of its own.
+
+    They ask the pre-tokenizer alone, not one within a sequence.
+    """
+    from tokenizers import pre_tokenizers
+
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer.add_prefix_space = bool(settings.get("add_prefix_space"))
+
+
+def _add_ends(tokenizer: JsonTokenizer, settings: dict[str, Any], folder: Path) -> None:
+    """Some classes add bos before a text and eos after it by their own settings, not by tokenizer.json."""
     from tokenizers.processors import TemplateProcessing
 
     pieces: list[str] = ["$A"]
     tokens: list[tuple[str, int]] = []
-    for name, default, place in (("bos", True, 0), ("eos", False, 2)):
+    adds_bos, adds_eos = ADDED_BY_CLASS[settings["tokenizer_class"]]
+    for name, default, place in (("bos", adds_bos, 0), ("eos", adds_eos, 2)):
         if not settings.get(f"add_{name}_token", default):
             continue
         text = text_of(settings[f"{name}_token"]) if settings.get(f"{name}_token") is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,18 +15,28 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 MORE_SPECIAL = "additional_special_tokens"
 EXTRA_SPECIAL = "extra_special_tokens"  # the newer name; a list too, or an object of further tokens by name
 MOST_ID: Final = (1 << 31) - 1  # token ids are int32 in a step
+FLAGS_OF_TEXT = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 QWEN_CLASSES = frozenset(("Qwen2Tokenizer", "Qwen2TokenizerFast"))
+LLAMA_CLASSES = frozenset(("LlamaTokenizer", "LlamaTokenizerFast"))
+NEOX_CLASSES = frozenset(("GPTNeoXTokenizer", "GPTNeoXTokenizerFast"))
 # Classes of transformers that add nothing to tokenizer.json; the newer ones do not exist in 4.36.
 PLAIN_CLASSES = frozenset(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")) | QWEN_CLASSES
-LLAMA_CLASSES = frozenset(("LlamaTokenizer", "LlamaTokenizerFast"))
+# Classes that write bos before a text and eos after it whatever tokenizer.json says: whether, where no setting does.
+ADDED_BY_CLASS = dict.fromkeys(LLAMA_CLASSES, (True, False)) | dict.fromkeys(NEOX_CLASSES, (False, False))
+KNOWN_CLASSES = PLAIN_CLASSES | ADDED_BY_CLASS.keys()
 # Special tokens of a class, if the settings name none.
 CLASS_TOKENS = dict.fromkeys(LLAMA_CLASSES, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 CLASS_TOKENS |= dict.fromkeys(QWEN_CLASSES, dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"))
+CLASS_TOKENS |= dict.fromkeys(NEOX_CLASSES, dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"))
 
-# The class for a checkpoint that names none, by model type.
-CLASS_OF_MODEL = {"qwen2_moe": "Qwen2Tokenizer"}
+# The class for a checkpoint that names none, by model type, as in transformers 4.57 (models/auto/tokenization_auto.py).
+CLASS_OF_MODEL = {
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "llama", "mistral", "mixtral"), "LlamaTokenizer"),
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
+    "olmoe": "GPTNeoXTokenizer",
+}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -40,6 +51,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         config = read_json(folder / "config.json")
         name = config.get("tokenizer_class", CLASS_OF_MODEL.get(str(config.get("model_type"))))
         settings["tokenizer_class"] = name if isinstance(name, str) else None
+    if settings.get("tokenizer_class") is None and not is_there(folder / "tokenizer.json"):
+        settings["tokenizer_class"] = "LlamaTokenizer" if is_there(folder / "tokenizer.model") else None
     return {**CLASS_TOKENS.get(str(settings.get("tokenizer_class")), {}), **settings}
 
 
@@ -56,7 +69,7 @@ def special_tokens(settings: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def more_special(settings: dict[str, Any]) -> list[Any]:
+def more_special(settings: Mapping[str, Any]) -> list[Any]:
     """The special tokens without a name, of either field that may list them."""
     extra = settings.get(EXTRA_SPECIAL)
     return [*(settings.get(MORE_SPECIAL) or ()), *(extra if isinstance(extra, list) else ())]
@@ -85,7 +98,7 @@ def _checked(path: Path) -> dict[str, Any]:
         return {}
     fields = read_json(path)
     _check(path, fields, "tokenizer_class", str, "a text")
-    for name in ("add_bos_token", "add_eos_token"):
+    for name in FLAGS_OF_TEXT:
         _check(path, fields, name, bool, "true or false")
     for name in SPECIAL:
         if fields.get(name) is not None:

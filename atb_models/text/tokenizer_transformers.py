@@ -1,4 +1,4 @@
-"""Tokenizers that only a class of transformers can read. The only file that imports transformers, and only if needed."""
+"""Tokenizers that only a class of transformers can read: the only file that imports transformers, where it must."""
 
 from __future__ import annotations
 
