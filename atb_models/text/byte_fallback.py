@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import groupby
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+BROKEN_BYTES = {0xDC00 + byte: REPLACEMENT for byte in range(0x80, 0x100)}  # what surrogateescape makes of them
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -21,6 +22,11 @@ def with_replacements(pieces: Iterable[str]) -> list[str]:
         run = list(group)
         result += _whole_or_replaced(run) if is_byte else run
     return result
+
+
+def text_of_bytes(data: bytes) -> str:
+    """The text of bytes, where each byte that belongs to no whole character is a replacement character."""
+    return data.decode("utf-8", "surrogateescape").translate(BROKEN_BYTES)
 
 
 def _whole_or_replaced(run: list[str]) -> list[str]:

@@ -11,3 +11,4 @@ def _byte_letters() -> dict[str, int]:
 
 
 BYTE_OF_LETTER = _byte_letters()
+LETTER_OF_BYTE = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}

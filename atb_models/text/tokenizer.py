@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,9 +12,13 @@ from atb_models.errors import CheckpointError, ConfigError, RequestError
 from atb_models.json_file import is_there
 from atb_models.text.chat.find import find_template
 from atb_models.text.chat.template import ChatTemplate, Message, NamedTemplates
+from atb_models.text.formats.sentencepiece_model import FILE as SENTENCEPIECE
+from atb_models.text.formats.sentencepiece_model import SentencePieceBackend
+from atb_models.text.formats.tiktoken_file import RULES, TiktokenBackend, find_tiktoken
 from atb_models.text.tokenizer_json import is_qwen_without_json, load_json_tokenizer
 from atb_models.text.tokenizer_settings import (
     KNOWN_CLASSES,
+    LLAMA_CLASSES,
     MOST_ID,
     SETTINGS,
     eos_texts,
@@ -21,14 +26,16 @@ from atb_models.text.tokenizer_settings import (
     special_tokens,
 )
 from atb_models.text.tokenizer_transformers import TransformersBackend, transformers_has
+from atb_models.wording import shown
 
 logger = logging.getLogger(__name__)
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+VOCABULARIES = ("tokenizer.json", SENTENCEPIECE, "vocab.json", "vocab.txt", "spiece.model")
 
 
 class TokenizerBackend(Protocol):
-    """The tokenizer itself: `JsonBackend`, or a class of transformers in `TransformersBackend`."""
+    """The tokenizer itself: of a library (`JsonBackend`, `SentencePieceBackend`, `TiktokenBackend`) or a class of
+    transformers in `TransformersBackend`."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
@@ -98,7 +105,7 @@ class Tokenizer:
     def render_chat(self, conversation: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation, with special tokens. Raises RequestError if it or the template is malformed.
 
-        variables: more that the template may name, such as tools, a list of JSON schemas.
+        variables: more that the template reads, such as tools, a list of JSON schemas; one that it does not is refused.
         """
         if self._template is None:
             raise RequestError("this checkpoint has no chat template; give one with --chat_template")
@@ -121,22 +128,29 @@ def load_tokenizer(
 
     chat_template: a file or the text of a Jinja template. trust_remote_code: allows a tokenizer to run its own code; no
     other code is ever run. Nothing is fetched from a network. Raises CheckpointError for a missing or damaged file,
-    ConfigError for a bad template or for code that is needed and not allowed.
+    ConfigError for a bad template, for code that is needed and not allowed and for a package that is not installed.
     """
     folder = Path(path)
     settings = read_settings(folder)
     code = _own_code(settings)
-    if not (code and trust_remote_code) and not any(is_there(folder / name) for name in VOCABULARIES):
+    trusted = code if trust_remote_code else None
+    ranks = find_tiktoken(folder)
+    if not trusted and ranks is None and not any(is_there(folder / name) for name in VOCABULARIES):
         if not is_there(folder / SETTINGS):
             return None
         raise CheckpointError(f"{folder} has {SETTINGS}, but none of {', '.join(VOCABULARIES)}; fetch it again")
-    if _is_plain(folder, settings, code, trust_remote_code):
+    backend: TokenizerBackend | None = None
+    if trusted:
+        module = trusted.split("--")[-1].rsplit(".", 1)[0]
+        logger.warning("trust_remote_code: running the tokenizer's own code, %s", folder / f"{module}.py")
+    else:
+        backend = _without_class(folder, settings, ranks, code)
+    if backend is None:
+        backend = TransformersBackend(folder, trust_remote_code=trust_remote_code)
+        tokens = backend.tokens
+    else:
         tokens = special_tokens(settings)
-        template = find_template(folder, settings, tokens, chat_template)
-        return Tokenizer(load_json_tokenizer(folder, settings), tokens, template, eos_texts(folder))
-    backend = TransformersBackend(folder, trust_remote_code=trust_remote_code)
-    template = find_template(folder, settings, backend.tokens, chat_template)
-    return Tokenizer(backend, backend.tokens, template, eos_texts(folder))
+    return Tokenizer(backend, tokens, find_template(folder, settings, tokens, chat_template), eos_texts(folder))
 
 
 def _own_code(settings: dict[str, Any]) -> str | None:
@@ -148,22 +162,34 @@ def _own_code(settings: dict[str, Any]) -> str | None:
     return next((name for name in reversed(classes) if name), None) if isinstance(classes, list) else None
 
 
-def _is_plain(folder: Path, settings: dict[str, Any], code: str | None, trust_remote_code: bool) -> bool:
-    """Whether the tokenizers library needs no class. Raises ConfigError if only code that is not allowed could tell."""
-    if code and trust_remote_code:
-        module = code.split("--")[-1].rsplit(".", 1)[0]
-        logger.warning("trust_remote_code: running the tokenizer's own code, %s", folder / f"{module}.py")
-        return False
+def _without_class(
+    folder: Path, settings: dict[str, Any], ranks: Path | None, code: str | None
+) -> TokenizerBackend | None:
+    """The tokenizer where it needs no class; None where one of transformers must read it.
+
+    Raises ConfigError if only code that is not allowed could.
+    """
     name = settings.get("tokenizer_class")
-    known = name is None or name in KNOWN_CLASSES
+    has_json = is_there(folder / "tokenizer.json")
+    reader: Callable[[], TokenizerBackend]
     if is_qwen_without_json(folder, settings):
-        return True
-    if is_there(folder / "tokenizer.json") and (known or not transformers_has(name)):
-        if code:
-            logger.info("the tokenizer's own code (%s) is not run; tokenizer.json is used", code)
-        return True
-    if code and not transformers_has(name):
+        file, reader = "vocab.json", partial(load_json_tokenizer, folder, settings)
+    elif has_json and (name is None or name in KNOWN_CLASSES or not transformers_has(name)):
+        file, reader = "tokenizer.json", partial(load_json_tokenizer, folder, settings)
+    elif not has_json and ranks is not None and name in RULES:
+        file, reader = ranks.name, partial(TiktokenBackend, ranks, settings)
+    elif not has_json and name in LLAMA_CLASSES and is_there(folder / SENTENCEPIECE):
+        file, reader = SENTENCEPIECE, partial(SentencePieceBackend, folder, settings)
+    elif code and not transformers_has(name):
         raise ConfigError(
             f"the tokenizer in {folder} needs its own code ({code}); read it, then allow it with --trust_remote_code"
         )
-    return False
+    elif ranks is not None and not transformers_has(name):
+        raise ConfigError(
+            f"{ranks} is read for {', '.join(RULES)}, not for {shown(name)}, tokenizer_class of {SETTINGS}"
+        )
+    else:
+        return None
+    if code:
+        logger.info("the tokenizer's own code (%s) is not run; %s is used", code, file)
+    return reader()

@@ -237,8 +237,9 @@ def test_class_of_transformers_without_tokenizer_json(tmp_path: Path) -> None:
 
 
 def test_class_of_transformers_that_fails_is_named(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"not sentencepiece")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "vocab.json").write_text("no vocabulary")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     with pytest.raises(CheckpointError, match=rf"the tokenizer in {tmp_path} cannot be loaded"):
         load_tokenizer(tmp_path)
 
