@@ -157,6 +157,7 @@ class LLM:
         params: Params = None,
         *,
         stream: Literal[False] = False,
+        **variables: Any,
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -166,6 +167,7 @@ class LLM:
         params: Params = None,
         *,
         stream: Literal[True],
+        **variables: Any,
     ) -> Iterator[RequestOutput]: ...
 
     def chat(
@@ -174,11 +176,17 @@ class LLM:
         params: Params = None,
         *,
         stream: bool = False,
+        **variables: Any,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
-        """The assistant's next turn of each conversation, a list of {"role", "content"}; otherwise like `generate`."""
+        """The assistant's next turn of each conversation, a list of {"role", "content"}; otherwise like `generate`.
+
+        variables: what the chat template reads beside the messages, such as tools, a list of JSON schemas, or
+        enable_thinking. Raises RequestError too for one that the template does not read.
+        """
         self._owner.check()
         tokenizer = self._need_tokenizer("a conversation")
-        return self._answer([tokenizer.apply_chat_template(one) for one in conversations], params, stream=stream)
+        prompts = [tokenizer.apply_chat_template(one, **variables) for one in conversations]
+        return self._answer(prompts, params, stream=stream)
 
     @overload
     def prompt_logits(self, token_ids: Ids) -> Tensor: ...

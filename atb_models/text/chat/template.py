@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant")
 KEYS = ("role", "content")
+# Keys that tell how a message came to be, by its role: interfaces send them always, and a template may do without them.
+ORIGIN_KEYS = {"tool": ("tool_call_id", "name"), "assistant": ("reasoning_content",)}
 
 Message = Mapping[str, Any]
 
@@ -41,10 +43,14 @@ class ChatTemplate:
     def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation.
 
-        variables: more that the template may name, such as tools and documents, which are None otherwise.
-        Raises RequestError when the template cannot be used, a message is malformed or the template refuses it.
+        variables: more that the template reads, such as tools and documents, which are None otherwise.
+        Raises RequestError when the template cannot be used or does not read one of the variables, a message is
+        malformed or the template refuses it.
         """
         template, words = self.compile()
+        unread = [name for name, value in variables.items() if name not in words.names and value is not None]
+        if unread:
+            raise RequestError(f"{self._origin} does not read {', '.join(unread)}")
         messages = self._checked(conversation, words)
         if self._to_announce:
             self._to_announce = False
@@ -90,7 +96,7 @@ class ChatTemplate:
         missing = [key for key in KEYS if key not in message and not (key == "content" and calls_tools)]
         if missing:
             raise RequestError(f"message {i} has no {' and no '.join(missing)}")
-        known = {*KEYS, *words.keys}
+        known = {*KEYS, *words.keys, *ORIGIN_KEYS.get(str(message.get("role")), ())}
         extra = [str(key) for key, value in message.items() if key not in known and value is not None]
         if extra and not words.any_key:
             raise RequestError(f"message {i} has {', '.join(extra)}, which {self._origin} does not use")
@@ -102,10 +108,11 @@ class ChatTemplate:
         if isinstance(content, str) or (content is None and calls_tools):
             return message
         if isinstance(content, (list, tuple)) and content and all(isinstance(part, Mapping) for part in content):
+            are_texts = all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content)
+            if are_texts and not words.walks_parts:  # a template that asks only whether it is text may show it as it is
+                return {**message, "content": "".join(part["text"] for part in content)}
             if words.takes_parts:
                 return message
-            if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
-                return {**message, "content": "".join(part["text"] for part in content)}
         raise RequestError(f"message {i} has content of type {type(content).__name__}, but must have text")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jinja2 import nodes
@@ -15,28 +15,35 @@ KINDS = {"string", "iterable", "sequence", "mapping"}  # tests by which a text i
 
 @dataclass(frozen=True)
 class TemplateWords:
-    """keys: texts and attributes that it spells out. roles: texts that it compares something with.
+    """keys: texts and attributes that it spells out. names: of its variables. roles: texts that it compares with.
 
     any_key, any_role: it shows messages, or their roles, as they are. takes_parts: it looks into a content that is a
-    list.
+    list. walks_parts: it goes through the parts of such a one.
     """
 
     keys: frozenset[str]
+    names: frozenset[str]
     roles: frozenset[str]
     any_key: bool
     any_role: bool
     takes_parts: bool
+    walks_parts: bool
 
 
 def words_of(template: nodes.Template) -> TemplateWords:
     """What a parsed template reads."""
     attributes = {node.attr for node in template.find_all(nodes.Getattr)}
+    is_content, tests = _is_value_of(template, "content"), template.find_all(nodes.Test)
+    loops = template.find_all(nodes.For)
+    walks_parts = any(is_content(part) for loop in loops for part in _self_and_below(loop.iter))
     return TemplateWords(
         keys=frozenset(attributes | _texts(template)),
+        names=frozenset(node.name for node in template.find_all(nodes.Name) if node.ctx == "load"),
         roles=frozenset().union(*map(_texts, _compared(template))),
         any_key=_shows_messages(template),
         any_role=_shows(template, "role") or _shows_messages(template),
-        takes_parts=_looks_into(template, "content"),
+        takes_parts=walks_parts or any(test.name in KINDS and is_content(test.node) for test in tests),
+        walks_parts=walks_parts,
     )
 
 
@@ -74,19 +81,14 @@ def _shows(node: nodes.Node, key: str) -> bool:
     return _reads(node, key) or any(_shows(child, key) for child in node.iter_child_nodes())
 
 
-def _looks_into(template: nodes.Template, key: str) -> bool:
-    """Whether the value of the key, or a variable set to it, is iterated or told from a text."""
+def _is_value_of(template: nodes.Template, key: str) -> Callable[[nodes.Node], bool]:
+    """Tells the nodes that are the value of the key, or a variable that is set to it."""
     names = {
         node.target.name
         for node in template.find_all(nodes.Assign)
         if isinstance(node.target, nodes.Name) and any(_reads(part, key) for part in _self_and_below(node.node))
     }
-
-    def is_value(node: nodes.Node) -> bool:
-        return _reads(node, key) or (isinstance(node, nodes.Name) and node.name in names)
-
-    iterated = any(is_value(part) for loop in template.find_all(nodes.For) for part in _self_and_below(loop.iter))
-    return iterated or any(test.name in KINDS and is_value(test.node) for test in template.find_all(nodes.Test))
+    return lambda node: _reads(node, key) or (isinstance(node, nodes.Name) and node.name in names)
 
 
 def _shows_messages(template: nodes.Template) -> bool:
