@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from atb_models.models.dtypes import AUTO, DEFAULT
+from atb_models.models.rope import Rope
 
 if TYPE_CHECKING:
     from atb_models.models.quantized.scheme import Scheme
@@ -25,8 +26,7 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
-    rope_scaling_factor: float  # linear position interpolation; 1 = none
+    rope: Rope
     max_position_embeddings: int
     tie_word_embeddings: bool
     qkv_bias: bool

@@ -33,6 +33,7 @@ MOST: Final[dict[str, int]] = {
     "head_dim": 1 << 11,  # Gemma: 256
     "vocab_size": 1 << 21,  # Gemma 3: 262,208
     "max_position_embeddings": 1 << 27,  # Llama 4 Scout: 10,485,760
+    "original_max_position_embeddings": 1 << 27,
     "num_experts": _EXPERTS,
     "n_routed_experts": _EXPERTS,
     "num_experts_per_tok": _EXPERTS,
@@ -57,6 +58,11 @@ RANGES: Final[dict[str, Range]] = {
     "rope_theta": Range(1.0, 1e15),
     # of positions; published: 2 to 128. Below 1 positions would be spread apart
     "factor": Range(1.0, 1e6),
+    # of turns within the trained positions; published: 1 to 32
+    **dict.fromkeys(("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"), Range(1e-3, 1e6)),
+    # of cos and sin, and what these follow from; published: 0.7 to 1.4
+    **dict.fromkeys(("mscale", "mscale_all_dim"), Range(0.0, 100.0)),
+    "attention_factor": Range(1e-3, 1e3),
     # the standard deviation of random weights; published: 0.002 to 0.1
     "initializer_range": Range(0.0, 100.0),
 }

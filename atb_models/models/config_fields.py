@@ -137,29 +137,3 @@ def attention_bias(fields: Fields) -> dict[str, Any]:
     """qkv_bias and o_bias where one field, attention_bias, stands for both."""
     bias = fields.flag("attention_bias", False)
     return {"qkv_bias": bias, "o_bias": bias}
-
-
-def rope_fields(fields: Fields) -> dict[str, float]:
-    """rope_theta and the factor of linear position interpolation (1 = none), in the old or the newer spelling.
-
-    Old: rope_theta and rope_scaling {"type" or "rope_type", "factor"}; newer: rope_parameters holds all of them.
-    """
-    rope = {"rope_theta": fields.number("rope_theta", 10000.0), "rope_scaling_factor": 1.0}
-    for name in ("rope_scaling", "rope_parameters"):
-        scaling = fields.get(name)
-        if scaling is None:
-            continue
-        if not isinstance(scaling, dict):
-            raise fields.fail(name, 'but must be null or an object such as {"type": "linear", "factor": 2.0}')
-        inner = Fields(scaling, Path(f"{fields.file}: {name}"))
-        kinds = [kind for kind in (scaling.get("type"), scaling.get("rope_type")) if kind is not None]
-        if kinds and all(kind == "linear" for kind in kinds):
-            rope["rope_scaling_factor"] = inner.number("factor")
-        elif any(kind != "default" for kind in kinds) or (not kinds and "factor" in scaling):
-            raise fields.fail(name, "but only null and the type 'linear' are supported")
-        if "rope_theta" in scaling:
-            rope["rope_theta"] = inner.number("rope_theta")
-        left = scaling.keys() - inner.known - {"type", "rope_type", "factor"}
-        if left:
-            raise fields.fail(name, f"and {named(left)} in it is not supported")
-    return rope

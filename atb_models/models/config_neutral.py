@@ -118,13 +118,14 @@ SAME: Final[Mapping[str, Callable[[ModelConfig], float]]] = {
         ("attention_multiplier", "softmax_scale", "attn_scale", "attention_scale"),
         lambda config: config.head_dim**-0.5,
     ),
-    **dict.fromkeys(("query_pre_attn_scalar", "rotary_dim", "v_head_dim"), lambda config: config.head_dim),
+    **dict.fromkeys(("query_pre_attn_scalar", "v_head_dim"), lambda config: config.head_dim),
+    "rotary_dim": lambda config: config.rope.width,
     **dict.fromkeys(("dim_model_base", "word_embed_proj_dim", "embedding_size"), lambda config: config.hidden_size),
     **dict.fromkeys(
         ("layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps", "norm_epsilon"),
         lambda config: config.rms_norm_eps,
     ),
-    **dict.fromkeys(("rotary_emb_base", "rotary_base", "rope_base"), lambda config: config.rope_theta),
+    **dict.fromkeys(("rotary_emb_base", "rotary_base", "rope_base"), lambda config: config.rope.theta),
     **dict.fromkeys(
         ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "num_selected_experts", "moe_top_k",
          "moe_topk", "moe_router_topk"),

@@ -12,8 +12,9 @@ from atb_models.errors import ConfigError
 from atb_models.json_file import check_size, is_there, read_json
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_bounds import MOST, MOST_EXPERTS
-from atb_models.models.config_fields import Fields, rope_fields
+from atb_models.models.config_fields import Fields
 from atb_models.models.config_neutral import NEUTRAL, SAME, is_same
+from atb_models.models.config_rope import rope_fields
 from atb_models.models.config_tables import WITHOUT_EFFECT
 from atb_models.models.config_unknown import what_tells
 from atb_models.models.dtypes import DTYPES, dtype_name
@@ -54,6 +55,8 @@ def load_model_config(
     fields = Fields(read_json(path), path, overrides)
     family = _family(fields)
     values = {**decoder_fields(fields), **family.parse_config(fields)}
+    if "rope" not in values:
+        values["rope"] = rope_fields(fields, values["head_dim"])
     values.update(generation_fields(path.parent, fields, fields.overrides, log=log, wanted=generation_wanted))
     scheme = read_scheme(path.parent, fields.raw)
     if scheme is not None:
@@ -92,7 +95,6 @@ def decoder_fields(fields: Fields) -> dict[str, Any]:
         "tie_word_embeddings": fields.flag("tie_word_embeddings", False),
         "initializer_range": fields.number("initializer_range", 0.02, exclusive=False),
         "torch_dtype": _torch_dtype(fields),
-        **rope_fields(fields),
     }
 
 
@@ -155,8 +157,8 @@ def _check_consistent(config: ModelConfig, fields: Fields, *, log: bool) -> None
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % kv_heads != 0:
         raise fields.fail("num_attention_heads", f"but must be a multiple of num_key_value_heads, which is {kv_heads}")
-    if config.head_dim % 2 != 0:
-        raise ConfigError(f"{fields.file}: head_dim {config.head_dim} is odd, but rotary positions need an even one")
+    if (width := config.rope.width) % 2 != 0:
+        raise ConfigError(f"{fields.file}: rotary positions turn pairs, but a head has {width} values to turn")
     if config.num_experts_per_tok > config.num_experts:
         raise ConfigError(
             f"{fields.file}: {config.num_experts_per_tok} experts per token are asked of {config.num_experts} experts"

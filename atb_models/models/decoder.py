@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from atb_models import ops
@@ -153,14 +152,14 @@ class Decoder(nn.Module):
         self.norm = RmsNorm(build.within("norm"), config.hidden_size, config.rms_norm_eps)
         tied = self.embed if config.tie_word_embeddings else None
         self.lm_head = Head(build, config.vocab_size, config.hidden_size, tied)
-        self.register_buffer("inv_freq_D", rope_inverse_frequencies(config).to(build.device), persistent=False)
+        self.register_buffer("inv_freq_D", config.rope.inverse_frequencies().to(build.device), persistent=False)
 
     def forward(self, step: StepInput, caches: list[LayerCache]) -> Tensor:
         """-> logits [L, V] float32; writes the step's keys and values to `caches`.
 
         Where the step has `top_logits`: instead what `ops.top_logits` gives, of all ranks side by side.
         """
-        rope = ops.rope_tables(step.positions_T, self.inv_freq_D, self.config.rope_scaling_factor)
+        rope = ops.rope_tables(step.positions_T, self.inv_freq_D, self.config.rope.table_factor)
         stream = ResidualStream(None, self.embed(step.token_ids_T))
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(stream, step, rope, cache)
@@ -168,12 +167,6 @@ class Decoder(nn.Module):
         if len(residual_LH):  # else the step only reads prompts that go on
             x_LH, _ = self.norm.add(x_LH, residual_LH)
         return self.lm_head(x_LH, step.top_logits)
-
-
-def rope_inverse_frequencies(config: ModelConfig) -> Tensor:
-    """theta^(-2d/D) for d in [0, D/2), float32."""
-    exponent_D = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    return 1.0 / (config.rope_theta**exponent_D)
 
 
 def build_model(config: ModelConfig, build: Build) -> Decoder:

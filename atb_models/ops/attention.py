@@ -23,18 +23,18 @@ GATHER_ELEMENTS = 1 << 24
 
 
 def _rope_tables_cost(out: tuple[Tensor, Tensor], positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> Cost:
-    flops = 3 * positions_T.numel() * inv_freq_D.numel()  # multiply, cos and sin
+    flops = (3 if factor == 1 else 5) * positions_T.numel() * inv_freq_D.numel()  # multiply, cos and sin, the factor
     return cost(flops, (positions_T, inv_freq_D), out)
 
 
 @op("RopeTables", cost=_rope_tables_cost)
 def rope_tables(positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position / factor * inverse frequency -> two [T, D / 2] float32, or what a backend's `rope` takes.
-
-    Su et al. 2021; factor > 1 is linear position interpolation (Chen et al. 2023).
+    """factor times cos and sin of position * inverse frequency -> two [T, D / 2] float32, or what a backend's `rope`
+    takes. Su et al. 2021.
     """
-    angle_TD = (positions_T.float() / factor).unsqueeze(1) * inv_freq_D
-    return angle_TD.cos(), angle_TD.sin()
+    angle_TD = positions_T.float().unsqueeze(1) * inv_freq_D
+    cos_TD, sin_TD = angle_TD.cos(), angle_TD.sin()
+    return (cos_TD, sin_TD) if factor == 1 else (cos_TD * factor, sin_TD * factor)
 
 
 def _rope_cost(out: tuple[Tensor, Tensor], q_TND: Tensor, k_TMD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Cost:
@@ -43,14 +43,19 @@ def _rope_cost(out: tuple[Tensor, Tensor], q_TND: Tensor, k_TMD: Tensor, cos_TD:
 
 @op("Rope", cost=_rope_cost)
 def rope(q_TND: Tensor, k_TMD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate the pairs (d, d + D/2) of queries and keys by their position's angle, in float32."""
+    """Rotate the pairs (d, d + half) of queries and keys by their position's angle, in float32; half = cos_TD.shape[1].
+
+    Values of a head beyond 2 * half stay as they are.
+    """
     cos, sin = cos_TD.unsqueeze(1), sin_TD.unsqueeze(1)
     return _rotate(q_TND, cos, sin), _rotate(k_TMD, cos, sin)
 
 
 def _rotate(x_TND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x_TND.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_TND.dtype)
+    width = 2 * cos.shape[-1]
+    first, second = x_TND[..., :width].float().chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_TND.dtype)
+    return turned if width == x_TND.shape[-1] else torch.cat((turned, x_TND[..., width:]), dim=-1)
 
 
 def _cache_operands(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> dict[str, Any]:

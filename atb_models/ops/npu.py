@@ -81,7 +81,9 @@ def rope(q_TND: Tensor, k_TMD: Tensor, cos_1T1D: Tensor, sin_1T1D: Tensor) -> tu
 def _rotate(x_TND: Tensor, cos_1T1D: Tensor, sin_1T1D: Tensor) -> Tensor:
     """In float32. The operator takes the tables in the dtype of its input, and with half-precision tables the logits of
     a small XVERSE-MoE deviated twice as much as those of the published code in fp16."""
-    return torch_npu.npu_rotary_mul(x_TND.float()[None], cos_1T1D, sin_1T1D)[0].to(x_TND.dtype)
+    width = cos_1T1D.shape[-1]
+    turned = torch_npu.npu_rotary_mul(x_TND[..., :width].float()[None], cos_1T1D, sin_1T1D)[0].to(x_TND.dtype)
+    return turned if width == x_TND.shape[-1] else torch.cat((turned, x_TND[..., width:]), dim=-1)
 
 
 def reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> None:

@@ -15,6 +15,7 @@ from atb_models.layers.storage import Storage
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.dtypes import torch_dtype
+from atb_models.models.rope import Linear, Rope
 
 
 def write(folder: Path, remove: tuple[str, ...] = (), **fields: Any) -> Path:
@@ -67,23 +68,23 @@ def test_fields_that_change_the_mathematics_are_honoured(tmp_path: Path) -> None
     )
     assert config.qkv_bias and config.o_bias and config.tie_word_embeddings and config.norm_topk_prob
     assert (config.num_key_value_heads, config.head_dim) == (2, 16)
-    assert (config.rope_theta, config.rope_scaling_factor, config.rms_norm_eps) == (5e5, 4.0, 1e-5)
+    assert (config.rope, config.rms_norm_eps) == (Rope(5e5, 16, scaling=Linear(4.0)), 1e-5)
 
 
 def test_newer_spellings(tmp_path: Path) -> None:
-    assert load(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2}).rope_scaling_factor == 2.0
+    assert load(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2}).rope.scaling == Linear(2.0)
     rope = {"rope_type": "default", "rope_theta": 1e6}
     config = load_model_config(write(tmp_path, ("rope_theta", "torch_dtype"), rope_parameters=rope, dtype="float16"))
-    assert (config.rope_theta, config.rope_scaling_factor, config.torch_dtype) == (1e6, 1.0, "fp16")
+    assert (config.rope, config.torch_dtype) == (Rope(1e6, 8), "fp16")
     for rope in ({"rope_theta": 500.0}, {"rope_theta": 500.0, "rope_type": None}):
         config = load_model_config(write(tmp_path, ("rope_theta",), rope_parameters=rope))
-        assert (config.rope_theta, config.rope_scaling_factor) == (500.0, 1.0)
+        assert config.rope == Rope(500.0, 8)
 
 
 def test_absent_fields_have_the_published_defaults(tmp_path: Path) -> None:
     names = ("num_key_value_heads", "rope_theta", "rope_scaling", "attention_bias", "scoring_func", "hidden_act")
     config = load_model_config(write(tmp_path, (*names, "tie_word_embeddings", "moe_layer_freq", "norm_topk_prob")))
-    assert (config.num_key_value_heads, config.rope_theta, config.rope_scaling_factor) == (8, 10000.0, 1.0)
+    assert (config.num_key_value_heads, config.rope) == (8, Rope(10000.0, 8))
     assert not (config.qkv_bias or config.tie_word_embeddings or config.norm_topk_prob)
 
 
@@ -93,10 +94,11 @@ def test_absent_fields_have_the_published_defaults(tmp_path: Path) -> None:
         ("hidden_act", "gelu"),
         ("scoring_func", "sigmoid"),
         ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
         ("rope_scaling", {"type": "linear", "factor": 2.0, "beta_fast": 32}),
         ("rope_scaling", {"factor": 2.0}),
         ("rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}),
+        ("rope_scaling", {"type": "yarn", "rope_type": "linear", "factor": 2.0}),
         ("rope_scaling", "linear"),
         ("model_type", "deepseek_v2"),
         ("model_type", None),
@@ -155,7 +157,7 @@ def test_rope_factor_of_the_wrong_type_is_named(tmp_path: Path) -> None:
 
 
 def test_odd_head_dim_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="head_dim 9 is odd"):
+    with pytest.raises(ConfigError, match="rotary positions turn pairs, but a head has 9 values to turn"):
         load(tmp_path, head_dim=9)
 
 

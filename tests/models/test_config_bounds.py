@@ -97,7 +97,7 @@ def test_scalars_of_the_rotation(field: str, tmp_path: Path) -> None:
             rope = {"type": "linear", "factor": 2.0, name: value}
             message = refusal(write(tmp_path, **{field: rope}))
             assert message.startswith(f"{tmp_path / 'config.json'}: {field}: {name} is "), message
-    for kind in ("yarn", ["linear"], {"linear": 1}, 3, True, "x" * 100_000):
+    for kind in ("dynamic", ["linear"], {"linear": 1}, 3, True, "x" * 100_000):
         assert f"{field} is " in refusal(write(tmp_path, **{field: {"type": kind, "factor": 2.0}}))
 
 
