@@ -181,7 +181,7 @@ def test_quiet_on_other_ranks(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 def test_overrides_replace_fields(tmp_path: Path) -> None:
     config = load_model_config(write(tmp_path), {"num_hidden_layers": 2, "rope_theta": 5000})
-    assert (config.num_hidden_layers, config.moe_layers, config.rope_theta) == (2, (False, True), 5000.0)
+    assert (config.num_hidden_layers, config.moe_layers, config.rope.theta) == (2, (False, True), 5000.0)
     assert config.overridden == ("num_hidden_layers", "rope_theta")
 
 

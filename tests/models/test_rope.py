@@ -97,7 +97,8 @@ def test_frequencies(rope: Rope, expected: list[float]) -> None:
     torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-6, atol=0)
     if isinstance(rope.scaling, (Llama3, Yarn)):  # all three kinds of frequencies are there
         kept = found / torch.tensor(plain(rope.width, rope.theta))
-        assert kept[0] == 1 and kept[-1] == pytest.approx(1 / rope.scaling.factor) and 0.4 < kept.median() < 1 + 1e-6
+        assert kept[0] == 1 and kept[-1] == pytest.approx(1 / rope.scaling.factor)
+        assert ((kept > 1.01 / rope.scaling.factor) & (kept < 0.99)).any()
 
 
 def test_factors_of_yarn() -> None:
