@@ -17,3 +17,8 @@ def kv_heads_per_rank(heads: int, kv_heads: int, size: int) -> int:
             f" this model runs on {', '.join(map(str, sizes))}"
         )
     return max(1, kv_heads // size)
+
+
+def counts_kv_heads(kv_heads: int, rank: int, size: int) -> bool:
+    """Whether what is summed over all KV heads takes this rank's: of ranks with copies of a head only the first."""
+    return rank == 0 or (rank - 1) * kv_heads // size != rank * kv_heads // size

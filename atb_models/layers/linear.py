@@ -54,11 +54,11 @@ def _weight(build: Build, outputs: int, inputs: int, *, padded: bool = False) ->
     return build.weight(product, "weight_OI", Wanted((outputs, inputs), storage, padded=padded))
 
 
-def column_linear(build: Build, inputs: int, outputs: dict[str, int]) -> Linear:
+def column_linear(build: Build, inputs: int, outputs: dict[str, int], *, bias: bool = False) -> Linear:
     """Each role's output features cut across the ranks and laid one after the other (gate-up)."""
     ranks = build.tensor
     parts, bias_parts, first = dict[str, Part](), dict[str, Part](), 0
-    biased = build.biased("weight", outputs)
+    biased = build.biased("weight", outputs, own=bias)
     for role, n in outputs.items():
         parts[role] = cut((n, inputs), 0, ranks.span(n), first)
         if role in biased:

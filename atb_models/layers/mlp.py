@@ -23,11 +23,11 @@ class Mlp(nn.Module):
 
     counter_E: Tensor | None = None  # an MLP has no experts to count the tokens of
 
-    def __init__(self, build: Build, hidden: int, width: int) -> None:
+    def __init__(self, build: Build, hidden: int, width: int, *, bias: bool = False) -> None:
         super().__init__()
         build = build.sharing("down.weight")
-        self.gate_up = column_linear(build.within("gate_up"), hidden, {"gate": width, "up": width})
-        self.down = row_linear(build.within("down"), width, hidden)
+        self.gate_up = column_linear(build.within("gate_up"), hidden, {"gate": width, "up": width}, bias=bias)
+        self.down = row_linear(build.within("down"), width, hidden, bias=bias)
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return self.down(ops.swiglu(self.gate_up(x_TH)))

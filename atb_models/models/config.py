@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from atb_models.models.quantized.scheme import Scheme
 
 
+QkNorm = Literal["head", "wide"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What the decoder and the loader need to know of a checkpoint, whatever its family."""
@@ -32,6 +35,9 @@ class ModelConfig:
     qkv_bias: bool
     o_bias: bool
     moe_layers: tuple[bool, ...]  # per layer: mixture of experts or dense
+    mlp_bias: bool = False  # of gate, up and down in dense layers
+    qk_norm: QkNorm | None = None  # of queries and keys, before they are turned, see layers/qk_norm.py
+    clip_qkv: float | None = None  # queries, keys and values are bounded by it, after that norm
     num_experts: int = 0  # 0: no layer has any
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0  # of one routed expert

@@ -99,6 +99,7 @@ class DecoderLayer(nn.Module):
 
 def plain_attention(build: Build, config: ModelConfig, is_moe: bool) -> Attention:
     """The attention of a layer in a family that brings none of its own."""
+    assert config.rope.pairs == "half", "plain attention turns the pairs (d, d + width / 2)"
     return Attention(
         build,
         config.hidden_size,
@@ -107,13 +108,16 @@ def plain_attention(build: Build, config: ModelConfig, is_moe: bool) -> Attentio
         config.head_dim,
         qkv_bias=config.qkv_bias,
         o_bias=config.o_bias,
+        qk_norm=config.qk_norm,
+        eps=config.rms_norm_eps,
+        clip=config.clip_qkv,
     )
 
 
 def feed_forward(build: Build, config: ModelConfig, *, is_moe: bool) -> Mlp | MoE:
     """The dense or the mixture-of-experts feed-forward of a layer."""
     if not is_moe:
-        return Mlp(build, config.hidden_size, config.intermediate_size)
+        return Mlp(build, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
     return MoE(
         build,
         config.hidden_size,

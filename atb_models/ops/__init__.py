@@ -9,7 +9,19 @@ Shape letters used in tensor names throughout the project:
 """
 
 from atb_models.ops.attention import paged_attention, reshape_and_cache, rope, rope_and_cache, rope_tables
-from atb_models.ops.basic import add, add_rms_norm, embedding, linear, rms_norm, select_rows, swiglu, to_float
+from atb_models.ops.basic import (
+    add,
+    add_rms_norm,
+    clip,
+    embedding,
+    linear,
+    norm_by_sums,
+    rms_norm,
+    select_rows,
+    square_sums,
+    swiglu,
+    to_float,
+)
 from atb_models.ops.collectives import all_gather, all_reduce
 from atb_models.ops.gating import moe_gating
 from atb_models.ops.moe import (
@@ -34,6 +46,7 @@ __all__ = [
     "all_reduce",
     "attention_sublayer",
     "bind",
+    "clip",
     "count_expert_tokens",
     "embedding",
     "feed_forward_sublayer",
@@ -46,6 +59,7 @@ __all__ = [
     "moe_gating",
     "moe_init_routing",
     "moe_route_scales",
+    "norm_by_sums",
     "operations",
     "paged_attention",
     "quant_grouped_matmul",
@@ -62,6 +76,7 @@ __all__ = [
     "router",
     "select_rows",
     "shared_expert_gate",
+    "square_sums",
     "swiglu",
     "to_float",
     "top_logits",

@@ -45,6 +45,43 @@ def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     return F.rms_norm(sum_TH, weight_H.shape, weight_H, eps), sum_TH
 
 
+def _square_sums_cost(out_T2: Tensor, q_TND: Tensor, k_TMD: Tensor | None) -> Cost:
+    return cost(2 * sum(x.numel() for x in (q_TND, k_TMD) if x is not None), (q_TND, k_TMD), (out_T2,))
+
+
+@op("SquareSums", cost=_square_sums_cost)
+def square_sums(q_TND: Tensor, k_TMD: Tensor | None) -> Tensor:
+    """Sums of squares of each token's queries, and of its keys, 0 without these -> [T, 2] float32."""
+    sums = [x.flatten(1).float().square().sum(dim=1) for x in (q_TND, k_TMD) if x is not None]
+    return torch.stack([*sums, torch.zeros_like(sums[0])][:2], dim=1)
+
+
+def _norm_by_sums_cost(
+    out_TND: Tensor, x_TND: Tensor, sums_TS: Tensor, column: int, width: int, weight_W: Tensor, eps: float
+) -> Cost:
+    return cost(2 * out_TND.numel(), (x_TND, weight_W), (out_TND,)) + Cost(read=nbytes(sums_TS) / sums_TS.shape[1])
+
+
+@op("NormBySums", cost=_norm_by_sums_cost)
+def norm_by_sums(x_TND: Tensor, sums_TS: Tensor, column: int, width: int, weight_W: Tensor, eps: float) -> Tensor:
+    """x / sqrt(sum of squares / width + eps) * weight in float32, the sums in a column -> [T, N, D] in x's dtype.
+
+    RmsNorm over `width` values of which x is a part; W = N * D.
+    """
+    scale_T11 = (sums_TS[:, column] / width + eps).rsqrt()[:, None, None]
+    return (x_TND.float() * scale_T11 * weight_W.float().view(x_TND.shape[1:])).to(x_TND.dtype)
+
+
+def _clip_cost(out: Tensor, x: Tensor, limit: float) -> Cost:
+    return cost(0, (x,), (out,))
+
+
+@op("Clip", cost=_clip_cost)
+def clip(x: Tensor, limit: float) -> Tensor:
+    """Values beyond -limit and limit become these."""
+    return x.clamp(-limit, limit)
+
+
 def _linear_cost(out_TO: Tensor, x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Cost:
     flops = 2 * x_TI.numel() * weight_OI.shape[0] + (0 if bias_O is None else out_TO.numel())
     return Cost(flops, nbytes(x_TI, bias_O) + weight_OI.nbytes, nbytes(out_TO))

@@ -22,7 +22,7 @@ from atb_models.ops.weight import Weight
 
 @dataclass(eq=False)
 class Norm:
-    """The norm before a sublayer."""
+    """The norm before a sublayer, or of each head."""
 
     weight_H: Tensor
     eps: float
@@ -38,6 +38,7 @@ class Norm:
 class AttentionSublayer:
     """Plain attention: heads N, KV heads M, `qkv` [(N + 2 M) D, H], queries first, then keys; `o` [H, N D].
 
+    q_norm, k_norm: of each head's query and key, [D], before they are turned, where the family has them.
     bound: what the backend keeps of it from step to step.
     """
 
@@ -49,6 +50,8 @@ class AttentionSublayer:
     heads: int
     kv_heads: int
     head_dim: int
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
     bound: Any = field(default=None, init=False)
 
     @property
@@ -104,6 +107,8 @@ def _attention_operands(
 ) -> dict[str, Any]:
     norm = {"x_TH": x_TH, "residual_TH": residual_TH, "norm_weight_H": sublayer.norm.weight_H, "eps": sublayer.norm.eps}
     qkv = {"qkv_weight_OH": sublayer.qkv, "qkv_bias_O": sublayer.qkv_bias_O}
+    for name, of_heads in (("q", sublayer.q_norm), ("k", sublayer.k_norm)):
+        qkv |= {} if of_heads is None else {f"{name}_norm_weight_D": of_heads.weight_H}
     tables = {"cos_TD": cos_TD, "sin_TD": sin_TD, **planes_by_name(cache), "slots_T": step.slots_T}
     lengths = {"query_lens": step.query_lens, "kv_lens": step.kv_lens, "scale": sublayer.scale}
     output = {"o_weight_HI": sublayer.o, "o_bias_H": sublayer.o_bias_H, **_activations(sublayer.qkv, sublayer.o)}
@@ -132,7 +137,7 @@ def _attention_cost(
     biases = tokens * sum(bias.numel() for bias in (sublayer.qkv_bias_O, sublayer.o_bias_H) if bias is not None)
     read = nbytes(sublayer.qkv_bias_O, sublayer.o_bias_H, cos_TD, sin_TD, step.slots_T)
     read += sublayer.qkv.nbytes + sublayer.o.nbytes
-    projections = Cost(products + biases + 3 * rotated, read)
+    projections = Cost(products + biases + 3 * rotated, read) + _head_norms_cost(tokens, sublayer)
     kept = tokens * sublayer.kv_heads, sublayer.head_dim
     written = caching(*kept, "k", cache) + caching(*kept, "v", cache)
     attention = attending(sublayer.heads, sublayer.head_dim, cache, step)
@@ -162,9 +167,19 @@ def attention_sublayer(
     x_TH, residual_TH = sublayer.norm(x_TH, residual_TH)
     qkv_TND = _product(x_TH, sublayer.qkv, sublayer.qkv_bias_O).view(len(x_TH), -1, sublayer.head_dim)
     q_TND, k_TMD, v_TMD = qkv_TND.split((sublayer.heads, sublayer.kv_heads, sublayer.kv_heads), dim=1)
+    if (of_q := sublayer.q_norm) is not None and (of_k := sublayer.k_norm) is not None:
+        q_TND, k_TMD = rms_norm(q_TND, of_q.weight_H, of_q.eps), rms_norm(k_TMD, of_k.weight_H, of_k.eps)
     q_TND = rope_and_cache(q_TND, k_TMD, v_TMD, cos_TD, sin_TD, cache, step)
     out_TND = paged_attention(q_TND, cache, step, sublayer.scale)
     return _product(out_TND.flatten(1), sublayer.o, sublayer.o_bias_H), residual_TH
+
+
+def _head_norms_cost(tokens: int, sublayer: AttentionSublayer) -> Cost:
+    """Their FLOPs and weights; the heads stay where they are."""
+    normed = ((sublayer.heads, sublayer.q_norm), (sublayer.kv_heads, sublayer.k_norm))
+    weights = [(heads, norm.weight_H) for heads, norm in normed if norm is not None]
+    flops = sum(4 * tokens * heads * sublayer.head_dim for heads, _ in weights)
+    return Cost(flops, nbytes(*(weight_D for _, weight_D in weights)))
 
 
 def _flops(weight_OI: Weight) -> int:

@@ -62,6 +62,11 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
     ("SelectRows", (meta(5, 4), meta(2, dtype=INT)), 0, 8 + 16, 16),
     ("RmsNorm", (X, meta(4), 1e-6), 48, 24 + 8, 24),
     ("AddRmsNorm", (X, X, meta(4), 1e-6), 60, 24 + 24 + 8, 24 + 24),
+    # 2 heads of 4 and a KV head; the sums are 4 bytes each, and one column of them is read
+    ("SquareSums", (meta(3, 2, 4), KV), 2 * 36, 48 + 24, 24),
+    ("SquareSums", (meta(3, 2, 4), None), 2 * 24, 48, 24),
+    ("NormBySums", (meta(3, 2, 4), meta(3, 2, dtype=SINGLE), 0, 16, meta(8), 1e-6), 2 * 24, 48 + 12 + 16, 48),
+    ("Clip", (X, 8.0), 0, 24, 24),
     ("Linear", (X, Weight.plain(meta(5, 4))), 120, 24 + 40, 30),
     ("Linear", (X, Weight.plain(meta(5, 4)), meta(5)), 135, 24 + 40 + 10, 30),
     ("SwiGlu", (meta(3, 8),), 60, 48, 24),

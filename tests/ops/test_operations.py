@@ -69,6 +69,26 @@ def test_swiglu() -> None:
     close(ops.swiglu(x), gate / (1 + torch.exp(-gate)) * up)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_over_the_heads_of_two_ranks(dtype: torch.dtype) -> None:
+    """Each has half of the queries and the same keys, which one of them counts."""
+    q, k = torch.randn(5, 4, 8).to(dtype), torch.randn(5, 1, 8).to(dtype)
+    weight_q, weight_k = torch.randn(32).to(dtype), torch.randn(8).to(dtype)
+    sums = ops.square_sums(q[:, :2], k) + ops.square_sums(q[:, 2:], None)
+    halves = zip(q.split(2, dim=1), weight_q.split(16), strict=True)
+    normed_q = torch.cat([ops.norm_by_sums(x, sums, 0, 32, weight, 1e-5) for x, weight in halves], dim=1)
+    normed_k = ops.norm_by_sums(k, sums, 1, 8, weight_k, 1e-5)
+    for x, weight, normed in ((q, weight_q, normed_q), (k, weight_k, normed_k)):
+        exact = x.double().flatten(1)
+        exact = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+        assert normed.dtype == dtype
+        close(normed.flatten(1), exact, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_clip() -> None:
+    assert ops.clip(torch.tensor([-9.0, -1.0, 0.5, 3.0]), 2.0).tolist() == [-2.0, -1.0, 0.5, 2.0]
+
+
 def test_rope_is_a_rotation_in_the_complex_plane() -> None:
     q, k = torch.randn(6, 4, 16), torch.randn(6, 2, 16)
     inv_freq = 1.0 / 10000 ** (torch.arange(0, 16, 2) / 16)

@@ -115,9 +115,11 @@ def attention_sublayer(d: Draw) -> tuple[Any, ...]:
     table = d.integers(blocks, len(kv_lens), -(-max(kv_lens) // d.S) + d.to(0, 2))
     slots = torch.randperm(blocks * d.S, generator=d.torch)[:tokens].int()
     rows, width = (d.N + 2 * d.M) * d.D, d.N * d.D
+    norms = d.random.choice(((), (Norm(d.floats(d.D), 1e-6), Norm(d.floats(d.D), 1e-5))))
     sublayer = AttentionSublayer(
         Norm(d.floats(d.H), 1e-6), d.weight(rows, d.H), d.random.choice((None, d.floats(rows))),
         d.weight(d.H, width), d.random.choice((None, d.floats(d.H))), d.N, d.M, d.D,
+        *norms,
     )  # fmt: skip
     x = d.random.choice((None, d.floats(tokens, d.H)))
     angles = d.single(tokens, d.D // 2), d.single(tokens, d.D // 2)
@@ -165,6 +167,11 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     "Embedding": lambda d: (d.integers(d.V, d.T), d.floats(d.V, d.H)),
     "RmsNorm": lambda d: (d.floats(d.T, d.H), d.floats(d.H), 1e-6),
     "AddRmsNorm": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H), d.floats(d.H), 1e-6),
+    "SquareSums": lambda d: (d.floats(d.T, d.N, d.D), d.random.choice((None, d.floats(d.T, d.M, d.D)))),
+    "NormBySums": lambda d: (
+        d.floats(d.T, d.N, d.D), d.single(d.T, 2).abs(), d.to(0, 1), 2 * d.N * d.D, d.floats(d.N * d.D), 1e-6
+    ),
+    "Clip": lambda d: (d.floats(d.T, d.H), 0.5),
     "Linear": lambda d: (d.floats(d.T, d.H), d.weight(d.V, d.H), d.random.choice((None, d.floats(d.V)))),
     "SwiGlu": lambda d: (d.floats(d.T, 2 * d.H),),
     "Add": lambda d: (d.floats(d.T, d.H), d.floats(d.T, d.H)),
@@ -218,6 +225,8 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
 BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "RmsNorm": (1, lambda d: d.floats(d.H + 1)),
     "AddRmsNorm": (1, lambda d: d.floats(d.T, d.H + 1)),
+    "SquareSums": (1, lambda d: d.floats(d.T + 1, d.M, d.D)),
+    "NormBySums": (4, lambda d: d.floats(d.N * d.D + 1)),
     "Linear": (1, lambda d: d.weight(d.V, d.H + 1)),
     "SwiGlu": (0, lambda d: d.floats(d.T, 2 * d.H + 1)),
     "Add": (1, lambda d: d.floats(d.T, d.H + 1)),
@@ -242,7 +251,7 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "CountExpertTokens": (1, lambda d: d.integers(9, d.E + 1).long()),
 }
 WITHOUT_INNER_DIMENSION = {
-    "Quantize", "Embedding", "SelectRows", "ToFloat", "TopLogits", "RopeTables", "MoeInitRouting", "AllReduce",
+    "Quantize", "Embedding", "Clip", "SelectRows", "ToFloat", "TopLogits", "RopeTables", "MoeInitRouting", "AllReduce",
     "AllGather",
 }  # fmt: skip
 

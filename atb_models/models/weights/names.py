@@ -50,13 +50,16 @@ def attention_tensors(config: ModelConfig, theirs: str, ours: str) -> Iterator[C
             yield CheckpointTensor(f"{theirs}.self_attn.{role}_proj.{kind}", f"{ours}.attn.qkv.{kind}", role)
     for kind in ("weight", "bias") if config.o_bias else ("weight",):
         yield CheckpointTensor(f"{theirs}.self_attn.o_proj.{kind}", f"{ours}.attn.o.{kind}", "")
+    for role in ("q", "k") if config.qk_norm else ():
+        yield CheckpointTensor(f"{theirs}.self_attn.{role}_norm.weight", f"{ours}.attn.qk_norm.{role}.weight", "")
 
 
-def mlp_tensors(names: TensorNames, theirs: str, ours: str) -> Iterator[CheckpointTensor]:
+def mlp_tensors(names: TensorNames, theirs: str, ours: str, *, bias: bool = False) -> Iterator[CheckpointTensor]:
     """Of a dense feed-forward."""
-    for role, name in (("gate", names.gate), ("up", names.up)):
-        yield CheckpointTensor(f"{theirs}.{name}.weight", f"{ours}.gate_up.weight", role)
-    yield CheckpointTensor(f"{theirs}.{names.down}.weight", f"{ours}.down.weight", "")
+    for kind in ("weight", "bias") if bias else ("weight",):
+        for role, name in (("gate", names.gate), ("up", names.up)):
+            yield CheckpointTensor(f"{theirs}.{name}.{kind}", f"{ours}.gate_up.{kind}", role)
+        yield CheckpointTensor(f"{theirs}.{names.down}.{kind}", f"{ours}.down.{kind}", "")
 
 
 def moe_tensors(config: ModelConfig, names: TensorNames, theirs: str, ours: str) -> Iterator[CheckpointTensor]:

@@ -54,4 +54,4 @@ def _layer(config: ModelConfig, theirs: str, ours: str, *, is_moe: bool) -> Iter
     if is_moe:
         yield from moe_tensors(config, family.names, theirs, f"{ours}.mlp")
     else:
-        yield from mlp_tensors(family.names, f"{theirs}.{family.names.mlp}", f"{ours}.mlp")
+        yield from mlp_tensors(family.names, f"{theirs}.{family.names.mlp}", f"{ours}.mlp", bias=config.mlp_bias)

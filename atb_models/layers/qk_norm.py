@@ -1,0 +1,60 @@
+"""Norms of queries and keys, between their projection and the rotation."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from atb_models import ops
+from atb_models.layers.build import Build
+from atb_models.layers.norm import RmsNorm
+from atb_models.layers.parameter import cut, hold
+
+
+class HeadNorms(nn.Module):
+    """RmsNorm of each head on its own; one weight [D] for all queries and one for all keys, whole on every rank."""
+
+    def __init__(self, build: Build, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.q = RmsNorm(build.within("q"), head_dim, eps)
+        self.k = RmsNorm(build.within("k"), head_dim, eps)
+
+    def forward(self, q_TND: Tensor, k_TMD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.q(q_TND), self.k(k_TMD)
+
+
+class WideNorms(nn.Module):
+    """RmsNorm of a token's queries over all heads, and of its keys; the weights are cut by heads as these are.
+
+    Each rank adds the squares of its heads to the sums of all. `heads`: as `qkv_linear` takes them. counts_keys: False
+    where a rank before this one holds the same KV heads.
+    """
+
+    def __init__(
+        self, build: Build, heads: dict[str, tuple[int, int, int]], head_dim: int, eps: float, *, counts_keys: bool
+    ) -> None:
+        super().__init__()
+        self.ranks, self.eps, self.counts_keys = build.tensor, eps, counts_keys
+        self.q = _Share(build, heads["q"], head_dim)
+        self.k = _Share(build, heads["k"], head_dim)
+
+    def forward(self, q_TND: Tensor, k_TMD: Tensor) -> tuple[Tensor, Tensor]:
+        sums_T2 = ops.square_sums(q_TND, k_TMD if self.counts_keys else None)
+        if self.ranks.size > 1:
+            sums_T2 = ops.all_reduce(sums_T2, self.ranks.collective())
+        q, k = self.q, self.k
+        return (
+            ops.norm_by_sums(q_TND, sums_T2, 0, q.width, q.weight, self.eps),
+            ops.norm_by_sums(k_TMD, sums_T2, 1, k.width, k.weight, self.eps),
+        )
+
+
+class _Share(nn.Module):
+    """This rank's part of a weight over all heads. width: of the whole."""
+
+    weight: nn.Parameter
+
+    def __init__(self, build: Build, heads: tuple[int, int, int], head_dim: int) -> None:
+        super().__init__()
+        total, first, here = (count * head_dim for count in heads)
+        self.width = total
+        hold(self, "weight", build.parameter(here), {"": cut((total,), 0, (first, first + here))})
