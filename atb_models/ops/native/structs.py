@@ -125,11 +125,11 @@ class AttentionLayer(Structure):
     _fields_ = [
         ("norm", c_void_p),
         *_fields(PanelWeight, "qkv o"),
-        *_fields(c_void_p, "qkv_bias o_bias k_cache v_cache"),
+        *_fields(c_void_p, "q_norm k_norm qkv_bias o_bias k_cache v_cache"),
         *_fields(c_int64, "k_block k_slot k_head v_block v_slot v_head"),
         *_fields(c_int32, "heads kv_heads head_dim block_size blocks"),
         *_fields(c_int32, "format norm_format qkv_bias_format o_bias_format"),
-        *_fields(c_float, "eps scale"),
+        *_fields(c_float, "eps q_eps k_eps scale"),
         *_fields(Scales, "k_scale v_scale"),
     ]
 

@@ -17,16 +17,18 @@ from atb_models.models.decoder import Decoder, DecoderLayer, build_model
 from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ops.step import StepInput
 from tests.records import attention_step
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, LATER
 
 SIZE, BLOCKS = 16, 140
 # (query lengths, KV lengths): decoding, prompts, both with chunks, more rows than a call takes at a time
 STEPS = [([1], [1]), ([1, 1, 1], [5, 170, 16]), ([7], [7]), ([3, 1, 40], [30, 61, 40]), ([1, 530], [3, 535])]
-# Biases of q, k and v, grouped heads and gated shared experts; biases of all four and no shared experts; MLP and MoE.
+# Biases of q, k and v, grouped heads and gated shared experts; biases of all four and no shared experts; MLP and MoE;
+# norms of each head, which is wider than its share of the hidden size, and an MLP.
 MODELS: list[dict[str, Any]] = [
     FAMILIES["qwen"] | {"num_key_value_heads": 2, "moe_intermediate_size": 30, "shared_expert_intermediate_size": 70},
     FAMILIES["xverse"] | {"attention_bias": True, "num_shared_experts": 0, "num_key_value_heads": 4, "hidden_size": 80},
     FAMILIES["deepseek"] | {"intermediate_size": 90, "moe_intermediate_size": 33},
+    LATER["qwen3_moe"] | {"num_key_value_heads": 2, "head_dim": 24, "attention_bias": True, "mlp_only_layers": [1]},
 ]
 Sublayer = Callable[..., tuple[Tensor, Tensor]]
 

@@ -17,6 +17,7 @@ from atb_models.models.config_reader import load_model_config
 from atb_models.models.decoder import DecoderLayer
 from atb_models.ops.native import library as loader
 from atb_models.profiler import Recorder
+from tests.tiny import write_checkpoint
 
 
 class Called(TorchDispatchMode):
@@ -38,8 +39,14 @@ class Called(TorchDispatchMode):
         return call
 
 
-def test_a_layer_of_a_decode_step_is_two_calls(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the library; torch makes the memory of the results, and does nothing else."""
+@pytest.mark.parametrize("family", ["demo", "qwen3"])
+def test_a_layer_of_a_decode_step_is_two_calls(
+    family: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the library; torch makes the memory of the results, and does nothing else. Norms of heads are in them."""
+    if family != "demo":
+        write_checkpoint(tmp_path, family=family)
+        demo = tmp_path
     level = loader.active().level
     assert level is not None
     library, called = loader.load(level.name), Called()
@@ -117,6 +124,23 @@ def test_an_int8_cache_is_written_and_read_in_the_same_call(demo: Path) -> None:
         llm.prompt_logits([5, 6, 7])
         assert llm._runner.model.layers[0]._attention_sublayer.bound is not None
     assert not {"RopeAndCache", "PagedAttention", "Rope"} & {call.op for call in recorder.profile.calls}
+
+
+def test_norms_of_heads_are_made_in_the_same_call(tmp_path: Path) -> None:
+    """With the FLOPs of the parts, whose norms they are."""
+    ops.bind("cpu")
+    write_checkpoint(tmp_path, family="qwen3", num_key_value_heads=2)
+    config = load_model_config(tmp_path)
+    graph = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
+    assert graph.stray == () and "RmsNorm" not in graph.counts()
+    node = next(node for node in graph.nodes if node.op == "AttentionSublayer")
+    norms = {f"layers.0.attn.qk_norm.{role}.weight" for role in ("q", "k")}
+    assert norms < {value.name for value in node.inputs}
+    ops.bind("reference")
+    parts = trace(meta_model(config, torch.float16), meta_step([40, 1], [40, 70], 16))
+    assert parts.counts()["RmsNorm"] == 1 + 2 * config.num_hidden_layers
+    assert sum(node.cost.flops for node in graph.nodes) == sum(node.cost.flops for node in parts.nodes)
+    assert weights_read(graph) == pytest.approx(weights_read(parts), rel=1e-9)
 
 
 def test_int8_activations_are_made_in_the_same_call(demo: Path) -> None:

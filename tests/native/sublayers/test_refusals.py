@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from atb_models import ops
+from atb_models.ops.native.library import Library
 from atb_models.ops.step import StepInput
-from tests.native.sublayers.layers import BLOCKS, SIZE, Layer, check_layer, random_step
+from tests.native.sublayers.layers import BLOCKS, MODELS, SIZE, Layer, build_layers, check_layer, random_step
+from tests.records import build_of
 
 
 def test_what_does_not_go_together_is_refused(moe: Layer) -> None:
@@ -50,6 +53,8 @@ def test_weights_that_do_not_go_together_are_refused(moe: Layer) -> None:
     for change, match in (
         ({"heads": 4}, "4 heads of 8, 2 KV heads, weights .* do not go together"),
         ({"qkv_bias_O": torch.zeros(5)}, "Linear: .* do not go"),
+        ({"q_norm": replace(attention.norm, weight_H=torch.zeros(9).half())}, r"the norm of queries is \(9,\) of"),
+        ({"k_norm": replace(attention.norm, weight_H=torch.zeros(8))}, r"the norm of keys is \(8,\) of torch.float32"),
         ({"norm": replace(attention.norm, weight_H=torch.zeros(9).half())}, r"the norm is \(9,\) of torch.float16"),
     ):
         given = (replace(attention, **change), angle, angle, moe.cache, step)
@@ -82,6 +87,15 @@ def test_weights_and_caches_that_move_are_found(moe: Layer) -> None:
         again = moe.feed_forward(ops.feed_forward_sublayer, x, residual)[0]
         assert torch.equal(fed, again) == (parameter is moe.layer.attn.qkv.weight)
     check_layer(moe, step, first=False)
+
+
+@torch.inference_mode()
+def test_norms_of_heads_that_move_are_found(bound: Library, tmp_path: Path) -> None:
+    layer, step = Layer(build_layers(tmp_path, MODELS[3], build_of(torch.float16)), 1), random_step([1, 2], [9, 30])
+    for norm in (layer.layer.attn.qk_norm.q, layer.layer.attn.qk_norm.k):
+        check_layer(layer, step, first=False)
+        norm.weight.data = norm.weight.data / 2
+    check_layer(layer, step, first=False)
 
 
 @torch.inference_mode()

@@ -157,11 +157,12 @@ struct SublayerCall {
 struct AttentionLayer {
   const void* norm;    // [H]
   PanelWeight qkv, o;  // [(N + 2 M) D, H] and [H, N D]
+  const void *q_norm, *k_norm;  // of each head's query and key, [D], or null
   const void *qkv_bias, *o_bias;
   void *k_cache, *v_cache;
   int64_t k_block, k_slot, k_head, v_block, v_slot, v_head;
   int32_t heads, kv_heads, head_dim, block_size, blocks, format, norm_format, qkv_bias_format, o_bias_format;
-  float eps, scale;
+  float eps, q_eps, k_eps, scale;
   Scales k_scale, v_scale;
 };
 

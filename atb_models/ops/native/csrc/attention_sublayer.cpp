@@ -1,4 +1,4 @@
-// The attention of a layer as one call: norm, queries, keys and values, rotation, cache, attention, output.
+// The attention of a layer as one call: norm, queries, keys and values, their norms, rotation, cache, attention, output.
 #include "sublayer.h"
 
 struct AttentionSublayer {
@@ -38,7 +38,10 @@ struct AttentionSublayer {
           norm_call(c, l.norm, l.norm_format, l.eps, l.qkv.inputs, l.format, start, rows, normed);
       const LinearCall linear = project(rows);
       const RopeCall rope = rotate(start, rows);
-      atb_norm(&norm), atb_linear(&linear), atb_rope(&rope);
+      atb_norm(&norm), atb_linear(&linear);
+      if (l.q_norm) norm_heads(of_heads(l.q_norm, l.q_eps, rows), (void*)rope.q, row, l.heads);
+      if (l.k_norm) norm_heads(of_heads(l.k_norm, l.k_eps, rows), (void*)rope.k, row, l.kv_heads);
+      atb_rope(&rope);
     }
     const AttentionCall attention = attend();
     const LinearCall linear = output();
@@ -52,6 +55,13 @@ struct AttentionSublayer {
   LinearCall project(int rows) const {
     return with_desk(
         linear_call(l.qkv, l.qkv_bias, l.qkv_bias_format, normed, l.format, rows, qkv, l.format, c.threads));
+  }
+
+  NormCall of_heads(const void* weight, float eps, int rows) const {
+    NormCall norm = {};
+    norm.weight = weight, norm.eps = eps, norm.rows = rows, norm.width = l.head_dim;
+    norm.format = l.format, norm.weight_format = l.norm_format, norm.threads = c.threads;
+    return norm;
   }
 
   RopeCall rotate(int start, int rows) const {

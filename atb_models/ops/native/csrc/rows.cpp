@@ -56,6 +56,19 @@ API int atb_norm(const NormCall* c) {
   return DONE;
 }
 
+void norm_heads(const NormCall& c, void* x, int64_t x_row, int heads) {
+  with_format(c.format, [&](auto x_format) {
+    with_format(c.weight_format, [&](auto weight_format) {
+      typedef decltype(x_format) X;
+      each_row(c.rows * heads, c.width, c.threads, [&](int64_t head) {
+        NormCall own = c;
+        own.x = own.out = (typename X::T*)x + head / heads * x_row + head % heads * c.width;
+        norm_row<X, decltype(weight_format)>(own, 0);
+      });
+    });
+  });
+}
+
 API int atb_swiglu(const SwigluCall* c) {
   with_format(c->format, [&](auto x) {
     typedef decltype(x) X;

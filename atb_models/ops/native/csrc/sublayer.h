@@ -10,6 +10,9 @@ constexpr int ROWS_AT_A_TIME = 512;  // as many as Linear and the experts take: 
 int attention_status(const AttentionCall& c);
 int rope_status(const RopeCall& c);
 
+// The norm of `heads` heads of each row from x on, where they are.
+void norm_heads(const NormCall& norm, void* x, int64_t x_row, int heads);
+
 // to += more, elementwise, rounded to their format.
 void add_to(void* to, const void* more, int64_t elements, int format, int threads);
 

@@ -17,9 +17,17 @@ from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import operand
 from atb_models.ops.native.planes import MOST_BYTES, described_scales, has_planes, scale_planes
 from atb_models.ops.native.structs import FORMATS, AttentionLayer, AttentionStep, Scales
-from atb_models.ops.native.sublayers.call import BoundSublayer, address, check_norm, result_shapes, run, scratch_floats
+from atb_models.ops.native.sublayers.call import (
+    BoundSublayer,
+    address,
+    check_norm,
+    check_vector,
+    result_shapes,
+    run,
+    scratch_floats,
+)
 from atb_models.ops.step import StepInput
-from atb_models.ops.sublayers import AttentionSublayer
+from atb_models.ops.sublayers import AttentionSublayer, Norm
 
 NAME = "AttentionSublayer"
 
@@ -32,7 +40,8 @@ class BoundAttention(BoundSublayer):
         _check_layer(sublayer, cache, hidden)
         self.planes, self.head_dim = dict(cache), sublayer.head_dim
         weights = (*sublayer.qkv.tensors, sublayer.qkv_bias_O, *sublayer.o.tensors, sublayer.o_bias_H)
-        held = (sublayer.norm.weight_H, *weights, *cache.values())
+        of_heads = (norm.weight_H for norm in _head_norms(sublayer).values() if norm is not None)
+        held = (sublayer.norm.weight_H, *of_heads, *weights, *cache.values())
         described = described_scales(NAME, cache.k_PSMD, scale_planes(cache))
         super().__init__(_layer(sublayer, cache, described), held, hidden, dtype)
 
@@ -127,10 +136,12 @@ def _workspace_floats(
 def _layer(sublayer: AttentionSublayer, cache: LayerCache, scales: tuple[Scales, Scales]) -> AttentionLayer:
     norm, qkv, o, k_PSMD, v_PSMD = sublayer.norm, sublayer.qkv, sublayer.o, cache.k_PSMD, cache.v_PSMD
     blocks, block_size, _, _ = k_PSMD.shape
+    head_norms = _head_norms(sublayer).values()
     return AttentionLayer(
         norm.weight_H.data_ptr(),
         linear.panel_weight(*operand(qkv), *qkv.shape),
         linear.panel_weight(*operand(o), *o.shape),
+        *(None if norm is None else norm.weight_H.data_ptr() for norm in head_norms),
         *(address(x) for x in (sublayer.qkv_bias_O, sublayer.o_bias_H, k_PSMD, v_PSMD)),
         *k_PSMD.stride()[:3],
         *v_PSMD.stride()[:3],
@@ -143,9 +154,14 @@ def _layer(sublayer: AttentionSublayer, cache: LayerCache, scales: tuple[Scales,
         FORMATS[norm.weight_H.dtype],
         *(0 if bias is None else FORMATS[bias.dtype] for bias in (sublayer.qkv_bias_O, sublayer.o_bias_H)),
         norm.eps,
+        *(0.0 if norm is None else norm.eps for norm in head_norms),
         sublayer.scale,
         *scales,
     )
+
+
+def _head_norms(sublayer: AttentionSublayer) -> dict[str, Norm | None]:
+    return {"queries": sublayer.q_norm, "keys": sublayer.k_norm}
 
 
 def _check_shapes(sublayer: AttentionSublayer, cache: LayerCache) -> None:
@@ -167,6 +183,9 @@ def _check_shapes(sublayer: AttentionSublayer, cache: LayerCache) -> None:
 def _check_layer(sublayer: AttentionSublayer, cache: LayerCache, hidden: int) -> None:
     _check_shapes(sublayer, cache)
     check_norm(NAME, sublayer.norm, hidden)
+    for what, norm in _head_norms(sublayer).items():
+        if norm is not None:
+            check_vector(NAME, f"norm of {what}", norm.weight_H, (sublayer.head_dim,), (sublayer.norm.weight_H.dtype,))
     on_cpu(NAME, cache.k_PSMD, cache.v_PSMD)
     for plane in (cache.k_PSMD, cache.v_PSMD):
         dense(NAME, plane)
