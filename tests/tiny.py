@@ -72,25 +72,117 @@ XVERSE: dict[str, Any] = COMMON | {
 }
 FAMILIES = {"deepseek": DEEPSEEK, "qwen": QWEN, "xverse": XVERSE}
 
+LLAMA: dict[str, Any] = COMMON | {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "intermediate_size": 96,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "pretraining_tp": 1,
+    "rope_theta": 10000.0,
+}
+MISTRAL: dict[str, Any] = COMMON | {
+    "architectures": ["MistralForCausalLM"],
+    "intermediate_size": 96,
+    "model_type": "mistral",
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+}
+QWEN2: dict[str, Any] = COMMON | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "intermediate_size": 96,
+    "max_window_layers": 2,
+    "model_type": "qwen2",
+    "rope_theta": 1000000.0,
+    "sliding_window": 128,
+    "use_sliding_window": False,
+}
+QWEN3: dict[str, Any] = QWEN2 | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 16,  # heads * head_dim is not the hidden size
+    "model_type": "qwen3",
+}
+QWEN3_MOE: dict[str, Any] = QWEN3 | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+    "num_experts": 9,
+    "num_experts_per_tok": 4,
+}
+MIXTRAL: dict[str, Any] = COMMON | {
+    "architectures": ["MixtralForCausalLM"],
+    "intermediate_size": 32,
+    "model_type": "mixtral",
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "rope_theta": 1000000.0,
+    "router_jitter_noise": 0.1,
+    "sliding_window": None,
+}
+OLMOE: dict[str, Any] = COMMON | {
+    "architectures": ["OlmoeForCausalLM"],
+    "attention_bias": False,
+    "clip_qkv": None,
+    "intermediate_size": 32,
+    "model_type": "olmoe",
+    "norm_topk_prob": False,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "rope_theta": 10000.0,
+}
+# Families that came later; most tests that run for every family take those above, which have every kind of layer.
+LATER = {
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
+    "mixtral": MIXTRAL,
+    "olmoe": OLMOE,
+}
+BIASED = {"qwen2_moe": "qkv", "qwen2": "qkv"}  # whatever fields say
+MIXTRAL_NAMES = {
+    "mlp.experts.": "block_sparse_moe.experts.", "mlp.gate.": "block_sparse_moe.gate.",
+    "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2",
+}  # fmt: skip
+
 
 def shapes_of(config: dict[str, Any]) -> Shapes:
     """Names and shapes as the families' published code has them; written apart from the project's own table."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    kv_width = (config["num_key_value_heads"] or heads) * (hidden // heads)
+    size = config.get("head_dim") or hidden // heads
+    width, kv_width = heads * size, (config["num_key_value_heads"] or heads) * size
     shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
-    biased = "qkv" if config["model_type"] == "qwen2_moe" else "qkvo" if config["attention_bias"] else ""
-    feed_forward = {"deepseek": _deepseek, "qwen2_moe": _qwen, "xverse": _xverse}[config["model_type"]]
+    kind = config["model_type"]
+    biased = BIASED.get(kind, "qkvo" if config.get("attention_bias") else "")
+    normed = {"qwen3": (size, size), "qwen3_moe": (size, size), "olmoe": (width, kv_width)}.get(kind)
+    feed_forward = FEED_FORWARDS[kind]
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         shapes |= {f"{layer}.{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
-        for role, width in (("q", hidden), ("k", kv_width), ("v", kv_width), ("o", hidden)):
-            shapes[f"{layer}.self_attn.{role}_proj.weight"] = (width, hidden)
+        for role, rows, columns in (
+            ("q", width, hidden), ("k", kv_width, hidden), ("v", kv_width, hidden), ("o", hidden, width)
+        ):  # fmt: skip
+            shapes[f"{layer}.self_attn.{role}_proj.weight"] = (rows, columns)
             if role in biased:
-                shapes[f"{layer}.self_attn.{role}_proj.bias"] = (width,)
+                shapes[f"{layer}.self_attn.{role}_proj.bias"] = (rows,)
+        for role, elements in zip("qk", normed or (), strict=False):
+            shapes[f"{layer}.self_attn.{role}_norm.weight"] = (elements,)
         shapes |= {f"{layer}.mlp.{name}": shape for name, shape in feed_forward(config, i).items()}
-    return shapes
+    return {mixtral_name(name): shape for name, shape in shapes.items()} if kind == "mixtral" else shapes
+
+
+def mixtral_name(name: str) -> str:
+    """A tensor as Mixtral calls what others call `name`."""
+    for others, theirs in MIXTRAL_NAMES.items():
+        name = name.replace(others, theirs)
+    return name
 
 
 def _deepseek(config: dict[str, Any], layer: int) -> Shapes:
@@ -125,6 +217,30 @@ def _xverse(config: dict[str, Any], layer: int) -> Shapes:
     )
 
 
+def _dense(config: dict[str, Any], layer: int) -> Shapes:
+    shapes = _mlp("", config["hidden_size"], config["intermediate_size"])
+    biases = {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()}
+    return shapes | (biases if config.get("mlp_bias") else {})
+
+
+def _qwen3(config: dict[str, Any], layer: int) -> Shapes:
+    if layer in config["mlp_only_layers"] or (layer + 1) % config["decoder_sparse_step"]:
+        return _dense(config, layer)
+    return _routed(config["num_experts"], config["hidden_size"], config["moe_intermediate_size"])
+
+
+def _mixtral(config: dict[str, Any], layer: int) -> Shapes:
+    return _routed(config["num_local_experts"], config["hidden_size"], config["intermediate_size"])
+
+
+def _olmoe(config: dict[str, Any], layer: int) -> Shapes:
+    return _routed(config["num_experts"], config["hidden_size"], config["intermediate_size"])
+
+
+def _routed(count: int, hidden: int, width: int) -> Shapes:
+    return {"gate.weight": (count, hidden)} | _experts(count, hidden, width)
+
+
 def _experts(count: int, hidden: int, width: int) -> Shapes:
     return {name: shape for expert in range(count) for name, shape in _mlp(f"experts.{expert}.", hidden, width).items()}
 
@@ -135,6 +251,12 @@ def _mlp(stem: str, hidden: int, width: int) -> Shapes:
         f"{stem}up_proj.weight": (width, hidden),
         f"{stem}down_proj.weight": (hidden, width),
     }
+
+
+FEED_FORWARDS: dict[str, Callable[[dict[str, Any], int], Shapes]] = {
+    "deepseek": _deepseek, "qwen2_moe": _qwen, "xverse": _xverse, "llama": _dense, "mistral": _dense, "qwen2": _dense,
+    "qwen3": _dense, "qwen3_moe": _qwen3, "mixtral": _mixtral, "olmoe": _olmoe,
+}  # fmt: skip
 
 
 def random_tensors(shapes: Shapes, *, std: float, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
@@ -181,7 +303,7 @@ def write_checkpoint(
 
     `fields` replaces fields of the family's tiny configuration.
     """
-    config = {**FAMILIES[family], **fields}
+    config = {**(FAMILIES | LATER)[family], **fields}
     tensors = random_tensors(shapes_of(config), std=config["initializer_range"], dtype=dtype, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))

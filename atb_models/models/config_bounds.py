@@ -36,6 +36,7 @@ MOST: Final[dict[str, int]] = {
     "original_max_position_embeddings": 1 << 27,
     "num_experts": _EXPERTS,
     "n_routed_experts": _EXPERTS,
+    "num_local_experts": _EXPERTS,
     "num_experts_per_tok": _EXPERTS,
     "moe_top_k": _EXPERTS,
     "n_shared_experts": _SHARED,

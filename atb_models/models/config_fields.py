@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -25,6 +26,7 @@ class Fields:
     def __init__(self, raw: Mapping[str, Any], file: Path, overrides: Mapping[str, Any] | None = None) -> None:
         self.overrides = dict(overrides or {})
         self.raw = {**raw, **self.overrides}
+        self.defaults: Mapping[str, Any] = {}  # of the family's published configuration class, for absent fields
         self.file = file
         self.known: set[str] = set()
         self.without_effect: set[str] = set()  # beside the values that other fields have
@@ -38,7 +40,7 @@ class Fields:
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it stands, `default` when absent or null; ConfigError when required and absent."""
         self.known.add(name)
-        value = self.raw.get(name)
+        value = self.raw.get(name, self.defaults.get(name))
         if value is None and default is REQUIRED:
             state = "null" if name in self.raw else "missing"
             raise ConfigError(f"{self.file}: {name} is {state}, but the model cannot be built without it")
@@ -131,6 +133,28 @@ def _float(value: object) -> float | None:
     except OverflowError:  # an integer that no float holds
         return None
     return number if math.isfinite(number) else None
+
+
+def no_sliding_window(fields: Fields) -> None:
+    """Note sliding_window where only null leaves a layer without one; ConfigError for one that hides any position."""
+    window, positions = fields.optional_integer("sliding_window"), fields.integer("max_position_embeddings")
+    if window is not None and window < positions:
+        raise fields.fail(
+            "sliding_window",
+            f"but windows of attention are not supported; it hides nothing from texts of up to {window} tokens, which"
+            f" --config_overrides '{json.dumps({'max_position_embeddings': window})}' makes the longest",
+        )
+
+
+def switched_sliding_window(fields: Fields) -> None:
+    """The same where use_sliding_window, which is refused when true, alone brings windows to life."""
+    fields.without_effect |= {"sliding_window", "max_window_layers"}
+
+
+def sparse_layers(fields: Fields) -> tuple[bool, ...]:
+    """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name."""
+    dense, step = fields.integers("mlp_only_layers"), fields.integer("decoder_sparse_step", 1)
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(fields.integer("num_hidden_layers")))
 
 
 def attention_bias(fields: Fields) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def load_model_config(
     check_size(path, MOST_BYTES)
     fields = Fields(read_json(path), path, overrides)
     family = _family(fields)
+    fields.defaults = family.defaults
     values = {**decoder_fields(fields), **family.parse_config(fields)}
     if "rope" not in values:
         values["rope"] = rope_fields(fields, values["head_dim"])

@@ -6,7 +6,7 @@ a module imports it when it is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ class Family:
 
     parse_config: its own fields of ModelConfig, and those of its fields that change nothing here, noted in `Fields`.
     chat_template: its documented plain format, for a checkpoint without a chat template.
+    defaults: of fields that config.json may leave out, where the published configuration class has other values than
+    most; `Fields` gives them to all parsers.
     names: of the tensors that all families have.
     attention: makes a layer's attention, given whether the layer is a mixture of experts (plans look at one layer of
     each kind): a module that is called as layers/attention.py's and declares `planes`; None: plain attention.
@@ -34,6 +36,7 @@ class Family:
 
     parse_config: Callable[[Fields], dict[str, Any]]
     chat_template: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     names: TensorNames = field(default_factory=TensorNames)
     attention: Callable[[Build, ModelConfig, bool], Attention] | None = None
     attention_tensors: Callable[[ModelConfig, str, str], Iterator[CheckpointTensor]] | None = None

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+MIXTRAL = {
+    "block_sparse_moe.": "mlp.",
+    ".w1.": ".gate_proj.",
+    ".w3.": ".up_proj.",
+    ".w2.": ".down_proj.",
+}
 
 
 def plain_logits(
@@ -27,7 +33,7 @@ def plain_logits(
 
     kept: what a cache makes of the keys and the values, [T, heads, D], before attention meets them.
     """
-    weights = {name: tensor.double() for name, tensor in tensors.items()}
+    weights = {usual(config, name): tensor.double() for name, tensor in tensors.items()}
     x = weights["model.embed_tokens.weight"][token_ids]
     layers, rows = config["num_hidden_layers"], list(range(len(token_ids)))
     for i in range(layers):
@@ -43,11 +49,20 @@ def plain_logits(
     return norm(config, x, weights["model.norm.weight"]) @ head.t()
 
 
+def usual(config: dict[str, Any], name: str) -> str:
+    """A tensor's name as most families have it."""
+    for theirs, others in MIXTRAL.items() if config["model_type"] == "mixtral" else ():
+        name = name.replace(theirs, others)
+    return name
+
+
 def is_moe(config: dict[str, Any], layer: int) -> bool:
-    if config["model_type"] == "qwen2_moe":
+    if config["model_type"] in ("qwen2_moe", "qwen3_moe"):
         return layer not in config["mlp_only_layers"] and (layer + 1) % config["decoder_sparse_step"] == 0
-    if config["model_type"] == "xverse":
+    if config["model_type"] in ("xverse", "mixtral", "olmoe"):
         return True
+    if config["model_type"] in ("llama", "mistral", "qwen2", "qwen3"):
+        return False
     has_experts = config["n_routed_experts"] is not None
     return has_experts and layer >= config["first_k_dense_replace"] and layer % config["moe_layer_freq"] == 0
 
@@ -57,8 +72,11 @@ def norm(config: dict[str, Any], x: Tensor, weight: Tensor) -> Tensor:
 
 
 def mlp(own: Tensors, stem: str, x: Tensor) -> Tensor:
-    gate = x @ own[f"{stem}.gate_proj.weight"].t()
-    return (gate * torch.sigmoid(gate) * (x @ own[f"{stem}.up_proj.weight"].t())) @ own[f"{stem}.down_proj.weight"].t()
+    def project(role: str, x: Tensor) -> Tensor:
+        return x @ own[f"{stem}.{role}_proj.weight"].t() + own.get(f"{stem}.{role}_proj.bias", 0.0)
+
+    gate = project("gate", x)
+    return project("down", gate * torch.sigmoid(gate) * project("up", x))
 
 
 def moe(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
@@ -66,6 +84,10 @@ def moe(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
         y = routed(own["mlp.router.weight"], own, x, config["moe_top_k"], eps=1e-6)
         return y + mlp(own, "mlp.shared_experts", x) if config["num_shared_experts"] else y
     top_k = config["num_experts_per_tok"]
+    if config["model_type"] in ("qwen3_moe", "mixtral", "olmoe"):
+        divided = config["model_type"] == "mixtral" or config["norm_topk_prob"]
+        score = torch.sigmoid if config.get("scoring_func") == "sigmoid" else softmax
+        return routed(own["mlp.gate.weight"], own, x, top_k, eps=0.0 if divided else None, score=score)
     if config["model_type"] == "qwen2_moe":
         y = routed(own["mlp.gate.weight"], own, x, top_k, eps=0.0 if config["norm_topk_prob"] else None)
         share = 1 / (1 + torch.exp(-own["mlp.shared_expert_gate.weight"][0] @ x))
@@ -75,10 +97,26 @@ def moe(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
     return y + mlp(own, "mlp.shared_experts", x) if config["n_shared_experts"] else y
 
 
-def routed(router: Tensor, own: Tensors, x: Tensor, top_k: int, *, eps: float | None) -> Tensor:
-    """The chosen experts' outputs times their scores, which are divided by their sum plus `eps` unless that is None."""
-    scores = torch.softmax(router @ x, dim=0)
-    best = torch.argsort(scores, descending=True)[:top_k].tolist()
+def softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x, dim=0)
+
+
+def routed(
+    router: Tensor,
+    own: Tensors,
+    x: Tensor,
+    top_k: int,
+    *,
+    eps: float | None,
+    score: Callable[[Tensor], Tensor] = softmax,
+) -> Tensor:
+    """The chosen experts' outputs times their scores, which are divided by their sum plus `eps` unless that is None.
+
+    A bias, if there is one, takes part in the choice alone.
+    """
+    scores = score(router @ x)
+    choice = scores + own.get("mlp.gate.e_score_correction_bias", 0.0)
+    best = torch.argsort(choice, descending=True)[:top_k].tolist()
     norm_by = 1.0 if eps is None else sum(scores[e] for e in best) + eps
     return sum((scores[e] / norm_by * mlp(own, f"mlp.experts.{e}", x) for e in best), torch.zeros_like(x))
 
@@ -87,15 +125,21 @@ def attention(
     config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int], kept: Callable[[Tensor], Tensor]
 ) -> Tensor:
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"] or config["num_attention_heads"]
-    dim, tokens = config["hidden_size"] // heads, x.shape[0]
+    dim, tokens = config.get("head_dim") or config["hidden_size"] // heads, x.shape[0]
 
     def project(role: str, count: int) -> Tensor:
         y = x @ own[f"self_attn.{role}_proj.weight"].t() + own.get(f"self_attn.{role}_proj.bias", 0.0)
         return y.view(tokens, count, dim)
 
     q, k, v = (project(role, count) for role, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)))
-    if "self_attn.q_norm.weight" in own:  # each head's vector on its own, before it is rotated
-        q, k = (norm(config, x, own[f"self_attn.{role}_norm.weight"]) for role, x in (("q", q), ("k", k)))
+    if "self_attn.q_norm.weight" in own:  # each head on its own, or all together, before they are rotated
+        flat = (q.flatten(1), k.flatten(1)) if config["model_type"] == "olmoe" else (q, k)
+        q, k = (
+            norm(config, x, own[f"self_attn.{role}_norm.weight"]).view(tokens, -1, dim)
+            for role, x in zip("qk", flat, strict=True)
+        )
+    if config.get("clip_qkv"):
+        q, k, v = (x.clamp(-config["clip_qkv"], config["clip_qkv"]) for x in (q, k, v))
     q, k, v = rotate(config, q), kept(rotate(config, k)), kept(v)
     out = torch.zeros(len(rows), heads, dim, dtype=torch.float64)
     for place, t in enumerate(rows):

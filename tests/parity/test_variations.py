@@ -54,10 +54,26 @@ VARIATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "head_of_12": {"hidden_size": 96},
         "odd_widths": {"intermediate_size": 27, "vocab_size": 254, "num_experts": 7},
     },
+    "llama": {
+        "biases": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
+        "wide_heads": {"head_dim": 16, "tie_word_embeddings": True, "vocab_size": 259, "intermediate_size": 51},
+    },
+    "mistral": {"grouped_queries": {"num_key_value_heads": 2, "sliding_window": 512}},
+    "qwen2": {"grouped_queries": {"num_key_value_heads": 2}},
+    "qwen3": {"biases": {"attention_bias": True, "num_key_value_heads": 1}},
+    "qwen3_moe": {
+        "not_renormalised": {"norm_topk_prob": False, "num_key_value_heads": 2},
+        "dense_layers": {"mlp_only_layers": [0], "decoder_sparse_step": 2, "num_hidden_layers": 4, "head_dim": None},
+    },
+    "mixtral": {"odd_widths": {"intermediate_size": 27, "num_local_experts": 7, "num_key_value_heads": 2}},
+    "olmoe": {
+        "bounded": {"clip_qkv": 0.3, "num_key_value_heads": 1},
+        "renormalised": {"norm_topk_prob": True, "attention_bias": True, "num_key_value_heads": 4},
+    },
 }
 ALL = [(family, name) for family, names in VARIATIONS.items() for name in names]
 ON_RANKS = [("deepseek", name) for name in ("biases", "grouped_queries", "one_kv_head", "tied", "odd_widths")]
-ON_RANKS += [("qwen", "odd_widths"), ("xverse", "odd_widths")]
+ON_RANKS += [("qwen", "odd_widths"), ("xverse", "odd_widths"), ("llama", "biases"), ("olmoe", "bounded")]
 
 
 @pytest.mark.parametrize(("family", "name"), ALL)

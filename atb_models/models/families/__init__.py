@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from atb_models.models.families import deepseek, qwen, xverse
+from atb_models.models.families import deepseek, llama, mixtral, olmoe, qwen, qwen2, qwen3, xverse
 from atb_models.models.family import Family
 
-FAMILIES: dict[str, Family] = {"deepseek": deepseek.FAMILY, "qwen2_moe": qwen.FAMILY, "xverse": xverse.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "deepseek": deepseek.FAMILY,
+    "qwen2_moe": qwen.FAMILY,
+    "xverse": xverse.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": llama.MISTRAL_FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "qwen3_moe": qwen3.MOE_FAMILY,
+    "mixtral": mixtral.FAMILY,
+    "olmoe": olmoe.FAMILY,
+}

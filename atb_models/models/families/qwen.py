@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atb_models.models.config_fields import Fields
+from atb_models.models.config_fields import Fields, sparse_layers, switched_sliding_window
 from atb_models.models.family import Family
 from atb_models.models.weights.names import TensorNames
 
@@ -19,15 +19,12 @@ CHAT_TEMPLATE = (
 
 
 def parse_config(fields: Fields) -> dict[str, Any]:
-    """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name; one gated shared expert."""
-    dense, step = fields.integers("mlp_only_layers"), fields.integer("decoder_sparse_step", 1)
-    layers = range(fields.integer("num_hidden_layers"))
-    # use_sliding_window, which alone would bring these to life, is refused when true
-    fields.without_effect |= {"sliding_window", "max_window_layers"}
+    """Routed experts, and one gated shared expert beside them."""
+    switched_sliding_window(fields)
     return {
         "qkv_bias": fields.flag("qkv_bias", True),
         "o_bias": False,
-        "moe_layers": tuple(i not in dense and (i + 1) % step == 0 for i in layers),
+        "moe_layers": sparse_layers(fields),
         "num_experts": fields.integer("num_experts"),
         "num_experts_per_tok": fields.integer("num_experts_per_tok"),
         "moe_intermediate_size": fields.integer("moe_intermediate_size"),
