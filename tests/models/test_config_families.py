@@ -25,7 +25,8 @@ PUBLISHED = {
 
 
 def load(folder: Path, family: str, remove: tuple[str, ...] = (), **fields: Any) -> ModelConfig:
-    config = {name: value for name, value in {**tiny.FAMILIES[family], **fields}.items() if name not in remove}
+    config = {**(tiny.FAMILIES | tiny.LATER)[family], **fields}
+    config = {name: value for name, value in config.items() if name not in remove}
     (folder / "config.json").write_text(json.dumps(config))
     return load_model_config(folder)
 
@@ -88,10 +89,87 @@ def test_dense_xverse_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None
         load(tmp_path, "xverse", ("num_experts",))
 
 
+def test_llama(tmp_path: Path) -> None:
+    config = load(tmp_path, "llama", ("num_key_value_heads", "attention_bias", "mlp_bias"))
+    assert (config.num_key_value_heads, config.head_dim, config.num_experts) == (8, 8, 0)
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias, config.qk_norm) == (False, False, False, None)
+    assert config.moe_layers == (False, False, False)
+    biased = load(tmp_path, "llama", attention_bias=True, mlp_bias=True, head_dim=32)
+    assert (biased.qkv_bias, biased.o_bias, biased.mlp_bias) == (True, True, True)
+    assert (biased.head_dim, biased.rope.width) == (32, 32)
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_a_sliding_window_that_hides_a_position_is_refused(tmp_path: Path, family: str) -> None:
+    for window in (None, 512, 4096):  # a text has 512 positions at most
+        load(tmp_path, family, sliding_window=window)
+    said = r"config.json: sliding_window is 511, but .* of up to 511 tokens do .* '{\"max_position_embeddings\": 511}'"
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path, family, sliding_window=511)
+    assert load_model_config(tmp_path, {"max_position_embeddings": 511}).max_position_embeddings == 511
+
+
+def test_mistral_has_no_biases(tmp_path: Path) -> None:
+    config = load(tmp_path, "mistral", ("num_key_value_heads",))
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias, config.num_key_value_heads) == (False, False, False, 8)
+    with pytest.raises(ConfigError, match="mlp_bias is True, but only"):
+        load(tmp_path, "mistral", mlp_bias=True)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
+def test_sliding_window_of_later_qwens(tmp_path: Path, family: str) -> None:
+    load(tmp_path, family, sliding_window=64, max_window_layers=1)
+    with pytest.raises(ConfigError, match="use_sliding_window is True, but only False is supported"):
+        load(tmp_path, family, use_sliding_window=True)
+
+
+def test_qwen2_has_biases_that_no_field_tells(tmp_path: Path) -> None:
+    config = load(tmp_path, "qwen2", ("num_key_value_heads",), num_attention_heads=32)
+    assert (config.qkv_bias, config.o_bias, config.num_key_value_heads) == (True, False, 32)
+    assert load(tmp_path, "qwen2", num_key_value_heads=None).num_key_value_heads == 8  # null is not absent
+
+
+def test_qwen3(tmp_path: Path) -> None:
+    config = load(tmp_path, "qwen3", ("head_dim", "attention_bias"), hidden_size=60)
+    assert (config.head_dim, config.rope.width, config.qk_norm, config.qkv_bias) == (128, 128, "head", False)
+    biased = load(tmp_path, "qwen3", attention_bias=True)
+    assert (biased.qkv_bias, biased.o_bias, biased.head_dim) == (True, True, 16)
+
+
+def test_qwen3_moe(tmp_path: Path) -> None:
+    config = load(tmp_path, "qwen3_moe", ("head_dim", "norm_topk_prob"), mlp_only_layers=[1])
+    assert (config.head_dim, config.qk_norm, config.norm_topk_prob) == (8, "head", False)
+    assert config.moe_layers == (True, False, True)
+    assert (config.num_experts, config.moe_intermediate_size, config.shared_intermediate_size) == (9, 32, 0)
+    assert load(tmp_path, "qwen3_moe", decoder_sparse_step=2).moe_layers == (False, True, False)
+    assert (load(tmp_path, "qwen3_moe").norm_topk_prob, config.norm_topk_eps) == (True, 0.0)
+
+
+def test_mixtral(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    absent = ("num_local_experts", "num_experts_per_tok", "rms_norm_eps", "rope_theta", "num_key_value_heads")
+    with caplog.at_level(logging.INFO):
+        config = load(tmp_path, "mixtral", absent)
+    assert "without effect here: architectures, router_jitter_noise" in caplog.text
+    assert (config.num_experts, config.num_experts_per_tok, config.rms_norm_eps) == (8, 2, 1e-5)
+    assert (config.rope.theta, config.num_key_value_heads) == (1e6, 8)
+    assert (config.moe_intermediate_size, config.norm_topk_prob, config.norm_topk_eps) == (32, True, 0.0)
+    assert config.moe_layers == (True, True, True)
+
+
+def test_olmoe(tmp_path: Path) -> None:
+    config = load(tmp_path, "olmoe", ("rms_norm_eps", "norm_topk_prob", "eos_token_id"), clip_qkv=8)
+    assert (config.qk_norm, config.clip_qkv, config.rms_norm_eps, config.norm_topk_prob) == ("wide", 8.0, 1e-5, False)
+    assert (config.moe_intermediate_size, config.eos_token_ids) == (32, (50279,))
+    assert load(tmp_path, "olmoe").clip_qkv is None
+    with pytest.raises(ConfigError, match="clip_qkv is -1, but must be a number above 0"):
+        load(tmp_path, "olmoe", clip_qkv=-1)
+
+
 @pytest.mark.parametrize(
     ("family", "field"),
-    [("qwen", "num_experts"), ("qwen", "shared_expert_intermediate_size"), ("xverse", "moe_top_k")],
-)
+    [("qwen", "num_experts"), ("qwen", "shared_expert_intermediate_size"), ("xverse", "moe_top_k"),
+     ("qwen3_moe", "num_experts"), ("qwen3_moe", "moe_intermediate_size")],
+)  # fmt: skip
 def test_fields_that_a_family_needs(tmp_path: Path, family: str, field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} is missing"):
         load(tmp_path, family, (field,))

@@ -59,6 +59,42 @@ def test_plain_format_of_the_family_is_used_and_said_once(tmp_path: Path, caplog
     assert len(caplog.records) == 1 and "plain format" in caplog.text
 
 
+CHATML = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in CHAT)
+INSTRUCTED = "<s>[INST] Be brief.\n\nHi 你好 [/INST] Hello</s>[INST] Who? [/INST]"
+# Text of CHAT, and what asks for an answer.
+FORMATS = {
+    "llama": ("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi 你好 [/INST] Hello </s><s>[INST] Who? [/INST]", ""),
+    "mistral": (INSTRUCTED, ""),
+    "mixtral": (INSTRUCTED, ""),
+    "qwen2": (CHATML, "<|im_start|>assistant\n"),
+    "qwen3": (CHATML, "<|im_start|>assistant\n"),
+    "qwen3_moe": (CHATML, "<|im_start|>assistant\n"),
+    "olmoe": (
+        "<s><|system|>\nBe brief.\n<|user|>\nHi 你好\n<|assistant|>\nHello</s>\n<|user|>\nWho?\n",
+        "<|assistant|>\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_plain_formats_of_later_families(family: str, tmp_path: Path) -> None:
+    tokenizer, (text, asked) = load(tmp_path, model_type=family), FORMATS[family]
+    assert tokenizer.render_chat(CHAT) == text + asked
+    assert tokenizer.render_chat(CHAT, add_generation_prompt=False) == text
+
+
+def test_plain_format_of_llama_3_is_told_by_its_bos(tmp_path: Path) -> None:
+    headed = [f"<|start_header_id|>{one['role']}<|end_header_id|>\n\n{one['content']}<|eot_id|>" for one in CHAT]
+    tokenizer = load(tmp_path, model_type="llama", settings={"bos_token": "<|begin_of_text|>"})
+    assert tokenizer.render_chat(CHAT, add_generation_prompt=False) == "".join(["<|begin_of_text|>", *headed])
+    assert tokenizer.render_chat(CHAT).endswith("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_olmoe_ends_with_eos_after_a_last_answer(tmp_path: Path) -> None:
+    tokenizer = load(tmp_path, model_type="olmoe")
+    assert tokenizer.render_chat(CHAT[:3], add_generation_prompt=False).endswith("<|assistant|>\nHello</s>")
+
+
 def test_one_bos_only(tmp_path: Path) -> None:
     tokenizer = load(tmp_path)
     ids = tokenizer.apply_chat_template(USER)
@@ -149,7 +185,7 @@ def test_real_deepseek_prompts(name: str) -> None:
     assert ours.apply_chat_template(CHAT).count(100000) == 1
 
 
-@pytest.mark.parametrize("family", ["deepseek", "qwen2_moe", "xverse"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("role", ["User", "Assistant", "role", "content"])
 def test_a_word_of_a_familys_format_is_no_role(family: str, role: str) -> None:
     """A message with such a role would be left out of the prompt or unknown to the model, and nobody would know."""

@@ -7,16 +7,21 @@ from typing import Any
 from atb_models.models.config_fields import Fields, attention_bias, no_sliding_window
 from atb_models.models.family import Family
 
-# Of Llama 2 and Mistral: a system text stands before the first question.
-INSTRUCTION_TEMPLATE = (
+# A system text stands before the question that follows it; Llama 2 begins every question with bos.
+MISTRAL_TEMPLATE = (
     "{{ bos_token }}{% set ns = namespace(system='') %}{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{% set ns.system = SYSTEM %}"
+    "{% if message['role'] == 'system' %}{% set ns.system = message['content'] + '\n\n' %}"
     "{% elif message['role'] == 'user' %}"
     "{{ '[INST] ' + ns.system + message['content'] + ' [/INST]' }}{% set ns.system = '' %}"
     "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-MISTRAL_TEMPLATE = INSTRUCTION_TEMPLATE.replace("SYSTEM", "message['content'] + '\n\n'")
-_LLAMA_2 = INSTRUCTION_TEMPLATE.replace("SYSTEM", "'<<SYS>>\n' + message['content'] + '\n<</SYS>>\n\n'")
+_LLAMA_2 = (
+    "{% set ns = namespace(system='') %}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% set ns.system = '<<SYS>>\n' + message['content'] + '\n<</SYS>>\n\n' %}"
+    "{% elif message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + ns.system + message['content'] + ' [/INST]' }}{% set ns.system = '' %}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
 _LLAMA_3 = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] + '<|eot_id|>' }}"
