@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ LINE = re.compile(
 )
 PROMPTS = [list(range(5, 200)), [3, 9, 27, 81, 243], list(range(250, 90, -1)), list(range(0, 250, 3)), [1, 2]]
 PROMPTS.append([7] * 300)
+LATER = ("llama", "qwen2", "qwen3", "qwen3_moe", "olmoe")
 READ = [*PROMPTS[:5], [7] * 66]  # 512 tokens
 
 
@@ -63,8 +65,14 @@ def test_the_real_command_with_the_toy(demo: Path, tmp_path: Path) -> None:
     assert float(printed["after"]) == pytest.approx(float(printed["before"]), rel=0.03)
 
 
-@pytest.mark.parametrize("method", ["w8a16", "w8a8_dynamic", "w4a16"])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *product(tiny.FAMILIES, ("w8a16", "w8a8_dynamic", "w4a16")),
+        ("mixtral", "w8a8_dynamic"),  # whose tensors have other names
+        *(pytest.param(*one, marks=pytest.mark.full) for one in product(LATER, ("w8a16", "w8a8_dynamic"))),
+    ],
+)
 def test_files_are_read_as_floats_are_quantised_while_they_are_loaded(
     shared: Path, tmp_path: Path, family: str, method: str
 ) -> None:
