@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from atb_models.models.config_fields import Fields
-from atb_models.models.rope import Linear, Llama3, Pairs, Rope, Scaling, Yarn
+from atb_models.models.rope import LinearScaling, Llama3, Pairs, Rope, Scaling, Yarn
 from atb_models.wording import named
 
 
@@ -46,8 +46,8 @@ def _kind(fields: Fields, name: str, given: dict[str, Any]) -> str:
     return str(kinds[0])
 
 
-def _linear(inner: Fields) -> Linear:
-    return Linear(inner.number("factor"))
+def _linear(inner: Fields) -> LinearScaling:
+    return LinearScaling(inner.number("factor"))
 
 
 def _llama3(inner: Fields) -> Llama3:

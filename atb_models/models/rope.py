@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearScaling:
     """Positions divided by `factor`: linear interpolation (Chen et al. 2023)."""
 
     factor: float
@@ -68,7 +68,7 @@ class Yarn:
 
 
 Pairs = Literal["half", "adjacent"]
-Scaling = Linear | Llama3 | Yarn
+Scaling = LinearScaling | Llama3 | Yarn
 
 
 @dataclass(frozen=True)

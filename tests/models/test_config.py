@@ -15,7 +15,7 @@ from atb_models.layers.storage import Storage
 from atb_models.models.config import ModelConfig
 from atb_models.models.config_reader import load_model_config
 from atb_models.models.dtypes import torch_dtype
-from atb_models.models.rope import Linear, Rope
+from atb_models.models.rope import LinearScaling, Rope
 
 
 def write(folder: Path, remove: tuple[str, ...] = (), **fields: Any) -> Path:
@@ -68,11 +68,11 @@ def test_fields_that_change_the_mathematics_are_honoured(tmp_path: Path) -> None
     )
     assert config.qkv_bias and config.o_bias and config.tie_word_embeddings and config.norm_topk_prob
     assert (config.num_key_value_heads, config.head_dim) == (2, 16)
-    assert (config.rope, config.rms_norm_eps) == (Rope(5e5, 16, scaling=Linear(4.0)), 1e-5)
+    assert (config.rope, config.rms_norm_eps) == (Rope(5e5, 16, scaling=LinearScaling(4.0)), 1e-5)
 
 
 def test_newer_spellings(tmp_path: Path) -> None:
-    assert load(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2}).rope.scaling == Linear(2.0)
+    assert load(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2}).rope.scaling == LinearScaling(2.0)
     rope = {"rope_type": "default", "rope_theta": 1e6}
     config = load_model_config(write(tmp_path, ("rope_theta", "torch_dtype"), rope_parameters=rope, dtype="float16"))
     assert (config.rope, config.torch_dtype) == (Rope(1e6, 8), "fp16")

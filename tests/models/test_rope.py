@@ -14,7 +14,7 @@ import torch
 from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.models.config_reader import load_model_config
-from atb_models.models.rope import Linear, Llama3, Rope, Yarn
+from atb_models.models.rope import LinearScaling, Llama3, Rope, Yarn
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {"factor": 40, "original_max_position_embeddings": 4096}
@@ -85,7 +85,7 @@ def yarn(width: int, theta: float, factor: float, original: int) -> list[float]:
     ("rope", "expected"),
     [
         (Rope(1e6, 64), plain(64, 1e6)),
-        (Rope(1e4, 64, scaling=Linear(4.0)), [f / 4 for f in plain(64, 1e4)]),
+        (Rope(1e4, 64, scaling=LinearScaling(4.0)), [f / 4 for f in plain(64, 1e4)]),
         (Rope(5e5, 128, scaling=Llama3(8.0, 1.0, 4.0, 8192)), [llama3(f) for f in plain(128, 5e5)]),
         (Rope(1e4, 64, scaling=Yarn(40.0, 4096)), yarn(64, 1e4, 40, 4096)),
         (Rope(1e6, 128, scaling=Yarn(4.0, 32768)), yarn(128, 1e6, 4, 32768)),
@@ -104,7 +104,7 @@ def test_frequencies(rope: Rope, expected: list[float]) -> None:
 def test_factors_of_yarn() -> None:
     half = 0.1 * 0.5 * math.log(40) + 1
     whole = 0.1 * math.log(40) + 1
-    assert Rope(1e4, 64, scaling=Linear(4.0)).table_factor == Rope(1e4, 64).score_factor == 1.0
+    assert Rope(1e4, 64, scaling=LinearScaling(4.0)).table_factor == Rope(1e4, 64).score_factor == 1.0
     default = Rope(1e4, 64, scaling=Yarn(40.0, 4096))
     assert default.table_factor == pytest.approx(whole) and default.score_factor == 1.0
     scaled = Rope(1e4, 64, scaling=Yarn(40.0, 4096, mscale=1.0, mscale_all_dim=0.5))
