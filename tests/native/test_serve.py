@@ -108,6 +108,24 @@ def test_logits_do_not_depend_on_chunks_or_company(dtype: str, stored: dict[str,
     assert torch.equal(company[0], whole) and torch.equal(chunked, whole)
 
 
+@pytest.mark.parametrize(("family", "dtype"), [("olmoe", "fp32"), ("olmoe", "bf16"), ("qwen3", "bf16")])
+def test_logits_with_normed_heads_do_not_depend_on_chunks_company_or_threads(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
+    """Sums of squares over all heads are torch's, those of one head the library's."""
+    write_checkpoint(tmp_path, family=family, hidden_size=1024, num_hidden_layers=2, initializer_range=0.03)
+    engine: dict[str, Any] = dict(dtype=dtype, device="cpu", block_size=16, prefix_cache=False)
+    prompt = [token % 250 for token in LONG]
+    torch.set_num_threads(1)
+    with LLM(tmp_path, **engine) as llm:
+        whole = llm.prompt_logits(prompt)
+        company = llm.prompt_logits([prompt, prompt[3:50], prompt[:1]])
+    torch.set_num_threads(2)
+    with LLM(tmp_path, **engine, max_prefill_tokens=1) as llm:
+        chunked = llm.prompt_logits(prompt[:40])
+    assert torch.equal(company[0], whole) and torch.equal(chunked, whole[:40]) and whole.std() > 0.1
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_packed_weights_are_planned_and_held(tmp_path: Path, tied: bool) -> None:
     write_checkpoint(tmp_path, tie_word_embeddings=tied)
