@@ -141,8 +141,8 @@ def no_sliding_window(fields: Fields) -> None:
     if window is not None and window < positions:
         raise fields.fail(
             "sliding_window",
-            f"but sliding windows are not supported; texts of up to {window} tokens do not feel it:"
-            f" --config_overrides '{json.dumps({'max_position_embeddings': window})}' admits no longer ones",
+            f"but sliding windows are not supported; for texts of up to {window} tokens it makes no difference:"
+            f" --config_overrides '{json.dumps({'max_position_embeddings': window})}' allows no longer ones",
         )
 
 

@@ -60,6 +60,18 @@ def test_ids_in_ids_out(capsys, weights):
     assert "error" not in err
 
 
+def test_a_sliding_window_is_refused_with_a_remedy_that_works(capsys, tmp_path):
+    tiny.write_checkpoint(tmp_path, family="mistral", sliding_window=64)
+    words = ["--model_path", str(tmp_path), "--input_ids", "1,5,9", "--max_output_length", "4", "--ignore_eos"]
+    status, out, err = run(capsys, *words)
+    assert (status, out) == (2, "") and "config.json: sliding_window is 64, but sliding windows are not" in err
+    (overrides,) = re.findall(r"--config_overrides '(.*)'", err)
+    status, out, err = run(capsys, *words, "--config_overrides", overrides)
+    assert status == 0 and "Generate[0] token num: 4" in out, err
+    status, _, err = run(capsys, *words[:-2], "62", "--config_overrides", overrides)
+    assert status == 2 and "62 need 65 positions" in err
+
+
 def test_files(capsys, weights, tmp_path, monkeypatch):
     for name in ("BENCHMARK", "LOGITS_SAVE", "TOKEN_IDS_SAVE"):
         monkeypatch.setenv(f"ATB_LLM_{name}_ENABLE", "1")

@@ -103,7 +103,7 @@ def test_llama(tmp_path: Path) -> None:
 def test_a_sliding_window_that_hides_a_position_is_refused(tmp_path: Path, family: str) -> None:
     for window in (None, 512, 4096):  # a text has 512 positions at most
         load(tmp_path, family, sliding_window=window)
-    said = r"config.json: sliding_window is 511, but .* of up to 511 tokens do .* '{\"max_position_embeddings\": 511}'"
+    said = r"config.json: sliding_window is 511, but .* up to 511 tokens .* '{\"max_position_embeddings\": 511}'"
     with pytest.raises(ConfigError, match=said):
         load(tmp_path, family, sliding_window=511)
     assert load_model_config(tmp_path, {"max_position_embeddings": 511}).max_position_embeddings == 511

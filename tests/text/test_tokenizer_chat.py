@@ -83,6 +83,13 @@ def test_plain_formats_of_later_families(family: str, tmp_path: Path) -> None:
     assert tokenizer.render_chat(CHAT, add_generation_prompt=False) == text
 
 
+def test_plain_format_of_qwen3_can_leave_the_thought_out(tmp_path: Path) -> None:
+    tokenizer = load(tmp_path, model_type="qwen3")
+    thoughtless = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert tokenizer.render_chat(CHAT, enable_thinking=False) == CHATML + thoughtless
+    assert tokenizer.render_chat(CHAT, enable_thinking=True) == CHATML + "<|im_start|>assistant\n"
+
+
 def test_plain_format_of_llama_3_is_told_by_its_bos(tmp_path: Path) -> None:
     headed = [f"<|start_header_id|>{one['role']}<|end_header_id|>\n\n{one['content']}<|eot_id|>" for one in CHAT]
     tokenizer = load(tmp_path, model_type="llama", settings={"bos_token": "<|begin_of_text|>"})
