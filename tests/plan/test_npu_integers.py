@@ -86,10 +86,7 @@ def test_shares_of_4_bits_are_multiples_of_32_inputs(shared: Path, name: str, si
 
 def test_bytes(shared: Path) -> None:
     """Half a byte each, and scales in half precision: of DeepSeek's experts, 64 of [2816, 2048] and [2048, 1408]."""
-    weights = weights_of(shared, MODELS[0], 1, "w4a16")
-    (gate_up,) = (one.weight for name, one in weights.items() if name.endswith("experts.gate_up"))
-    assert gate_up.nbytes == 64 * 2816 * 2048 // 2 + 64 * 2816 * 16 * 2
-    (down,) = (one.weight for name, one in weights.items() if name.endswith("experts.down"))
-    assert down.nbytes == 64 * 2048 * 1408 // 2 + 64 * 2048 * 11 * 2
-    (int8,) = (one.weight for name, one in weights_of(shared, MODELS[0], 1, "w8a16").items() if "experts.down" in name)
-    assert int8.nbytes == 64 * 2048 * 1408 + 64 * 2048 * 2
+    bits4, bits8 = (weights_of(shared, MODELS[0], 1, quantize) for quantize in ("w4a16", "w8a16"))
+    assert bits4["layers.1.mlp.experts.gate_up"].weight.nbytes == 64 * 2816 * 2048 // 2 + 64 * 2816 * 16 * 2
+    assert bits4["layers.1.mlp.experts.down"].weight.nbytes == 64 * 2048 * 1408 // 2 + 64 * 2048 * 11 * 2
+    assert bits8["layers.1.mlp.experts.down"].weight.nbytes == 64 * 2048 * 1408 + 64 * 2048 * 2
