@@ -22,6 +22,9 @@ class Part:
     stop: int = 0
     first: int = 0  # where that range begins along dim in its matrix
     unit: int | None = None  # the matrix of a stack; None: the parameter is one
+    # In every run of so many rows of the checkpoint tensor, the numbers of the rows in the order in which they are
+    # taken; rows here are the reordered ones. None: as they lie.
+    order: tuple[int, ...] | None = None
 
     def within(self, matrix: Tensor) -> Tensor:
         """The view of its matrix that it fills."""
@@ -105,9 +108,16 @@ def whole(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
     hold(module, name, parameter, {"": Part(tuple(parameter.shape))})
 
 
-def cut(shape: tuple[int, ...], dim: int, span: tuple[int, int], first: int = 0, unit: int | None = None) -> Part:
+def cut(
+    shape: tuple[int, ...],
+    dim: int,
+    span: tuple[int, int],
+    first: int = 0,
+    unit: int | None = None,
+    order: tuple[int, ...] | None = None,
+) -> Part:
     """The part that holds [start, stop) along `dim` of a checkpoint tensor, from `first` on in its matrix."""
-    return Part(shape, dim, *span, first, unit)
+    return Part(shape, dim, *span, first, unit, order)
 
 
 def fillings(model: nn.Module) -> dict[str, Filling]:

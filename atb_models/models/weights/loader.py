@@ -14,6 +14,7 @@ from atb_models.models.config import ModelConfig
 from atb_models.models.weights.finite import NotFinite
 from atb_models.models.weights.names import KV_SCALES, CheckpointTensor, beside_name
 from atb_models.models.weights.packer import Matched, Packer
+from atb_models.models.weights.seen.reordered import Reordered
 from atb_models.models.weights.source import WeightSource
 from atb_models.models.weights.weight_map import checkpoint_tensors
 from atb_models.wording import named, shown
@@ -62,10 +63,11 @@ def load_weights(
     with ProgressBar(total=total, desc="loading weights", unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor, filling, part in matched:
             check()
+            rows = source if part.order is None else Reordered(source, part.order)
             numbers = 0
             for piece in packing.pieces(filling, part):
                 if piece.target.numel():
-                    numbers += source.read_into(tensor.name, *piece)
+                    numbers += rows.read_into(tensor.name, *piece)
             if numbers:
                 found.append(NotFinite(tensor.name, part.start, numbers))
             done += _bytes(filling, part)
