@@ -6,6 +6,7 @@ Shape letters used in tensor names throughout the project:
     D head dimension       E routed experts          K experts a token  F expert width       R = T * K routed rows
     V vocabulary           L rows that get logits    I, O input and output features of a linear map
     P KV blocks            S slots of a block        C blocks in the longest block table
+    Z width of a latent    Y rotary values of a head
 """
 
 from atb_models.ops.attention import paged_attention, reshape_and_cache, rope, rope_and_cache, rope_tables
@@ -24,6 +25,8 @@ from atb_models.ops.basic import (
 )
 from atb_models.ops.collectives import all_gather, all_reduce
 from atb_models.ops.gating import moe_gating
+from atb_models.ops.latent.attention import latent_attention
+from atb_models.ops.latent.cache import latent_cache, rope_and_latent_cache
 from atb_models.ops.moe import (
     count_expert_tokens,
     grouped_matmul,
@@ -53,6 +56,8 @@ __all__ = [
     "grouped_matmul",
     "kv_plane_shape",
     "laid_out_for",
+    "latent_attention",
+    "latent_cache",
     "linear",
     "moe_experts",
     "moe_finalize_routing",
@@ -72,6 +77,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_and_cache",
+    "rope_and_latent_cache",
     "rope_tables",
     "router",
     "select_rows",

@@ -38,7 +38,8 @@ def rope_tables(positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple
 
 
 def _rope_cost(out: tuple[Tensor, Tensor], q_TND: Tensor, k_TMD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Cost:
-    return cost(3 * (q_TND.numel() + k_TMD.numel()), (q_TND, k_TMD, cos_TD, sin_TD), out)
+    rotated = (q_TND.shape[1] + k_TMD.shape[1]) * (2 * cos_TD.numel() if cos_TD.dim() == 2 else cos_TD.numel())
+    return cost(3 * rotated, (q_TND, k_TMD, cos_TD, sin_TD), out)  # a backend's tables have both halves
 
 
 @op("Rope", cost=_rope_cost)
@@ -165,12 +166,12 @@ def paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: fl
             tokens = slice(first_token, first_token + query_len)
             _attend_chunk(out_TND[tokens], q_TND[tokens], cache, block_table_BC[row], kv_len, scale)
         first_token += query_len
-    for group in _similar_lengths(decode, cache.k_PSMD):
+    for group in similar_lengths(decode, cache.k_PSMD):
         _attend_single(out_TND, q_TND, cache, block_table_BC, group, scale)
     return out_TND
 
 
-def _similar_lengths(decode: list[tuple[int, int, int]], cache_PSMD: Tensor) -> Iterator[list[tuple[int, int, int]]]:
+def similar_lengths(decode: list[tuple[int, int, int]], cache_PSMD: Tensor) -> Iterator[list[tuple[int, int, int]]]:
     """Groups of rows whose block counts share a power of two, so that padding at most doubles what is read.
 
     A group gathers no more than GATHER_ELEMENTS of a cache, unless a single row does.
@@ -199,8 +200,8 @@ def _attend_single(
     rows, tokens, kv_lens = zip(*group, strict=True)
     longest = max(kv_lens)
     num_blocks = -(-longest // cache.k_PSMD.shape[1])
-    at = _index(tokens, q_TND.device)
-    blocks = block_table_BC[_index(rows, q_TND.device), :num_blocks]
+    at = row_index(tokens, q_TND.device)
+    blocks = block_table_BC[row_index(rows, q_TND.device), :num_blocks]
     k, v = (
         cache.read(name, blocks).view(len(group), -1, *cache[name].shape[2:])[:, :longest].transpose(1, 2)
         for name in ("k", "v")
@@ -216,7 +217,7 @@ def _attend_single(
     out_TND[at] = out.squeeze(2).to(out_TND.dtype)
 
 
-def _index(places: tuple[int, ...], device: torch.device) -> slice | Tensor:
+def row_index(places: tuple[int, ...], device: torch.device) -> slice | Tensor:
     """Ascending places as an index: a slice, which copies nothing, where they follow one another."""
     if places[-1] - places[0] + 1 == len(places):
         return slice(places[0], places[-1] + 1)

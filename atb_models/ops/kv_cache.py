@@ -23,7 +23,8 @@ Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 class LayerCache(dict[str, Tensor]):
-    """One layer's planes by name; plain attention has "k" and "v", and "k_scale" and "v_scale" beside int8."""
+    """One layer's planes by name; plain attention has "k" and "v", latent attention "latent" and "rope_key", and each
+    beside int8 another with "_scale" behind its name."""
 
     @property
     def k_PSMD(self) -> Tensor:
@@ -34,6 +35,16 @@ class LayerCache(dict[str, Tensor]):
     def v_PSMD(self) -> Tensor:
         """The values."""
         return self["v"]
+
+    @property
+    def latent_PSZ(self) -> Tensor:
+        """The latents of latent attention."""
+        return self["latent"]
+
+    @property
+    def rope_key_PSY(self) -> Tensor:
+        """The rotary keys of latent attention."""
+        return self["rope_key"]
 
     def write(self, name: str, x_TMD: Tensor, slots_T: Tensor) -> None:
         """Put vectors into their slots of a plane, as integers where that is int8. Raises ValueError for a shape."""

@@ -23,7 +23,7 @@ from atb_models.errors import ConfigError
 from atb_models.ops import attention, moe
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
-from atb_models.ops.npu_layout import HEAD_SIZE, INT8_CACHE, INTEGER_SHAPES, packings
+from atb_models.ops.npu_layout import HEAD_SIZE, INT8_CACHE, INTEGER_SHAPES, LATENT_ATTENTION, packings
 from atb_models.ops.plane import Plane
 from atb_models.ops.quantized import npu as npu_quantized
 from atb_models.ops.quantized.npu_packing import GROUP_STEP
@@ -184,5 +184,6 @@ def backend() -> Backend:
         packings=packings(npu_quantized.CONVERSIONS),
         plane_shape=plane_shape,
         int8_cache=INT8_CACHE,
+        latent_attention=LATENT_ATTENTION,
         group_step=GROUP_STEP,
     )

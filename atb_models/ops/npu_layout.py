@@ -17,6 +17,7 @@ from atb_models.ops.weight import Packing, Weight
 
 HEAD_SIZE = 128  # of the attention operator; narrower heads lie padded with zeros
 INT8_CACHE = False  # attention takes no KV cache of int8
+LATENT_ATTENTION = False  # no operation for it yet
 
 
 def layouts() -> Backend:
@@ -28,6 +29,7 @@ def layouts() -> Backend:
         packings=packings(Conversions(_without_device, _without_device)),
         plane_shape=_plane_shape,
         int8_cache=INT8_CACHE,
+        latent_attention=LATENT_ATTENTION,
         group_step=GROUP_STEP,
     )
 

@@ -34,6 +34,15 @@ def key_and_value(heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Plane,
     return vectors + tuple(Plane(scale_of(name), heads, 1, torch.float32) for name in names)
 
 
+def latent_and_rope_key(latent: int, rotary: int, dtype: torch.dtype) -> tuple[Plane, ...]:
+    """The planes of latent attention: a latent and a rotary key, so many values wide; beside int8 a float32 scale of
+    each of these vectors."""
+    vectors = (Plane("latent", None, latent, dtype), Plane("rope_key", None, rotary, dtype))
+    if dtype != torch.int8:
+        return vectors
+    return vectors + tuple(Plane(scale_of(plane.name), None, 1, torch.float32) for plane in vectors)
+
+
 def scale_of(name: str) -> str:
     """The name of the plane that holds the scales of another."""
     return f"{name}_scale"

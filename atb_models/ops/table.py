@@ -67,7 +67,8 @@ class Op:
         return self.backend != "reference"
 
     @cached_property
-    def _parameters(self) -> tuple[str, ...]:
+    def parameters(self) -> tuple[str, ...]:
+        """The names of its arguments, in order."""
         return tuple(inspect.signature(self.reference).parameters)
 
     def packed(self, plain: Mapping[str, Layout]) -> dict[str, Layout]:
@@ -89,7 +90,7 @@ class Op:
         return NIBBLES.layout(plain) if NIBBLES.takes(plain) else plain
 
     def _arguments(self, *args: Any) -> dict[str, Any]:
-        return dict(zip(self._parameters, args, strict=False))
+        return dict(zip(self.parameters, args, strict=False))
 
 
 PlaneShape = Callable[[int, Plane], tuple[int, ...]]
@@ -107,7 +108,8 @@ class Backend:
     the definition's is taken, or else the body is called with meta tensors: one that calls a library must have a rule.
     packings: by operation, how weights among its arguments are stored. plane_shape: see `kv_plane_shape`.
     quantized: whether its operations take weights of integers with scales. int8_cache: whether its attention takes a KV
-    cache of int8 with scales. group_step: see the function.
+    cache of int8 with scales. latent_attention: whether it serves that, be it by the reference. group_step: see the
+    function.
     """
 
     bodies: Mapping[str, Body]
@@ -116,6 +118,7 @@ class Backend:
     plane_shape: PlaneShape = _plain_shape
     quantized: bool = True
     int8_cache: bool = True
+    latent_attention: bool = True
     group_step: int = 8
 
 
@@ -164,7 +167,8 @@ def laid_out_for(device_type: str | None) -> Iterator[None]:
     before = _bound
     if device_type in LAYOUTS:
         # planned, whether it runs there or not
-        _serve(device_type, replace(_layouts(device_type), quantized=True, int8_cache=True))
+        planned = replace(_layouts(device_type), quantized=True, int8_cache=True, latent_attention=True)
+        _serve(device_type, planned)
     elif device_type is not None:
         bind(device_type)
     try:
@@ -213,6 +217,13 @@ def takes_int8_cache(device_type: str | None = None) -> bool:
     return device_type not in LAYOUTS or _layouts(device_type).int8_cache
 
 
+def takes_latent_attention(device_type: str | None = None) -> bool:
+    """Whether a device type serves latent attention; None: what is bound."""
+    if device_type is None:
+        return _bound[1].latent_attention
+    return device_type not in LAYOUTS or _layouts(device_type).latent_attention
+
+
 def _layouts(device_type: str) -> Backend:
     layouts: Backend = importlib.import_module(LAYOUTS[device_type]).layouts()
     return layouts
@@ -237,6 +248,15 @@ def check_int8_cache() -> None:
     """Raise ConfigError where the attention of the bound backend takes no KV cache of int8."""
     if not takes_int8_cache():
         raise ConfigError(f"{_bound[0]} takes no KV cache of int8 yet, and kv_dtype is int8; leave it out there")
+
+
+def check_latent_attention() -> None:
+    """Raise ConfigError where the bound backend does not serve latent attention."""
+    if not takes_latent_attention():
+        raise ConfigError(
+            f"{_bound[0]} serves no latent attention yet, which the model has (kv_lora_rank in its config.json); use"
+            " another device, such as --device cpu"
+        )
 
 
 def operations() -> Iterator[Op]:

@@ -12,19 +12,22 @@ import torch
 
 from atb_models import ops
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
-from atb_models.graph.graph import Node
+from atb_models.graph.graph import Node, Value
 from atb_models.graph.meta import META
 from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
 from atb_models.models.quantization import layer_kinds
 from atb_models.ops.cost import Cost
 from atb_models.ops.step import StepInput
+from atb_models.ops.table import TABLE
 from atb_models.ops.top_logits import greedy_logits
 from atb_models.plan.chips import Chip
 from atb_models.plan.memory import one_of_each_layer
 from atb_models.plan.roofline import Arithmetic, Times, arithmetic_of, operation_times
 
 PAIRS = ((2048, 2048), (1024, 1024), (512, 512), (256, 256))  # tokens of prompt and answer
+# Operations whose costs depend on the lengths of sequences, as the shapes of their tensors do not.
+BY_LENGTHS = frozenset({ops.paged_attention.name, ops.latent_attention.name})
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -178,12 +181,12 @@ class StepCosts:
 
     def steady(self, step: Step) -> list[Work]:
         """The operations with equal costs in all steps of this `shape`."""
-        return [self._work(node, node.cost) for node in self._trace(step) if node.op != ops.paged_attention.name]
+        return [self._work(node, node.cost) for node in self._trace(step) if node.op not in BY_LENGTHS]
 
     def attention(self, step: Step) -> list[Work]:
         """The operations whose costs depend on lengths."""
         if step not in self._attention:
-            nodes = [node for node in self._trace(step) if node.op == ops.paged_attention.name]
+            nodes = [node for node in self._trace(step) if node.op in BY_LENGTHS]
             given = meta_step(step.query_lens, step.kv_lens, BLOCK_SIZE)
             self._attention[step] = [self._work(node, self._attention_cost(node, given)) for node in nodes]
         return self._attention[step]
@@ -205,9 +208,10 @@ class StepCosts:
 
     def _attention_cost(self, node: Node, step: StepInput) -> Cost:
         """The cost with the lengths of `step` instead of the traced ones."""
-        q_TND = torch.empty(node.outputs[0].shape, dtype=node.outputs[0].dtype, device=META)
-        cache = self._caches[int(node.module.split(".")[1])]
-        return ops.paged_attention.cost(q_TND, q_TND, cache, step, node.options["scale"])
+        shown = {value.argument: _empty(value) for value in node.inputs}
+        caches = {"cache": self._caches[int(node.module.split(".")[1])], "step": step}
+        operation, given = TABLE[node.op], shown | node.options | caches
+        return operation.cost(_empty(node.outputs[0]), *(given[name] for name in operation.parameters))
 
     def _calls(self, node: Node) -> int:
         """Calls in the whole model. The add and norm at the end of a layer belong to the norm that follows it."""
@@ -220,3 +224,7 @@ class StepCosts:
         if name != "input_norm":
             return self._layers[int(layer)]
         return self._layers[int(layer) - 1] if int(layer) else 1
+
+
+def _empty(value: Value) -> torch.Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device=META)

@@ -16,6 +16,7 @@ from atb_models import ops
 from atb_models.graph.meta import MetaGroup
 from atb_models.ops.cost import Cost
 from atb_models.ops.gating import Gating
+from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.sublayers import AttentionSublayer, FeedForwardSublayer, MlpWeights, Norm, RoutedWeights
 from atb_models.ops.table import TABLE
 from atb_models.ops.weight import Layout, Weight
@@ -45,6 +46,7 @@ X, KV = meta(3, 4), meta(3, 1, 4)  # 24 bytes each
 X8, W8 = meta(3, 4, dtype=torch.int8), integers(5, 4)
 X6 = torch.zeros(6, 4).half()  # with values: the experts that have rows are counted
 CACHE = kv_cache(meta(9, 4, 1, 4), meta(9, 4, 1, 4))
+LATENTS = LayerCache(latent=meta(9, 4, 5), rope_key=meta(9, 4, 2))
 
 NORM, TABLES = Norm(meta(4), 1e-6), (meta(3, 2, dtype=SINGLE), meta(3, 2, dtype=SINGLE))
 # 2 heads and a KV head of 4: 16 rows and biases of queries, keys and values
@@ -88,6 +90,20 @@ BY_HAND: list[tuple[str, tuple[Any, ...], float, float, float]] = [
         14 * 16 * 2,
         64 + 9 * 16 + 3 * 4,
         64,
+    ),
+    ("LatentCache", (meta(3, 5), meta(3, 2), LATENTS, slots_step(meta(3, dtype=INT))), 0, 30 + 12 + 12, 30 + 12),
+    # of each of 2 heads' 4 values 2 turn, and those of the key
+    ("RopeAndLatentCache", (meta(3, 2, 4), meta(3, 5), meta(3, 2), meta(3, 1, dtype=SINGLE), meta(3, 1, dtype=SINGLE),
+        LATENTS, slots_step(meta(3, dtype=INT))), 36 + 18, 48 + 30 + 12 + 12 + 12 + 12, 48 + 30 + 12),
+    # 2 heads with a key and two values of 5 inputs each: 60 FLOPs to map a vector. The first query maps itself and its
+    # result, and meets 5 keys of 7 and values of 5: 60 + 5 * 48. Those of the second sequence meet 9 expanded keys of 3
+    # and values of 2, which 4 tokens are mapped to: 4 * 60 + 9 * 20. 9 cached tokens with 14 bytes, 3 blocks.
+    (
+        "LatentAttention",
+        (meta(4, 2, 3), meta(6, 5), LATENTS, attention_step([1, 3], [5, 4], meta(2, 5, dtype=INT)), 0.5),
+        300 + 420,
+        48 + 60 + 9 * 14 + 3 * 4,
+        32,
     ),
     ("Router", (X, Weight.plain(meta(5, 4, dtype=SINGLE))), 120, 24 + 80, 60),
     ("MoeGating", (meta(3, 5, dtype=SINGLE), Gating(2)), 60, 60, 24 + 48),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,79 +14,14 @@ from torch.utils._pytree import tree_leaves
 from atb_models.graph.meta import MetaGroup
 from atb_models.ops import cpu, cpu_torch
 from atb_models.ops.gating import Gating
-from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.sublayers import AttentionSublayer, FeedForwardSublayer, MlpWeights, Norm, RoutedWeights
 from atb_models.ops.table import TABLE, Op
-from atb_models.ops.weight import Layout, Weight
+from atb_models.ops.weight import Weight
+from tests.ops.draws import Draw, EqualRanks, latent_attention, latent_cached, latent_rotated
 from tests.records import attention_step, kv_cache, map_tensors, shape_rule, slots_step
 
 DRAWS = 10
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class EqualRanks:
-    """A group whose ranks all hold the same tensor."""
-
-    rank: int
-    size: int
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        return x.mul_(self.size)
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * self.size, dim=-1)
-
-
-class Draw:
-    """Random shapes and values. T tokens, H hidden size, D head dimension and so on are drawn once a case."""
-
-    def __init__(self, seed: str, dtype: torch.dtype) -> None:
-        self.random = random.Random(seed)
-        self.torch = torch.Generator().manual_seed(self.random.randrange(1 << 30))
-        self.dtype = dtype
-        self.T, self.H, self.V = self.to(1, 20), self.to(2, 24), self.to(2, 30)
-        self.E = self.to(2, 9)
-        self.K = self.to(1, self.E)
-        self.M, self.D, self.S = self.to(1, 3), 2 * self.to(2, 6), self.to(2, 16)
-        self.N = self.M * self.to(1, 3)
-
-    def to(self, low: int, high: int) -> int:
-        return self.random.randint(low, high)
-
-    def floats(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.randn(shape, generator=self.torch).to(dtype or self.dtype)
-
-    def single(self, *shape: int) -> Tensor:
-        return self.floats(*shape, dtype=torch.float32)
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, generator=self.torch, dtype=torch.int32)
-
-    def choices(self) -> Tensor:
-        """[T, K] different experts for each token."""
-        return self.single(self.T, self.E).topk(self.K).indices
-
-    def group(self) -> EqualRanks:
-        return EqualRanks(0, self.random.choice((1, 2, 4, 8)))
-
-    def weight(self, *shape: int) -> Weight:
-        return Weight.plain(self.floats(*shape))
-
-    def int8(self, *shape: int) -> Tensor:
-        return torch.randint(-128, 128, shape, generator=self.torch).to(torch.int8)
-
-    def quantized(self, *shape: int) -> Weight:
-        """With int8 activations, whose scales are static or made at run time."""
-        layout = Layout.integers(shape, activations=self.random.choice(("token", "static")))
-        beside = {
-            name: self.integers(90, *of.shape) if of.dtype == torch.int32 else self.single(*of.shape).abs() + 0.1
-            for name, of in layout.beside.items()
-        }
-        return Weight(layout, self.int8(*shape), **beside)
-
-    def cache(self, blocks: int) -> LayerCache:
-        return kv_cache(*(self.floats(blocks, self.S, self.M, self.D) for _ in range(2)))
 
 
 def cached(d: Draw) -> tuple[Any, ...]:
@@ -185,6 +119,9 @@ CASES: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
     "ReshapeAndCache": cached,
     "RopeAndCache": rotated,
     "PagedAttention": attention,
+    "LatentCache": latent_cached,
+    "RopeAndLatentCache": latent_rotated,
+    "LatentAttention": latent_attention,
     "Router": lambda d: (d.floats(d.T, d.H), Weight.plain(d.single(d.E, d.H))),
     "MoeGating": lambda d: (
         d.single(d.T, d.E),
@@ -234,6 +171,9 @@ BROKEN: dict[str, tuple[int, Callable[[Draw], Any]]] = {
     "ReshapeAndCache": (1, lambda d: d.floats(d.T, 2 * d.M, d.D)),
     "RopeAndCache": (4, lambda d: d.single(d.T, d.D // 2 + 1)),
     "PagedAttention": (1, lambda d: kv_cache(d.floats(30, d.S, d.M, d.D), d.floats(30, d.S, d.M, d.D + 2))),
+    "LatentCache": (0, lambda d: d.floats(d.T, d.V + 1)),
+    "RopeAndLatentCache": (3, lambda d: d.single(d.T, d.D // 2 + 1)),
+    "LatentAttention": (1, lambda d: d.floats(d.N * (d.K + d.E), d.V + 1)),
     "Router": (1, lambda d: Weight.plain(d.single(d.E, d.H + 1))),
     "MoeGating": (1, lambda d: Gating(d.E + 1)),
     "GroupedMatmul": (1, lambda d: d.weight(d.E, d.V, d.H + 1)),
