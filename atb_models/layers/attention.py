@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from atb_models import ops
 from atb_models.layers.build import Build
 from atb_models.layers.heads import counts_kv_heads, kv_heads_per_rank
+from atb_models.layers.latent_attention import LatentAttention
 from atb_models.layers.linear import qkv_linear, row_linear
 from atb_models.layers.norm import RmsNorm
 from atb_models.layers.qk_norm import HeadNorms, WideNorms
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         return self.o(out_TND.flatten(1))
 
 
-def attention_sublayer(norm: RmsNorm, attention: Attention) -> AttentionSublayer | None:
+def attention_sublayer(norm: RmsNorm, attention: Attention | LatentAttention) -> AttentionSublayer | None:
     """Attention behind `norm` as one operation takes it; None for what always runs in parts: a family's own attention,
     a norm with a bias or over all heads, bounds."""
     described = norm.described()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from atb_models import ops
@@ -52,6 +54,23 @@ def _weight(build: Build, outputs: int, inputs: int, *, padded: bool = False) ->
     storage = build.storage("weight")
     product = _product("float" if storage is None else storage.activations)
     return build.weight(product, "weight_OI", Wanted((outputs, inputs), storage, padded=padded))
+
+
+def part_linear(
+    build: Build,
+    part: Part,
+    rows: int,
+    inputs: int,
+    *,
+    bias: bool = False,
+    padded: bool = False,
+    adds_bias: bool = True,
+) -> Linear:
+    """A weight [rows, inputs] of this rank that one part fills, as cut from its checkpoint tensor."""
+    bias_part = replace(part, shape=part.shape[:1]) if part.dim == 0 else Part(part.shape[:1], order=part.order)
+    biased = build.biased("weight", ("",), own=bias)
+    bias_O = build.parameter(rows, padded=padded and part.dim == 0) if biased else None
+    return Linear(_weight(build, rows, inputs, padded=padded), {"": part}, bias_O, {"": bias_part}, adds_bias=adds_bias)
 
 
 def column_linear(build: Build, inputs: int, outputs: dict[str, int], *, bias: bool = False) -> Linear:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from atb_models.layers.latent_sizes import LatentSizes
 from atb_models.models.dtypes import AUTO, DEFAULT
 from atb_models.models.rope import Rope
 
@@ -27,7 +28,7 @@ class ModelConfig:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    head_dim: int
+    head_dim: int  # of a query
     rms_norm_eps: float
     rope: Rope
     max_position_embeddings: int
@@ -38,6 +39,8 @@ class ModelConfig:
     mlp_bias: bool = False  # of gate, up and down in dense layers
     qk_norm: QkNorm | None = None  # of queries and keys, before they are turned, see layers/qk_norm.py
     clip_qkv: float | None = None  # queries, keys and values are bounded by it, after that norm
+    latent: LatentSizes | None = None  # of latent attention; None: plain attention
+    extra_layers: int = 0  # beyond num_hidden_layers in the checkpoint, which predict further tokens: not loaded
     num_experts: int = 0  # 0: no layer has any
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0  # of one routed expert

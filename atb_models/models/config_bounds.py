@@ -19,6 +19,8 @@ _LAYERS = 1 << 10  # Llama 3.1 405B: 126
 _HIDDEN = 1 << 18  # Nemotron-4 340B: 18,432
 _WIDTH = 1 << 20  # of a feed-forward; Nemotron-4 340B: 73,728
 _HEADS = 1 << 10  # Llama 3.1 405B and DeepSeek-V3: 128
+_HEAD = 1 << 11  # values of a head; Gemma: 256
+_LATENT = 1 << 14  # DeepSeek-V3: 1536
 _EXPERTS = 1 << 12  # of a layer; DeepSeek-V3 256, Kimi K2 384, Qwen3-Next 512
 _SHARED = 1 << 10  # experts that every token takes; published: 4 at most
 
@@ -30,7 +32,12 @@ MOST: Final[dict[str, int]] = {
     "shared_expert_intermediate_size": _WIDTH,
     "num_attention_heads": _HEADS,
     "num_key_value_heads": _HEADS,
-    "head_dim": 1 << 11,  # Gemma: 256
+    "head_dim": _HEAD,
+    "q_lora_rank": _LATENT,
+    "kv_lora_rank": _LATENT,
+    "qk_nope_head_dim": _HEAD,
+    "qk_rope_head_dim": _HEAD,
+    "v_head_dim": _HEAD,
     "vocab_size": 1 << 21,  # Gemma 3: 262,208
     "max_position_embeddings": 1 << 27,  # Llama 4 Scout: 10,485,760
     "original_max_position_embeddings": 1 << 27,
@@ -38,6 +45,9 @@ MOST: Final[dict[str, int]] = {
     "n_routed_experts": _EXPERTS,
     "num_local_experts": _EXPERTS,
     "num_experts_per_tok": _EXPERTS,
+    "n_group": _EXPERTS,
+    "topk_group": _EXPERTS,
+    "num_nextn_predict_layers": _LAYERS,  # published: 1
     "moe_top_k": _EXPERTS,
     "n_shared_experts": _SHARED,
     "num_shared_experts": _SHARED,

@@ -118,7 +118,7 @@ SAME: Final[Mapping[str, Callable[[ModelConfig], float]]] = {
         ("attention_multiplier", "softmax_scale", "attn_scale", "attention_scale"),
         lambda config: config.head_dim**-0.5,
     ),
-    **dict.fromkeys(("query_pre_attn_scalar", "v_head_dim"), lambda config: config.head_dim),
+    **dict.fromkeys(("query_pre_attn_scalar", "v_head_dim", "qk_head_dim"), lambda config: config.head_dim),
     "rotary_dim": lambda config: config.rope.width,
     **dict.fromkeys(("dim_model_base", "word_embed_proj_dim", "embedding_size"), lambda config: config.hidden_size),
     **dict.fromkeys(

@@ -24,7 +24,7 @@ from atb_models.models.generation import MOST_BYTES, SAMPLING, generation_fields
 from atb_models.models.generation import NEUTRAL as GENERATION_NEUTRAL
 from atb_models.models.generation import WITHOUT_EFFECT as GENERATION_WITHOUT_EFFECT
 from atb_models.models.quantized.read import read_scheme
-from atb_models.wording import named
+from atb_models.wording import counted, named
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,9 @@ def load_model_config(
     config = ModelConfig(**values, overridden=tuple(sorted(fields.overrides)), scheme=scheme)
     _check_consistent(config, fields, log=log)
     _check_rest(config, fields, log=log)
+    if log and config.extra_layers:
+        extra = counted(config.extra_layers, "layer")
+        logger.info("%s: %s that would predict further tokens left out", fields.file, extra)
     fields.check_overrides()
     return config
 

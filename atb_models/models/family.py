@@ -17,6 +17,7 @@ from atb_models.models.weights.names import CheckpointTensor, TensorNames
 if TYPE_CHECKING:
     from atb_models.layers.attention import Attention
     from atb_models.layers.build import Build
+    from atb_models.layers.latent_attention import LatentAttention
 
 
 @dataclass(frozen=True)
@@ -38,5 +39,5 @@ class Family:
     chat_template: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     names: TensorNames = field(default_factory=TensorNames)
-    attention: Callable[[Build, ModelConfig, bool], Attention] | None = None
+    attention: Callable[[Build, ModelConfig, bool], Attention | LatentAttention] | None = None
     attention_tensors: Callable[[ModelConfig, str, str], Iterator[CheckpointTensor]] | None = None

@@ -18,6 +18,7 @@ from atb_models.models.weights.weight_map import checkpoint_tensors
 # Modules of the decoder that have no place for a bias: name -> words for a message.
 _WITHOUT_BIAS = {
     "experts": "routed experts do",
+    "kv_b": "what makes keys and values of a latent does",
     "router": "a router does",
     "shared_gate": "the gate of a shared expert does",
     "embed": "an embedding does",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from atb_models.graph.labels import dtype_name
-from atb_models.ops.table import takes_int8_cache, takes_quantized
+from atb_models.ops.table import takes_int8_cache, takes_latent_attention, takes_quantized
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES, PLAIN, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
@@ -118,6 +118,8 @@ def refusal(deployment: Deployment, chip: Chip) -> str | None:
         return "quantised weights"
     if deployment.kv_dtype == torch.int8 and not takes_int8_cache(chip.layouts):
         return "a KV cache of int8"
+    if deployment.model.latent is not None and not takes_latent_attention(chip.layouts):
+        return "latent attention"
     return None
 
 

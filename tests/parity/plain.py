@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.parity.plain_latent import chosen, latent_attention
+
 Tensors = dict[str, Tensor]
 MIXTRAL = {
     "block_sparse_moe.": "mlp.",
@@ -88,6 +90,9 @@ def moe(config: dict[str, Any], own: Tensors, x: Tensor) -> Tensor:
         divided = config["model_type"] == "mixtral" or config["norm_topk_prob"]
         score = torch.sigmoid if config.get("scoring_func") == "sigmoid" else softmax
         return routed(own["mlp.gate.weight"], own, x, top_k, eps=0.0 if divided else None, score=score)
+    if config["model_type"] in ("deepseek_v2", "deepseek_v3"):
+        y = sum((share * mlp(own, f"mlp.experts.{e}", x) for e, share in chosen(config, own, x)), torch.zeros_like(x))
+        return y + mlp(own, "mlp.shared_experts", x) if config["n_shared_experts"] else y
     if config["model_type"] == "qwen2_moe":
         y = routed(own["mlp.gate.weight"], own, x, top_k, eps=0.0 if config["norm_topk_prob"] else None)
         share = 1 / (1 + torch.exp(-own["mlp.shared_expert_gate.weight"][0] @ x))
@@ -124,6 +129,8 @@ def routed(
 def attention(
     config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int], kept: Callable[[Tensor], Tensor]
 ) -> Tensor:
+    if "kv_lora_rank" in config:
+        return latent_attention(config, own, x, rows, kept)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"] or config["num_attention_heads"]
     dim, tokens = config.get("head_dim") or config["hidden_size"] // heads, x.shape[0]
 

@@ -20,7 +20,7 @@ from tests.parity.checks import CONDITIONS, GREEDY, run
 from tests.parity.golden import Golden
 
 FIRST = ("deepseek", "deepseek_d128", "qwen", "xverse")
-CHECKPOINTS = (*FIRST, "llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmoe")
+CHECKPOINTS = (*FIRST, "llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmoe", "deepseek_v2", "deepseek_v3")
 DTYPES = ("fp32", "fp16", "bf16")
 ON_RANKS = (("batched", 2, "fp32"), ("batched", 4, "fp16"), ("batched", 8, "bf16"))
 

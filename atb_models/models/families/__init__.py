@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from atb_models.models.families import deepseek, llama, mixtral, olmoe, qwen, qwen2, qwen3, xverse
+from atb_models.models.families import (
+    deepseek,
+    deepseek_v2,
+    deepseek_v3,
+    llama,
+    mixtral,
+    olmoe,
+    qwen,
+    qwen2,
+    qwen3,
+    xverse,
+)
 from atb_models.models.family import Family
 
 FAMILIES: dict[str, Family] = {
     "deepseek": deepseek.FAMILY,
+    "deepseek_v2": deepseek_v2.FAMILY,
+    "deepseek_v3": deepseek_v3.FAMILY,
     "qwen2_moe": qwen.FAMILY,
     "xverse": xverse.FAMILY,
     "llama": llama.FAMILY,

@@ -20,6 +20,11 @@ CHAT_TEMPLATE = (
 def parse_config(fields: Fields) -> dict[str, Any]:
     """Biases, experts and the layers that have them; absent fields are the published configuration class's defaults."""
     fields.choice("scoring_func", ("softmax",), "softmax")
+    return attention_bias(fields) | expert_fields(fields)
+
+
+def expert_fields(fields: Fields) -> dict[str, Any]:
+    """Experts and the layers that have them."""
     experts = fields.optional_integer("n_routed_experts")
     width = fields.optional_integer("moe_intermediate_size")
     first, step = fields.integer("first_k_dense_replace", 0, minimum=0), fields.integer("moe_layer_freq", 1)
@@ -27,8 +32,7 @@ def parse_config(fields: Fields) -> dict[str, Any]:
     top_k = fields.optional_integer("num_experts_per_tok")
     norm_topk_prob = fields.flag("norm_topk_prob", False)
     layers = range(fields.integer("num_hidden_layers"))
-    moe_layers = tuple(experts is not None and i >= first and i % step == 0 for i in layers)
-    values = attention_bias(fields) | {"moe_layers": moe_layers}
+    values: dict[str, Any] = {"moe_layers": tuple(experts is not None and i >= first and i % step == 0 for i in layers)}
     if experts is not None:
         width = fields.integer("moe_intermediate_size")
         top_k = fields.integer("num_experts_per_tok") if top_k is None else top_k

@@ -136,12 +136,14 @@ def _check(matched: list[Matched], config: ModelConfig, source: WeightSource) ->
 
 
 def _harmless(name: str, config: ModelConfig) -> bool:
-    """Known leftovers: rotary tables, scales of a KV cache, the copy of a tied head, and layers that config_overrides
-    cut off."""
+    """Known leftovers: rotary tables, scales of a KV cache, the copy of a tied head, layers that config_overrides cut
+    off, and those that predict further tokens."""
     if name.endswith((".rotary_emb.inv_freq", *KV_SCALES)):
         return True
     if name == "lm_head.weight":
         return config.tie_word_embeddings
     layer = _LAYER.match(name)
-    cut_off = layer is not None and int(layer[1]) >= config.num_hidden_layers
-    return cut_off and "num_hidden_layers" in config.overridden
+    if layer is None or int(layer[1]) < config.num_hidden_layers:
+        return False
+    beyond = int(layer[1]) >= config.num_hidden_layers + config.extra_layers
+    return not beyond or "num_hidden_layers" in config.overridden
