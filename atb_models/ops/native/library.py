@@ -112,6 +112,7 @@ class Library:
         if runtime is not None:
             self._cdll.atb_use_openmp(*runtime)
         self.attention, self.attention_scratch = self._operation("attention", structs.AttentionCall)
+        self.latent_attention, self.latent_attention_scratch = self._operation("latent_attention", structs.LatentCall)
         self.linear, self.linear_scratch = self._operation("linear", structs.LinearCall)
         self.experts, self.experts_scratch = self._operation("experts", structs.ExpertsCall)
         self.gating, self.gating_scratch = self._operation("gating", structs.GatingCall)
@@ -120,6 +121,7 @@ class Library:
         self.shared_gate = self._function("atb_shared_gate", c_int, POINTER(structs.SharedGateCall))
         self.top_logits = self._function("atb_top_logits", c_int, POINTER(structs.TopLogitsCall))
         self.rope = self._function("atb_rope", c_int, POINTER(structs.RopeCall))
+        self.latent_rope = self._function("atb_latent_rope", c_int, POINTER(structs.LatentRopeCall))
         self.attention_sublayer = self._function(
             "atb_attention_sublayer",
             c_int,

@@ -18,6 +18,7 @@ from atb_models.ops.attention import paged_attention, rope_and_cache
 from atb_models.ops.gating import moe_gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import attention, experts, gating, linear, rope, rows, top_logits
+from atb_models.ops.native.latent import serve as latent
 from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import GateUpPanels, Panels, operand
 from atb_models.ops.native.planes import MOST_BYTES, has_planes, scale_planes
@@ -49,6 +50,7 @@ def native_backend(library: Library) -> Backend:
         "SwiGlu": rows.swiglu,
         "SharedExpertGate": rows.shared_expert_gate,
         "TopLogits": top_logits.top_logits,
+        **latent.BODIES,
     }
     shapes: dict[str, Callable[..., Any]] = {
         "Linear": _packed_or(cpu_torch.linear, _linear_shape),
@@ -66,6 +68,7 @@ def native_backend(library: Library) -> Backend:
         "SwiGlu": _like(basic.swiglu.reference),
         "SharedExpertGate": _like(moe.shared_expert_gate.reference),
         "TopLogits": _top_logits_shape,
+        **latent.SHAPES,
     }
     panels = Panels(library)
     of_experts: Mapping[str, Packing] = {"gate_up_EGH": GateUpPanels(library), "down_EHF": panels}

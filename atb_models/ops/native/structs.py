@@ -31,6 +31,17 @@ class AttentionCall(Structure):
     ]
 
 
+class LatentCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "q maps latents keys out table starts kv_lens scratch"),
+        *_fields(c_int64, "q_row latent_block latent_slot key_block key_slot table_row"),
+        *_fields(c_int32, "tokens sequences heads nope rotary value latent block_size blocks table_width"),
+        *_fields(c_int32, "format threads"),
+        ("scale", c_float),
+        *_fields(Scales, "latent_scale key_scale"),
+    ]
+
+
 class PanelWeight(Structure):
     _fields_ = [
         *_fields(c_void_p, "data scale"),
@@ -94,6 +105,15 @@ class RopeCall(Structure):
         *_fields(c_int64, "q_row k_row v_row k_block k_slot k_head v_block v_slot v_head"),
         *_fields(c_int32, "tokens heads kv_heads head_dim half block_size blocks format threads"),
         *_fields(Scales, "k_scale v_scale"),
+    ]
+
+
+class LatentRopeCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "q latent key cos sin slots q_out latents keys"),
+        *_fields(c_int64, "q_row latent_row key_row latent_block latent_slot key_block key_slot"),
+        *_fields(c_int32, "tokens heads head_dim half width block_size blocks format threads"),
+        *_fields(Scales, "latent_scale key_scale"),
     ]
 
 

@@ -35,6 +35,22 @@ struct AttentionCall {
   Scales k_scale, v_scale;
 };
 
+// Attention over the paged cache of latents (see attention/latent.h). `maps` are each head's rows of keys, then of values,
+// [N, nope + value, latent]. A query has `rotary` values, which meet rotary keys, then `nope`, which meet a head's own.
+// Element (p, s, d) of a cache is at p * block + s * slot + d.
+struct LatentCall {
+  const void *q, *maps, *latents, *keys;
+  void* out;  // [T, N, value], contiguous
+  const int32_t *table, *starts, *kv_lens;
+  float* scratch;
+  int64_t q_row;  // elements from one token's queries to the next
+  int64_t latent_block, latent_slot, key_block, key_slot;
+  int64_t table_row;
+  int32_t tokens, sequences, heads, nope, rotary, value, latent, block_size, blocks, table_width, format, threads;
+  float scale;
+  Scales latent_scale, key_scale;
+};
+
 // A weight [outputs, inputs], or a stack of them, in panels (see products/panels.h). What a storage needs beside its values is
 // described here and nowhere else.
 struct PanelWeight {
@@ -121,6 +137,19 @@ struct RopeCall {
   Scales k_scale, v_scale;
 };
 
+// The same for latent attention: the first 2 half values of each query are turned, and those of the one key, which goes to
+// its slot beside the latent.
+struct LatentRopeCall {
+  const void *q, *latent, *key;
+  const float *cos, *sin;  // [T, half], contiguous
+  const int32_t* slots;
+  void *q_out, *latents, *keys;  // q_out [T, N, D], contiguous
+  int64_t q_row, latent_row, key_row;
+  int64_t latent_block, latent_slot, key_block, key_slot;
+  int32_t tokens, heads, head_dim, half, width, block_size, blocks, format, threads;  // width: of a latent
+  Scales latent_scale, key_scale;
+};
+
 // The `count` greatest finite logits of each row as keys, and a count of those that are not finite, see top_logits.py.
 struct TopLogitsCall {
   const void* x;
@@ -191,6 +220,8 @@ struct FeedForwardLayer {
 // Each function runs a call; each `_scratch` gives the floats of scratch that the call needs.
 API int64_t atb_attention_scratch(const AttentionCall*);
 API int atb_attention(const AttentionCall*);
+API int64_t atb_latent_attention_scratch(const LatentCall*);
+API int atb_latent_attention(const LatentCall*);
 API int64_t atb_linear_scratch(const LinearCall*);
 API int atb_linear(const LinearCall*);
 API int atb_pack(const PackCall*);
@@ -200,6 +231,7 @@ API int atb_norm(const NormCall*);
 API int atb_swiglu(const SwigluCall*);
 API int atb_shared_gate(const SharedGateCall*);
 API int atb_rope(const RopeCall*);
+API int atb_latent_rope(const LatentRopeCall*);
 API int atb_top_logits(const TopLogitsCall*);
 API int64_t atb_gating_scratch(const GatingCall*);
 API int atb_gating(const GatingCall*);

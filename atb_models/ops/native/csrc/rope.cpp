@@ -29,16 +29,15 @@ INLINE void rotate(const typename X::T* from, const float* cos, const float* sin
   if (rest) __builtin_memcpy(to + 2 * half, from + 2 * half, rest * sizeof(*to));
 }
 
-// A vector as int8, of at most MOST_BYTES elements -> its scale, the largest magnitude / 127, or 1 where that is 0. What
-// is no number has the largest bits of all and makes the scale one.
-constexpr int MOST_BYTES = 256;
+// A vector as int8 -> its scale, the largest magnitude / 127, or 1 where that is 0. What is no number has the largest bits
+// of all and makes the scale one.
 template <class X> INLINE float to_bytes(const typename X::T* from, int n, int8_t* to) {
-  float x[MOST_BYTES];
-  const int whole = (int)round_up(n, VL);
-  widen<X>(from, n, x, whole);
+  auto floats = [=](int d) __attribute__((always_inline)) {
+    return n - d < VL ? load_part<X>(from + d, n - d) : X::load(from + d);
+  };
   vi most = splat_bits(0);
-  for (int d = 0; d < whole; d += VL) {
-    const vi bits = (vi)load(x + d) & 0x7fffffff;
+  for (int d = 0; d < n; d += VL) {
+    const vi bits = (vi)floats(d) & 0x7fffffff;
     most = bits > most ? bits : most;
   }
   int32_t largest = 0;
@@ -48,7 +47,7 @@ template <class X> INLINE float to_bytes(const typename X::T* from, int n, int8_
   scale /= 127.f;
   if (scale == 0) scale = 1;
   for (int d = 0; d < n; d += VL) {
-    vi number = nearest(load(x + d) / splat(scale));
+    vi number = nearest(floats(d) / splat(scale));
     number = number > 127 ? splat_bits(127) : number;
     number = number < -127 ? splat_bits(-127) : number;
     for (int i = 0; i < least(VL, n - d); i++) to[d + i] = (int8_t)number[i];
@@ -60,6 +59,7 @@ INLINE int64_t place(const Scales& s, int64_t block, int64_t slot, int64_t head)
   return block * s.block + slot * s.slot + head * s.head;
 }
 
+constexpr int MOST_BYTES = 256;  // elements of a rotated vector that becomes int8
 template <class X> static void rope_token(const RopeCall& c, int64_t token) {
   typedef typename X::T T;
   const float *cos = c.cos + token * c.half, *sin = c.sin + token * c.half;
@@ -84,11 +84,33 @@ template <class X> static void rope_token(const RopeCall& c, int64_t token) {
   }
 }
 
-int rope_status(const RopeCall& c) {
-  for (int t = 0; t < c.tokens; t++)
-    if (c.slots[t] < 0 || c.slots[t] >= (int64_t)c.blocks * c.block_size) return BAD_SLOT;
+template <class X> static void latent_rope_token(const LatentRopeCall& c, int64_t token) {
+  typedef typename X::T T;
+  const float *cos = c.cos + token * c.half, *sin = c.sin + token * c.half;
+  for (int64_t h = 0; h < c.heads; h++)
+    rotate<X>((const T*)c.q + token * c.q_row + h * c.head_dim, cos, sin, c.half, c.head_dim,
+              (T*)c.q_out + (token * c.heads + h) * c.head_dim);
+  const int64_t block = c.slots[token] / c.block_size, slot = c.slots[token] % c.block_size;
+  const int64_t latent_place = block * c.latent_block + slot * c.latent_slot, key_place = block * c.key_block + slot * c.key_slot;
+  const T *latent = (const T*)c.latent + token * c.latent_row, *key = (const T*)c.key + token * c.key_row;
+  if (c.key_scale.data) {
+    T rotated[MOST_BYTES];
+    rotate<X>(key, cos, sin, c.half, 2 * c.half, rotated);
+    c.key_scale.data[place(c.key_scale, block, slot, 0)] = to_bytes<X>(rotated, 2 * c.half, (int8_t*)c.keys + key_place);
+    c.latent_scale.data[place(c.latent_scale, block, slot, 0)] =
+        to_bytes<X>(latent, c.width, (int8_t*)c.latents + latent_place);
+  } else {
+    rotate<X>(key, cos, sin, c.half, 2 * c.half, (T*)c.keys + key_place);
+    __builtin_memcpy((T*)c.latents + latent_place, latent, c.width * sizeof(T));
+  }
+}
+
+static int slots_status(const int32_t* slots, int tokens, int64_t count) {
+  for (int t = 0; t < tokens; t++)
+    if (slots[t] < 0 || slots[t] >= count) return BAD_SLOT;
   return DONE;
 }
+int rope_status(const RopeCall& c) { return slots_status(c.slots, c.tokens, (int64_t)c.blocks * c.block_size); }
 
 API int atb_rope(const RopeCall* c) {
   const int status = rope_status(*c);
@@ -97,6 +119,18 @@ API int atb_rope(const RopeCall* c) {
   with_format(c->format, [&](auto x) {
     parallel(elements < FORK_ELEMENTS ? 1 : c->threads, [&](Team& team, int) {
       team.each(c->tokens, [&](int64_t token) { rope_token<decltype(x)>(*c, token); });
+    });
+  });
+  return DONE;
+}
+
+API int atb_latent_rope(const LatentRopeCall* c) {
+  const int status = slots_status(c->slots, c->tokens, (int64_t)c->blocks * c->block_size);
+  if (status != DONE) return status;
+  const int64_t elements = (int64_t)c->tokens * ((int64_t)c->heads * c->head_dim + 2 * c->half + c->width);
+  with_format(c->format, [&](auto x) {
+    parallel(elements < FORK_ELEMENTS ? 1 : c->threads, [&](Team& team, int) {
+      team.each(c->tokens, [&](int64_t token) { latent_rope_token<decltype(x)>(*c, token); });
     });
   });
   return DONE;
