@@ -36,8 +36,9 @@ def by_input(scales: Array, inputs: int) -> Array:
 
 
 def is_quantized(name: str) -> bool:
-    """Whether a method is for this tensor of a checkpoint: q, k, v, o, gate, up and down, of all experts too."""
-    return name.endswith("_proj.weight")
+    """Whether a method is for this tensor of a checkpoint: q, k, v, o, gate, up and down, of all experts too; of latent
+    attention all maps but that from latents to keys and values."""
+    return name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and "kv_b_proj" not in name
 
 
 def dequantized(tensors: dict[str, Tensor], quantize: str = "w8a16") -> dict[str, Tensor]:

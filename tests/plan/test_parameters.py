@@ -12,6 +12,7 @@ import pytest
 
 from atb_models.models.config_reader import load_model_config
 from atb_models.plan.parameters import count_parameters
+from tests.wide_latent import PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,17 @@ from atb_models.plan.parameters import count_parameters
 )
 def test_the_real_models(shared: Path, name: str, total: int, active: int) -> None:
     assert count_parameters(load_model_config(shared / "headers" / name, log=False)) == (total, active)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"), [("v2_lite", 15.71, 2.66), ("v2", 235.7, 21.4), ("v3", 671.0, 37.6)]
+)
+def test_models_with_latent_attention(tmp_path: Path, name: str, total: float, active: float) -> None:
+    """As their cards say, in billions; V3 without the layer that predicts further tokens."""
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    counted = count_parameters(load_model_config(tmp_path, log=False))
+    assert counted.total / 1e9 == pytest.approx(total, abs=total / 2e3)
+    assert counted.active / 1e9 == pytest.approx(active, abs=0.05)
 
 
 def test_the_embedded_checkpoint_against_its_files(demo: Path) -> None:
