@@ -113,7 +113,7 @@ class _Sequence:
         shape, q_NQD = self.shape, q_QND.transpose(0, 1)
         per_head = len(self.latent_CZ) * (shape.nope + shape.value)
         count = max(1, GATHER_ELEMENTS // per_head)
-        for first in range(0, shape.heads, count):
+        for first in self._one_on_meta(range(0, shape.heads, count)):
             heads = slice(first, first + count)
             expanded_NOC = self.maps_NOZ[heads] @ self.latent_CZ.t()
             key_NKC, value_NUC = expanded_NOC.split((shape.nope, shape.value), dim=1)
@@ -127,11 +127,16 @@ class _Sequence:
         """Of some queries each: their places, how many tokens the last one sees, and what the others do not see."""
         length, device = len(self.latent_CZ), self.latent_CZ.device
         positions = torch.arange(length, device=device)
-        for start in range(0, queries, QUERY_TILE):
-            stop = min(start + QUERY_TILE, queries)
+        most = min(QUERY_TILE, queries)
+        for stop in self._one_on_meta(range(queries, 0, -QUERY_TILE)):
+            start = max(0, stop - most)
             visible = length - queries + stop
             own_Q1 = positions[visible - (stop - start) : visible].unsqueeze(1)
             yield slice(start, stop), visible, positions[:visible] > own_Q1
+
+    def _one_on_meta(self, places: range) -> range:
+        """All of them; on meta tensors the first alone: no other has a larger workspace, and none outlives its turn."""
+        return places[:1] if self.latent_CZ.is_meta else places
 
     def _weights(self, scores: Tensor, hidden: Tensor) -> Tensor:
         return scores.mul_(self.scale).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
