@@ -70,8 +70,8 @@ def test_the_documents_figures(tmp_path: Path, root: Path, name: str) -> None:
     kinds, layers = one_of_each_layer(load_model_config(tmp_path)), model["num_hidden_layers"]
     figures = []
     for kv_dtype in (None, torch.int8):
-        dense, _ = meta_model(kinds, torch.float16, 1, kv_dtype=kv_dtype).layers
-        figures.append(f"{layers * kv_bytes_per_token([dense]) / 1024:.1f} KiB")
+        layer = meta_model(kinds, torch.float16, 1, kv_dtype=kv_dtype).layers[0]
+        figures.append(f"{layers * kv_bytes_per_token([layer]) / 1024:.1f} KiB")
     expanded = layers * model["num_attention_heads"] * (128 + 64 + 128) * 2
     for document in ("models.md", "models.zh.md"):
         lines = (root / "docs" / document).read_text("utf-8").splitlines()

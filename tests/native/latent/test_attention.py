@@ -7,15 +7,17 @@ import torch
 
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native.library import Library
-from tests.native.cases import DTYPES, assert_close
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS, assert_close
 from tests.native.latent.cases import BLOCKS, SIZES, LatentCase, Sizes, attend
 
+BOTH = (False, True)
 SMALL = Sizes(5, 16, 8, 16, 32, 16)
 
 
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    ("library", "sizes", "dtype", "int8"), crossed(LEVELS, SIZES, DTYPES, BOTH), indirect=["library"]
+)
 def test_attention_is_exact(library: Library, sizes: Sizes, dtype: torch.dtype, int8: bool) -> None:
     size = sizes.block_size
     longest = min(size * BLOCKS, 700)
@@ -25,9 +27,9 @@ def test_attention_is_exact(library: Library, sizes: Sizes, dtype: torch.dtype, 
     assert_close(case.run(library), case.exact())
 
 
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", SIZES[1:])
+@pytest.mark.parametrize(
+    ("library", "sizes", "dtype", "int8"), crossed(LEVELS, SIZES[1:], DTYPES, BOTH), indirect=["library"]
+)
 def test_bits_do_not_depend_on_cuts_neighbours_or_blocks(
     library: Library, sizes: Sizes, dtype: torch.dtype, int8: bool
 ) -> None:

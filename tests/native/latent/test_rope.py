@@ -11,7 +11,8 @@ from atb_models.ops.latent.cache import rope_and_latent_cache as operation
 from atb_models.ops.native.latent.rope import rope_and_latent_cache
 from atb_models.ops.native.library import Library
 from atb_models.ops.plane import latent_and_rope_key
-from tests.native.cases import DTYPES
+from tests.crosses import crossed
+from tests.native.cases import DTYPES, LEVELS
 from tests.records import slots_step
 
 # Heads, width of a head, rotated values of it, width of a latent
@@ -35,9 +36,9 @@ def rows(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, 
     return q.unflatten(1, (heads, width)), latents, keys, angle.cos(), angle.sin()
 
 
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    ("library", "sizes", "dtype", "int8"), crossed(LEVELS, SIZES, DTYPES, (False, True)), indirect=["library"]
+)
 def test_the_bits_of_torch(
     library: Library, sizes: tuple[int, int, int, int], dtype: torch.dtype, int8: bool
 ) -> None:
