@@ -31,25 +31,32 @@ TOKENS = torch.randint(3, 500, (40,), generator=torch.Generator().manual_seed(1)
 FLOAT8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [24, 32]}
 
 
-@pytest.mark.parametrize("tp", [3, pytest.param(2, marks=FULL), pytest.param(8, marks=FULL)])
 @pytest.mark.parametrize("quantize", ["w8a16", pytest.param("w4a16", marks=FULL)])
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_integer_weights(shared: Path, kept_ranks: KeptRanks, name: str, quantize: str, tp: int) -> None:
+def test_integer_weights(shared: Path, name: str, quantize: str) -> None:
     """Of all linear maps but the one that makes keys and values of latents."""
-    folder = str(shared / "golden" / name)
-    if tp == 3:
-        check_plain(folder, quantize)
-        check_quantized_by_torch(folder, quantize)
-    kept_ranks.run("tests.parity.checks:check_plain", tp, folder, quantize)
+    by = check_plain if name == "deepseek_v2" else check_quantized_by_torch
+    by(str(shared / "golden" / name), quantize)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_an_int8_cache(shared: Path, kept_ranks: KeptRanks, name: str) -> None:
-    """Latents and rotary keys each with a scale of their own, the same on every rank."""
-    folder = str(shared / "golden" / name)
-    check_int8_cache(folder)
-    check_int8_cache_by_torch(folder)
-    kept_ranks.run("tests.parity.test_int8_cache:check", 3, folder)
+@pytest.mark.parametrize("tp", [3, pytest.param(2, marks=FULL), pytest.param(8, marks=FULL)])
+@pytest.mark.parametrize("quantize", ["w8a16", pytest.param("w4a16", marks=FULL)])
+@pytest.mark.parametrize("name", ["deepseek_v3", pytest.param("deepseek_v2", marks=FULL)])
+def test_integer_weights_on_ranks(shared: Path, kept_ranks: KeptRanks, name: str, quantize: str, tp: int) -> None:
+    kept_ranks.run("tests.parity.checks:check_plain", tp, str(shared / "golden" / name), quantize)
+
+
+@pytest.mark.parametrize("by", ["library", "torch"])
+@pytest.mark.parametrize("name", ["deepseek_v2", pytest.param("deepseek_v3", marks=FULL)])
+def test_an_int8_cache(shared: Path, name: str, by: str) -> None:
+    """Latents and rotary keys each with a scale of their own."""
+    (check_int8_cache if by == "library" else check_int8_cache_by_torch)(str(shared / "golden" / name))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", pytest.param("deepseek_v2", marks=FULL)])
+def test_an_int8_cache_on_ranks(shared: Path, kept_ranks: KeptRanks, name: str) -> None:
+    """It is the same on every rank."""
+    kept_ranks.run("tests.parity.test_int8_cache:check", 3, str(shared / "golden" / name))
 
 
 def logits_of(folder: Path) -> Tensor:
