@@ -1,8 +1,9 @@
-"""Finds the checkpoint folder that the user named as --model_path, or downloads one if asked to."""
+"""Finds the folder that the user named as --model_path, or downloads a checkpoint if asked to."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,16 +12,13 @@ from types import ModuleType
 from atb_models.errors import CheckpointError, ConfigError
 from atb_models.files import expanded, read_text
 from atb_models.json_file import is_there
+from atb_models.published import NAMES, folder_of, full_name, similar_names, source
 from atb_models.wording import install_command, message_lines
 
-KNOWN_MODELS = (
-    "deepseek-ai/deepseek-moe-16b-base",
-    "deepseek-ai/deepseek-moe-16b-chat",
-    "Qwen/Qwen1.5-MoE-A2.7B",
-    "Qwen/Qwen1.5-MoE-A2.7B-Chat",
-    "xverse/XVERSE-MoE-A4.2B",
-    "xverse/XVERSE-MoE-A4.2B-Chat",
-)
+logger = logging.getLogger(__name__)
+
+KNOWN_MODELS = (*NAMES, "xverse/XVERSE-MoE-A4.2B-Chat")
+EXAMPLES = ("deepseek-ai/deepseek-moe-16b-chat", "Qwen/Qwen3-30B-A3B")  # where nothing tells which model is meant
 HUBS = {"modelscope": "modelscope", "huggingface": "huggingface_hub"}  # name -> Python package, in order of preference
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -55,6 +53,22 @@ def model_folder(path: Path | str) -> Path:
     raise ConfigError(f"model_path {path} holds no config.json; {hint}")
 
 
+def look_folder(path: str) -> Path:
+    """The folder with config.json for what is only looked at: the user's own, else this package's for the name of a
+    published model, which the log says.
+
+    Raises ConfigError, with the names that are known, where there is neither.
+    """
+    folder = expanded(path)
+    if folder.exists():
+        return model_folder(path)
+    name = full_name(path)
+    if name is None:
+        raise ConfigError(_names_known(path, folder))
+    logger.info("%s: the config.json that comes with this package, from %s", name, source(name))
+    return folder_of(name)
+
+
 def download(name: str, *, hub: str | None = None, folder: Path | str | None = None) -> Path:
     """Download a model from ModelScope or Hugging Face -> its folder. Repeating it continues an interrupted download.
 
@@ -64,7 +78,7 @@ def download(name: str, *, hub: str | None = None, folder: Path | str | None = N
     """
     repository = repository_name(name)
     if repository is None:
-        raise ConfigError(f"{name!r} is no model name such as {KNOWN_MODELS[0]}, so it cannot be downloaded")
+        raise ConfigError(f"{name!r} is no model name such as {EXAMPLES[0]}, so it cannot be downloaded")
     if hub is not None and hub not in HUBS:
         raise ConfigError(f"hub {hub!r} is unknown, but only {', '.join(HUBS)} are supported")
     chosen, module = _hub_module(hub)
@@ -117,8 +131,16 @@ def _how_to_fetch(typed: str, folder: Path) -> str:
     """The error for a path: why it is refused, and the commands that fetch the model."""
     repository = repository_name(typed)
     why = f"model_path {typed} is no folder (looked for {folder.absolute()})"
-    names = KNOWN_MODELS if repository is None else (repository,)
+    names = (similar_names(typed) or EXAMPLES) if repository is None else (repository,)
     return _commands(why, names, folder if repository is not None and typed != repository else None)
+
+
+def _names_known(typed: str, folder: Path) -> str:
+    """The error for what is neither a folder nor the name of a published model."""
+    similar = similar_names(typed)
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
+    why = f"model_path {typed} is no folder (looked for {folder.absolute()}), nor the name of a known model{hint}"
+    return "\n  ".join([f"{why} The names that are known:", *NAMES])
 
 
 def needs_weights(name: str) -> str:

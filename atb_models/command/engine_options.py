@@ -11,15 +11,18 @@ from atb_models.command.set_variables import unread_notice
 from atb_models.command.values import AUTO
 from atb_models.engine.config import EngineConfig
 from atb_models.errors import ConfigError
-from atb_models.fetch import download, model_folder, needs_weights
+from atb_models.fetch import download, look_folder, model_folder, needs_weights
 from atb_models.files import expanded
 
 logger = logging.getLogger(__name__)
 
 
-def engine_config(args: argparse.Namespace, *, max_batch_size: int, max_seq_len: int | None = None) -> EngineConfig:
+def engine_config(
+    args: argparse.Namespace, *, max_batch_size: int, max_seq_len: int | None = None, looks: bool = False
+) -> EngineConfig:
     """The engine for the flags of `model_flags` and `cache_flags`, with its checkpoint found or fetched.
 
+    looks: it is only looked at, so the name of a published model will do for a checkpoint.
     In a benchmark the prefix cache is off unless asked for: the throw-away run would leave its blocks to the timed one.
     Raises ConfigError or CheckpointError.
     """
@@ -28,7 +31,7 @@ def engine_config(args: argparse.Namespace, *, max_batch_size: int, max_seq_len:
         overrides["max_position_embeddings"] = args.max_position_embeddings
     default_cache = "off" if env.get("ATB_LLM_BENCHMARK_ENABLE") else "on"
     return EngineConfig(
-        model_path=find_checkpoint(args.model_path, fetch=args.download),
+        model_path=find_checkpoint(args.model_path, fetch=args.download, looks=looks),
         dtype=args.dtype,
         device=args.device,
         tp=ranks(args.tp),
@@ -59,9 +62,10 @@ def ranks(tp: int) -> int:
     return tp
 
 
-def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
+def find_checkpoint(path: str | None, *, fetch: bool, looks: bool = False) -> str | None:
     """The checkpoint's folder for what the user typed, None for the embedded one; with `fetch` a name is downloaded.
 
+    looks: config.json is enough, and that of a published model is in this package.
     Where nothing was typed, ATB_LAUNCHER_MODEL_PATH counts as if it were. The launcher does this once and tells its
     ranks: for them that variable is the answer to the path in ATB_LAUNCHER_ASKED, and to no other. Raises ConfigError
     or CheckpointError.
@@ -69,22 +73,26 @@ def find_checkpoint(path: str | None, *, fetch: bool) -> str | None:
     found = env.get("ATB_LAUNCHER_MODEL_PATH")
     if found is not None and path in (None, env.get("ATB_LAUNCHER_ASKED")):
         try:
-            return _folder(found, fetch=fetch)
+            return _folder(found, fetch=fetch, looks=looks)
         except ConfigError as error:
             raise ConfigError(f"ATB_LAUNCHER_MODEL_PATH: {error}") from None
     if path is None:
         named = env.get("ATB_LAUNCHER_MODEL")
+        if named is not None and looks:
+            return str(look_folder(named))
         if named is not None:
             raise ConfigError(needs_weights(named))
         if fetch:
             raise ConfigError("--download needs a --model_path that names what to fetch")
         return None
-    return _folder(path, fetch=fetch)
+    return _folder(path, fetch=fetch, looks=looks)
 
 
-def _folder(path: str, *, fetch: bool) -> str:
+def _folder(path: str, *, fetch: bool, looks: bool) -> str:
     """The folder that is named, or with `fetch` that of the repository."""
-    return str(download(path) if fetch and not expanded(path).is_dir() else model_folder(path))
+    if fetch and not expanded(path).is_dir():
+        return str(download(path))
+    return str(look_folder(path) if looks else model_folder(path))
 
 
 def model_name(config: EngineConfig) -> str:

@@ -12,6 +12,7 @@ from atb_models.command.sampling import sampling_flags
 from atb_models.command.values import AUTO, positive
 from atb_models.errors import ConfigError
 from atb_models.launcher.inputs import DEFAULT_MAX_INPUT_LENGTH, Lengths, check_lengths
+from atb_models.published import NAMES
 
 DEFAULT_QUESTION = "What's deep learning?"
 FORMATS = ("text", "json", "dot")
@@ -94,6 +95,7 @@ def graph_parser(prog: str, description: str | None) -> Parser:
 
 def _look_parser(prog: str, description: str | None, own_flags: Callable[[Group], None]) -> Parser:
     parser = _parser_of_a_model(prog, description)
+    parser.epilog = f"In place of a folder, the name of a published model: {', '.join(NAMES)}"
     _size_flags(parser.add_argument_group("sizes"))
     looking = parser.add_argument_group(LOOKING)
     _format_flag(looking)
@@ -133,7 +135,8 @@ def _size_flags(group: Group) -> None:
 
 def _look_switches(group: Group) -> None:
     add = group.add_argument
-    add("--plan", action="store_true", help="print what the model needs and how fast it can be, from config.json alone")
+    add("--plan", action="store_true", help="print what the model needs and how fast it can be, from config.json alone;"
+        " --model_path may be the name of a published model")  # fmt: skip
     add("--print_graph", action="store_true", help="print the operations of a prefill and of a decode step of a rank")
     add("--profile", action="store_true", help="time each operation of the run: a table on stderr, files in"
         " PROFILING_FILEPATH")  # fmt: skip

@@ -65,7 +65,7 @@ def asked_engine(args: argparse.Namespace) -> tuple[EngineConfig, ModelConfig, i
     A profile times each operation, so no step is captured. Raises ConfigError or CheckpointError.
     """
     lengths = typed(args, Lengths)
-    config = engine_config(args, max_batch_size=args.max_batch_size)
+    config = engine_config(args, max_batch_size=args.max_batch_size, looks=args.plan or args.print_graph)
     model = config.load_model_config(generation_wanted=args.use_generation_config)
     limit = model.max_position_embeddings
     check_lengths(lengths, limit, f"{config.folder / 'config.json'}")

@@ -17,7 +17,7 @@ MOST_FILES = 18
 FLOORS = (
     ("errors", "wording"),
     ("env", "files", "limits", "sampling_table"),
-    ("json_file",),
+    ("json_file", "published"),
     ("demo", "log", "fetch", "machine"),
     ("ops", "ranks"),
     ("layers",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from atb_models.errors import CheckpointError, ConfigError
-from atb_models.fetch import KNOWN_MODELS, download, model_folder, repository_name
+from atb_models.fetch import EXAMPLES, download, model_folder, repository_name
 from atb_models.wording import install_command
 
 CHAT = "deepseek-ai/deepseek-moe-16b-chat"
@@ -30,6 +31,7 @@ def checkpoint(folder: Path) -> Path:
         ("/data/weights/DeepSeek-MoE-16B-Chat/", CHAT),
         ("/data/qwen1.5-moe-a2.7b-chat", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
         ("XVERSE-MoE-A4.2B", "xverse/XVERSE-MoE-A4.2B"),
+        ("/data/qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B"),
         ("someone/fine-tuned.v2", "someone/fine-tuned.v2"),
         ("/data/weights/mine", None),
         ("./weights/mine", None),
@@ -70,10 +72,17 @@ def test_missing_folder_prints_commands_for_a_repository(tmp_path: Path, monkeyp
     assert str(tmp_path / "someone" / "model") in str(refusal.value)
 
 
-def test_missing_folder_of_unknown_name_prints_all_known_models() -> None:
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("/nowhere/mine", EXAMPLES),
+        ("/nowhere/llama-3.1", ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct")),
+    ],
+)
+def test_missing_folder_of_unknown_name_prints_commands_for_models_like_it(typed: str, names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as refusal:
-        model_folder("/nowhere/mine")
-    assert all(f"  hf download {name} " in str(refusal.value) for name in KNOWN_MODELS)
+        model_folder(typed)
+    assert tuple(re.findall(r"^  hf download (\S+) ", str(refusal.value), re.MULTILINE)) == names
 
 
 def test_file_instead_of_folder(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from atb_models.ops.native.build import RECORD, levels_of, library_path, record
+from atb_models.published import NAMES
 from tests.native.project import copy_project, run_backend, stand_in_compiler
 
 pytest.importorskip("setuptools")
@@ -195,6 +196,12 @@ def test_a_wheel_holds_the_library_and_its_sources(wheel: Path, root: Path) -> N
     sources = {path.relative_to(root).as_posix() for path in native.rglob("*") if path.suffix in (".py", ".cpp", ".h")}
     built = {f"atb_models/ops/native/lib/{name}" for name in (f"atb_ops_{HERE[0].name}.so", RECORD)}
     assert names == sources | built
+
+
+def test_a_wheel_holds_the_published_configurations(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("atb_models/published/")}
+    assert held == {"atb_models/published/__init__.py", *(f"atb_models/published/{one}/config.json" for one in NAMES)}
 
 
 def test_the_library_needs_no_newer_glibc(wheel: Path, tmp_path: Path) -> None:
