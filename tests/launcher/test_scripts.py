@@ -24,13 +24,16 @@ DEFAULT_WORDS = ["--input_texts=Who is the CEO of Google?", "--max_output_length
 
 
 HELPFUL = "You are a helpful assistant."
-# script -> the model whose weights it needs
+# script -> the model whose weights it needs, and its system prompt
 OTHERS = {
-    "examples/models/qwen/run_pa_qwen_moe.sh": "Qwen/Qwen1.5-MoE-A2.7B-Chat",
-    "examples/models/xverse/run_pa_xverse_moe.sh": "xverse/XVERSE-MoE-A4.2B",
+    "examples/models/qwen/run_pa_qwen_moe.sh": ("Qwen/Qwen1.5-MoE-A2.7B-Chat", HELPFUL),
+    "examples/models/xverse/run_pa_xverse_moe.sh": ("xverse/XVERSE-MoE-A4.2B", HELPFUL),
+    "examples/models/qwen3/run_pa_qwen3.sh": ("Qwen/Qwen3-30B-A3B", HELPFUL),
+    "examples/models/mixtral/run_pa_mixtral.sh": ("mistralai/Mixtral-8x7B-Instruct-v0.1", None),
+    "examples/models/llama/run_pa_llama.sh": ("meta-llama/Llama-3.1-8B-Instruct", HELPFUL),
+    "examples/models/deepseek_v2/run_pa_deepseek_v2.sh": ("deepseek-ai/DeepSeek-V2-Lite-Chat", None),
 }
 OTHERS_WORDS = ["--input_texts=Give me a short introduction to large language model.", "--max_output_length=512"]
-OTHERS_CHAT = [*OTHERS_WORDS, "--is_chat_model", f"--system_prompt={HELPFUL}"]
 
 
 @pytest.fixture
@@ -135,10 +138,16 @@ def test_token_ids_are_no_chat_unless_asked(run_script, ids):
 @pytest.mark.parametrize("script", OTHERS)
 def test_scripts_of_the_other_models(run_script, script):
     """The conversation of the documents that deploy them, and the same variables."""
+    model, prompt = OTHERS[script]
     words, seen = run_script("/w", "-trust_remote_code", script=script)
-    assert words == [*OTHERS_CHAT, "/w", "-trust_remote_code"]
+    system = [] if prompt is None else [f"--system_prompt={prompt}"]
+    assert words == [*OTHERS_WORDS, "--is_chat_model", *system, "/w", "-trust_remote_code"]
     assert {name: seen.get(name) for name in SEED_DEFAULTS} == SEED_DEFAULTS
-    assert seen["ATB_LAUNCHER_MODEL"] == OTHERS[script]
+    assert seen["ATB_LAUNCHER_MODEL"] == model
+
+
+def test_every_script_is_tested(root):
+    assert {SCRIPT, *OTHERS} == {str(path.relative_to(root)) for path in root.glob("examples/models/*/*.sh")}
 
 
 @pytest.mark.parametrize("script", [SCRIPT, *OTHERS])
@@ -155,18 +164,18 @@ def test_system_prompt_is_of_chats_that_have_none(run_script, script):
         assert system("/w", *given, "--is_chat_model") == []
 
 
-@pytest.mark.parametrize("script", OTHERS)
-def test_without_weights_a_script_says_what_it_needs(root, tmp_path, clean_environ, script):
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [*((script, []) for script in OTHERS), *(([*OTHERS][0], [flag]) for flag in ("--tp=2", "--download"))],
+)
+def test_without_weights_a_script_says_what_it_needs(root, tmp_path, clean_environ, script, argv):
     environ = {**os.environ, "PYTHON": sys.executable}
-    for argv in ([], ["--tp", "2"], ["--download"]):
-        command = ["bash", str(root / script), *argv]
-        ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
-        assert (ended.returncode, ended.stdout) == (2, "")
-        lines = ended.stderr.splitlines()
-        assert lines[0].startswith(
-            f"atb-models: error: no model path, but this script needs the weights of {OTHERS[script]}"
-        )
-        assert f"  modelscope download --model {OTHERS[script]} " in lines[1] and "Traceback" not in ended.stderr
+    command = ["bash", str(root / script), *argv]
+    ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    lines, (model, _) = ended.stderr.splitlines(), OTHERS[script]
+    assert lines[0].startswith(f"atb-models: error: no model path, but this script needs the weights of {model}")
+    assert f"  modelscope download --model {model} " in lines[1] and "Traceback" not in ended.stderr
 
 
 def test_script_works_through_a_link(run_script, root, tmp_path):
