@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from modeltest.command import cases
 from modeltest.command.cases import Run
+from modeltest.command.families import MODEL_TYPES
+from tests.documents.reading import rows
 from tests.harness.typed import BOOLQ, MAXBS, SPEED, refusal
 
 
@@ -187,15 +190,21 @@ def test_words_of_performance_that_are_refused(parse: Any, words: list[str], rea
     assert said.startswith(f"word 5 {words[0]!r} is refused: {reason}")
 
 
-@pytest.mark.parametrize("name", ["deepseek", "qwen", "xverse"])
+@pytest.mark.parametrize("name", MODEL_TYPES)
 def test_model_names(parse: Any, name: str) -> None:
     assert parse("pa_fp16", "full_BoolQ", "1", name, "W", "8").model == name
 
 
-@pytest.mark.parametrize("word", ["llama", "DeepSeek", "deepseekv2"])
+@pytest.mark.parametrize("document", ["tests/modeltest/README.md", "tests/modeltest/README.zh.md"])
+def test_model_names_are_documented(document: str) -> None:
+    (words,) = [row[2] for row in rows(document) if row[1] == "model_name"]
+    assert set(re.findall(r"`(\w+)`", words)) == {"model_type", *MODEL_TYPES}
+
+
+@pytest.mark.parametrize("word", ["gemma", "DeepSeek", "deepseekv4"])
 def test_model_names_that_are_unknown(parse: Any, word: str) -> None:
     said = refusal(parse, "pa_fp16", "full_BoolQ", "1", word, "W", "8")
-    assert said == f"word 4 {word!r} is not known there; expected: model_name, one of deepseek, qwen, xverse"
+    assert said == f"word 4 {word!r} is not known there; expected: model_name, one of {', '.join(MODEL_TYPES)}"
 
 
 @pytest.mark.parametrize(("words", "chat"), [([], False), (["chat"], True), (["base"], False)])

@@ -10,6 +10,7 @@ import pytest
 
 from atb_models.errors import ConfigError
 from atb_models.layers.storage import METHODS
+from atb_models.models.families import FAMILIES
 from modeltest.command import cases, checks, options
 from modeltest.command.cases import Run
 from tests.harness.typed import BOOLQ, SPEED, refusal
@@ -57,18 +58,35 @@ class TestSeveralHosts:
 class TestChecks:
     """What the words must agree with."""
 
-    @pytest.mark.parametrize(("name", "family"), [("qwen", "qwen2_moe"), ("xverse", "xverse")])
+    @pytest.mark.parametrize(
+        ("name", "family"),
+        [("qwen", "'qwen2_moe' or 'qwen2' or 'qwen3' or 'qwen3_moe'"), ("mixtral", "'mixtral'")],
+    )
     def test_another_family(self, parse: Any, demo: Path, name: str, family: str) -> None:
         checks.check_family(parse(*BOOLQ, "W", "8"))
         with pytest.raises(ConfigError) as caught:
             checks.check_family(parse("pa_fp16", "full_BoolQ", "1", name, "W", "8"))
         assert str(caught.value) == (
-            f"model_name {name} is for model_type {family!r}, but {demo} has 'deepseek'; say deepseek"
+            f"model_name {name} is for model_type {family}, but {demo} has 'deepseek'; say deepseek"
         )
 
+    @pytest.mark.parametrize("name", [*FAMILIES, "qwen", "deepseekv2", "deepseekv3"])
+    def test_every_type_has_its_name_and_mindies(self, parse: Any, tmp_path: Path, name: str) -> None:
+        types = {"qwen": "qwen3_moe", "deepseekv2": "deepseek_v2", "deepseekv3": "deepseek_v3"}
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": types.get(name, name)}))
+        checks.check_family(parse("pa_fp16", "full_BoolQ", "1", name, str(tmp_path), "8"))
+
+    @pytest.mark.parametrize(
+        ("found", "names"), [("qwen3", "qwen3 or qwen"), ("deepseek_v3", "deepseek_v3 or deepseekv3")]
+    )
+    def test_the_names_of_a_type_are_told(self, parse: Any, tmp_path: Path, found: str, names: str) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": found}))
+        with pytest.raises(ConfigError, match=f"has '{found}'; say {names}$"):
+            checks.check_family(parse(*BOOLQ, str(tmp_path), "8"))
+
     def test_a_family_that_is_not_supported(self, parse: Any, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-        with pytest.raises(ConfigError, match="has 'llama'; only deepseek, qwen2_moe, xverse are supported"):
+        (tmp_path / "config.json").write_text('{"model_type": "gemma"}')
+        with pytest.raises(ConfigError, match=f"has 'gemma'; only {', '.join(FAMILIES)} are supported"):
             checks.check_family(parse(*BOOLQ, str(tmp_path), "8"))
 
     def test_devices(self, parse: Any, clean_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class Nodes:
 class Run:
     """The words of a command; see README.md for their order.
 
-    dtype: fp16 or bf16. mode: one of MODES. model: deepseek, qwen or xverse. chips: ranks that share the model.
+    dtype: fp16 or bf16. mode: one of MODES. model: a name of families.py. chips: ranks that share the model.
     batch_sizes: sizes to run in turn. In the mode performance one tuple for each of `pairs`, or one for all of them; in
     performance_maxbs (least, most), likewise; in the others one tuple.
     pairs: prompt and answer tokens of the performance and single modes. shots: of MMLU, CEval and CMMLU.

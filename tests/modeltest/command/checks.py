@@ -5,20 +5,21 @@ from __future__ import annotations
 from atb_models import env
 from atb_models.errors import ConfigError
 from atb_models.json_file import read_json
+from atb_models.models.families import FAMILIES
 from modeltest.command.cases import Run
-
-FAMILIES = {"deepseek": "deepseek", "qwen": "qwen2_moe", "xverse": "xverse"}  # model_name -> config.json's model_type
+from modeltest.command.families import MODEL_TYPES
 
 
 def check_family(run: Run) -> None:
     """Raises ConfigError where the checkpoint is of another family than model_name says."""
     found = read_json(run.weight_dir / "config.json").get("model_type")
-    if found != FAMILIES[run.model]:
-        names = [name for name, family in FAMILIES.items() if family == found]
-        remedy = f"say {names[0]}" if names else f"only {', '.join(FAMILIES.values())} are supported"
+    wanted = MODEL_TYPES[run.model]
+    if found not in wanted:
+        names = [name for name, types in MODEL_TYPES.items() if found in types]
+        remedy = f"say {' or '.join(names)}" if names else f"only {', '.join(FAMILIES)} are supported"
         raise ConfigError(
-            f"model_name {run.model} is for model_type {FAMILIES[run.model]!r}, but {run.weight_dir} has {found!r};"
-            f" {remedy}"
+            f"model_name {run.model} is for model_type {' or '.join(map(repr, wanted))}, but {run.weight_dir} has"
+            f" {found!r}; {remedy}"
         )
 
 

@@ -12,6 +12,7 @@ from atb_models.fetch import model_folder
 from atb_models.wording import counted
 from modeltest.command import lists
 from modeltest.command.cases import MODES, SHOT_SETS, Nodes, Run
+from modeltest.command.families import MODEL_TYPES
 from modeltest.command.nodes import check_nodes
 from modeltest.command.texts import read_texts
 from modeltest.command.words import Words
@@ -28,7 +29,6 @@ REFUSED_MODES = {
     **{f"full_{name}": NO_SET for name in
        ("HumanEval_X", "GPQA", "AIME2024", "LongBench", "LongBench-E", "NeedleBench")},
 }  # fmt: skip
-MODELS = ("deepseek", "qwen", "xverse")
 PAIRS = tuple((length, length) for length in (256, 512, 1024, 2048))
 BATCH_RANGE = (1, 2000)
 PARALLEL = ("dp", "tp", "sp", "moe_tp", "moe_ep", "pp", "microbatch", "cp")
@@ -56,7 +56,7 @@ def parse(words: Sequence[str], option: str = "") -> Run:
     shots = cursor.take("the number of shots, 0 or more", _whole) if mode.removeprefix("full_") in SHOT_SETS else None
     texts = _texts(cursor) if mode.endswith("_single") else ()
     batch_sizes, time_limit = _batch_sizes(cursor, mode, len(pairs))
-    model = _choice(cursor, "model_name", {name: name for name in MODELS}, {})
+    model = _choice(cursor, "model_name", {name: name for name in MODEL_TYPES}, {})
     chat = cursor.take_if({"chat": True, "base": False}.get) or False
     if cursor.peek() == "lora":
         cursor.refuse_known(LORA)

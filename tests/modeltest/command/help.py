@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from atb_models.models.families import FAMILIES
 from modeltest.command.cases import MODES
+from modeltest.command.families import MINDIE
 from modeltest.command.language import chinese
 from modeltest.command.options import ALL, CODE, FLAGS, QUESTIONS, ROOFLINE, SPEED
 from modeltest.places import in_checkout
@@ -22,7 +24,8 @@ Accuracy and speed of a model. [ ]: may be left out. The words, in this order:
   batch_size        1, 1,4 or [1,4]: each size in turn; performance also [[1,4],[1,8]]: a list for each pair
                     performance_maxbs: [[1,64]] range of sizes for each pair, or [1,64] for all ([1,2000] if left out),
                     then the most milliseconds of a token after the first
-  model_name        deepseek, qwen or xverse
+  model_name        {types};
+                    MindIE's names too: {names}
   chat | base       [chat]: questions go through the chat template
   weight_dir        folder of the checkpoint
   trust_remote_code [trust_remote_code]: let a tokenizer run its checkpoint's code
@@ -52,7 +55,8 @@ ZH = """\
   batch_size        1、1,4 或 [1,4]：依次运行；performance 还可用 [[1,4],[1,8]]：每个长度对一个列表
                     performance_maxbs：[[1,64]] 每个长度对一个范围，或 [1,64] 用于全部（省略时为 [1,2000]），
                     其后是首 token 之后每个 token 的最大毫秒数
-  model_name        deepseek、qwen 或 xverse
+  model_name        {types}；
+                    也可以用 MindIE 的名称：{names}
   chat | base       [chat]：题目套用对话模板
   weight_dir        权重目录
   trust_remote_code [trust_remote_code]：允许分词器运行权重目录中的代码
@@ -91,7 +95,10 @@ def help_text(program: str) -> str:
     """All words and options."""
     text = ZH if chinese() else EN
     modes = _wrapped(", ".join(MODES))
-    whole = text.format(program=program, form=FORM, modes=modes, flags="\n".join(_flag_lines())).rstrip()
+    types, names = ", ".join(FAMILIES), ", ".join(MINDIE)
+    whole = text.format(
+        program=program, form=FORM, modes=modes, types=types, names=names, flags="\n".join(_flag_lines())
+    ).rstrip()
     return whole if in_checkout() else _without_script(whole)
 
 
