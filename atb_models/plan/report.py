@@ -92,7 +92,7 @@ def _card_row(fit: Fit) -> str:
     assert fit.memory is not None
     needed = f"{gib(fit.memory.needed(0))} a card"
     cells = [f"lacks {gib(missing)}" if (missing := fit.missing(n)) else f"{fit.kv_tokens(n):,}" for n in CARD_GIB]
-    return f"{needed:>21}" + "".join(f"{cell:>16}" for cell in (*cells, gib(int(fit.rule_bytes))))
+    return f"{needed:>21}" + "".join(f" {cell:>15}" for cell in (*cells, gib(int(fit.rule_bytes))))
 
 
 def _summary(plan: Plan) -> Iterator[str]:

@@ -62,6 +62,12 @@ def test_the_column_is_as_wide_as_the_longest_name(plan: Plan) -> None:
     assert to_text(plan, []).split("roofline times")[1].splitlines()[4].startswith("  small     1 ")
 
 
+def test_cells_of_a_model_beyond_a_tebibyte_stay_apart(plan: Plan) -> None:
+    large = [replace(fit, memory=replace(plan.memory, weights=1300 << 30)) for fit in plan.fits]
+    row = to_text(replace(plan, fits=large), []).split("rule of thumb\n")[1].splitlines()[0]
+    assert re.fullmatch(r" +1 +1300\.\d\d GiB a card( +lacks 1\d{3}\.\d\d GiB){3} +[\d.]+ MiB", row)
+
+
 def test_figures_without_a_source_are_named(plan: Plan) -> None:
     assert "without a source" not in to_text(plan, [])
     for unknown, said in (
