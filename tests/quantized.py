@@ -8,6 +8,7 @@ from torch import Tensor
 
 Array = np.ndarray
 GROUP = 128  # of w4a16
+MIXTRAL = (".w1.weight", ".w2.weight", ".w3.weight")  # gate, down and up of its experts
 
 
 def integers_and_scales(weight_OI: Tensor, quantize: str = "w8a16") -> tuple[Array, Array]:
@@ -38,7 +39,7 @@ def by_input(scales: Array, inputs: int) -> Array:
 def is_quantized(name: str) -> bool:
     """Whether a method is for this tensor of a checkpoint: q, k, v, o, gate, up and down, of all experts too; of latent
     attention all maps but that from latents to keys and values."""
-    return name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and "kv_b_proj" not in name
+    return name.endswith(("_proj.weight", "_proj_with_mqa.weight", *MIXTRAL)) and "kv_b_proj" not in name
 
 
 def dequantized(tensors: dict[str, Tensor], quantize: str = "w8a16") -> dict[str, Tensor]:

@@ -157,11 +157,19 @@ def attention(
     return out.view(len(rows), -1) @ own["self_attn.o_proj.weight"].t() + own.get("self_attn.o_proj.bias", 0.0)
 
 
+def slowed(scaling: dict[str, Any], speed: float) -> float:
+    """All pairs alike; by llama3 the more of it, the fewer turns a pair makes in the positions of the training."""
+    if scaling.get("rope_type") != "llama3":
+        return speed / scaling["factor"]
+    turns, low = scaling["original_max_position_embeddings"] * speed / (2 * math.pi), scaling["low_freq_factor"]
+    share = min(max((turns - low) / (scaling["high_freq_factor"] - low), 0.0), 1.0)
+    return speed * (share + (1 - share) / scaling["factor"])
+
+
 def rotate(config: dict[str, Any], x: Tensor) -> Tensor:
     """Pairs (d, d + D/2) as complex numbers times exp(i position theta^(-2d/D)); linear scaling divides positions."""
-    factor = (config["rope_scaling"] or {"factor": 1.0})["factor"]
-    half = x.shape[-1] // 2
-    speed = torch.tensor([config["rope_theta"] ** (-d / half) for d in range(half)], dtype=torch.float64)
-    angle = torch.arange(x.shape[0], dtype=torch.float64)[:, None, None] / factor * speed
+    half, scaling = x.shape[-1] // 2, config.get("rope_scaling") or {"factor": 1.0}
+    speed = [slowed(scaling, config["rope_theta"] ** (-d / half)) for d in range(half)]
+    angle = torch.arange(x.shape[0], dtype=torch.float64)[:, None, None] * torch.tensor(speed, dtype=torch.float64)
     turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat((turned.real, turned.imag), dim=-1)

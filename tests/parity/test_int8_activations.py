@@ -18,9 +18,11 @@ from tests.kept_ranks import KeptRanks
 from tests.models.storages.schemes import HandMade
 from tests.parity.integer_products import check_agreement, dynamic, static
 from tests.parity.plain import plain_logits
+from tests.parity.test_golden import CHECKPOINTS as GOLDEN
 from tests.quantized import integers_and_scales, is_quantized
 
 CHECKPOINTS = ("deepseek", "qwen", "xverse")
+EVERY = [*CHECKPOINTS, *(pytest.param(name, marks=pytest.mark.full) for name in GOLDEN if name not in CHECKPOINTS)]
 # Short, for an activation between two integers moves the logits of its token and of all after it.
 PROMPTS = torch.randint(3, 500, (20, 5), generator=torch.Generator().manual_seed(2)).tolist()
 INPUT_SCALE, INPUT_OFFSET = 0.03, -7.0  # of all linear maps: what they get is within 3.6 and -4.0 mostly
@@ -41,7 +43,8 @@ def check(folder: str, how: str) -> None:
             exact[name] = make_static(held, name, integers, scales, held.pop(bias_name, torch.zeros(())))
     with pytest.MonkeyPatch.context() as patch:
         if how == "static":
-            scheme = HandMade({"_proj.weight": Storage(8, activations="static")}, tensors=held)
+            quantized = dict.fromkeys(filter(is_quantized, tensors), Storage(8, activations="static"))
+            scheme = HandMade(quantized, tensors=held)
             patch.setattr(config_reader, "read_scheme", lambda *_: scheme)
         quantize = None if how == "static" else "w8a8_dynamic"
         with LLM(path, dtype="fp32", device="cpu", block_size=16, max_prefill_tokens=33, quantize=quantize) as llm:
@@ -59,7 +62,7 @@ def make_static(held: dict[str, Tensor], name: str, integers: Tensor, scales: Te
 
 
 @pytest.mark.parametrize("how", ["dynamic", "static"])
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_one_rank(shared: Path, name: str, how: str) -> None:
     check(str(shared / "golden" / name), how)
 

@@ -19,9 +19,11 @@ from atb_models import LLM
 from tests.kept_ranks import KeptRanks
 from tests.parity.golden import FP32_TOLERANCE
 from tests.parity.plain import plain_logits
+from tests.parity.test_golden import CHECKPOINTS as GOLDEN
 from tests.tiny import FAMILIES, write_checkpoint
 
 CHECKPOINTS = ("deepseek", "qwen", "xverse")
+EVERY = [*CHECKPOINTS, *(pytest.param(name, marks=pytest.mark.full) for name in GOLDEN if name not in CHECKPOINTS)]
 SHORT = [torch.randint(3, 250, (4,), generator=torch.Generator().manual_seed(seed)).tolist() for seed in range(16)]
 LONG = torch.randint(3, 250, (60,), generator=torch.Generator().manual_seed(1)).tolist()
 
@@ -57,7 +59,7 @@ def check_by_torch(folder: str) -> None:
         check(folder)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("by", ["library", "torch"])
 def test_one_rank(shared: Path, name: str, by: str) -> None:
     (check if by == "library" else check_by_torch)(str(shared / "golden" / name))

@@ -15,15 +15,17 @@ from atb_models import LLM
 from tests.kept_ranks import KeptRanks
 from tests.parity.checks import check_plain, check_quantized_by_torch
 from tests.parity.plain import plain_logits
+from tests.parity.test_golden import CHECKPOINTS as GOLDEN
 from tests.quantized import dequantized
 from tests.tiny import FAMILIES, write_checkpoint
 
 CHECKPOINTS = ("deepseek", "qwen", "xverse")
 FULL = pytest.mark.full
+EVERY = [*CHECKPOINTS, *(pytest.param(name, marks=FULL) for name in GOLDEN if name not in CHECKPOINTS)]
 
 
 @pytest.mark.parametrize("quantize", ["w8a16", "w4a16"])
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_one_rank(shared: Path, name: str, quantize: str) -> None:
     check_plain(str(shared / "golden" / name), quantize)
 
@@ -36,7 +38,7 @@ def test_one_rank_by_torch(shared: Path, name: str, quantize: str) -> None:
 
 @pytest.mark.parametrize("quantize", ["w8a16", pytest.param("w4a16", marks=FULL)])
 @pytest.mark.parametrize("tp", [2, 4, pytest.param(8, marks=FULL)])
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_ranks(shared: Path, kept_ranks: KeptRanks, name: str, tp: int, quantize: str) -> None:
     kept_ranks.run("tests.parity.checks:check_plain", tp, str(shared / "golden" / name), quantize)
 

@@ -34,6 +34,7 @@ from atb_models.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
+FULL = pytest.mark.full
 pytestmark = pytest.mark.usefixtures("clean_environ")
 
 
@@ -71,7 +72,7 @@ def test_a_graph_takes_a_name(capsys: pytest.CaptureFixture[str], typed: str) ->
     assert status == 0 and out.startswith("graph of deepseek-moe-16b-chat"), err
 
 
-@pytest.mark.full
+@FULL
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tp", ["1", "3", "8"])
 def test_every_name_has_a_plan_and_a_graph(capsys: pytest.CaptureFixture[str], name: str, tp: str) -> None:
@@ -81,15 +82,16 @@ def test_every_name_has_a_plan_and_a_graph(capsys: pytest.CaptureFixture[str], n
 
 
 @pytest.mark.parametrize(
-    "folder", [pytest.param(one, marks=[] if one == "llama" else [pytest.mark.full]) for one in SCRIPTS]
+    ("folder", "flag"), [("llama", "--print_graph"), *(pytest.param(one, "--plan", marks=FULL) for one in SCRIPTS)]
 )
-def test_a_script_plans_its_model(root: Path, elsewhere: Path, folder: str) -> None:
+def test_a_script_looks_at_its_model(root: Path, elsewhere: Path, folder: str, flag: str) -> None:
     (script,) = (root / "examples" / "models" / folder).glob("*.sh")
-    command = ["bash", str(script), "--plan", "--device", "cpu", "--tp", "2"]
+    command = ["bash", str(script), flag, "--device", "cpu", "--tp", "2"]
     environ = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(command, cwd=elsewhere, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"plan of {SCRIPTS[folder].partition('/')[2]}\n")
+    what = "plan" if flag == "--plan" else "graph"
+    assert done.stdout.startswith(f"{what} of {SCRIPTS[folder].partition('/')[2]}")
 
 
 def test_a_folder_of_that_name_comes_first(capsys: pytest.CaptureFixture[str], demo: Path, elsewhere: Path) -> None:

@@ -12,16 +12,24 @@ import pytest
 
 from atb_models import LLM, SamplingParams
 from tests.server.running import running
-from tests.tiny import write_checkpoint
+from tests.tiny import FAMILIES, LATER, write_checkpoint
+from tests.tiny_latent import LATENT, write_latent
 
 PROMPT = "Who is the CEO of Google?"
 TOKENS = 12
 
 
-@pytest.fixture(params=["qwen", *(pytest.param(family, marks=pytest.mark.full) for family in ("deepseek", "xverse"))])
+OTHERS = [family for family in FAMILIES | LATER | LATENT if family != "qwen"]
+
+
+@pytest.fixture(params=["qwen", *(pytest.param(family, marks=pytest.mark.full) for family in OTHERS)])
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, demo: Path) -> Path:
     """With the embedded checkpoint's tokenizer."""
-    write_checkpoint(tmp_path, family=request.param, vocab_size=2496, bos_token_id=0, eos_token_id=1)
+    fields = {"vocab_size": 2496, "bos_token_id": 0, "eos_token_id": 1}
+    if request.param in LATENT:
+        write_latent(tmp_path, request.param, **fields)
+    else:
+        write_checkpoint(tmp_path, family=request.param, **fields)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo / name, tmp_path)
     return tmp_path
