@@ -120,6 +120,7 @@ class Library:
         self.swiglu = self._function("atb_swiglu", c_int, POINTER(structs.SwigluCall))
         self.shared_gate = self._function("atb_shared_gate", c_int, POINTER(structs.SharedGateCall))
         self.top_logits = self._function("atb_top_logits", c_int, POINTER(structs.TopLogitsCall))
+        self.rope_tables = self._function("atb_rope_tables", c_int, POINTER(structs.RopeTablesCall))
         self.rope = self._function("atb_rope", c_int, POINTER(structs.RopeCall))
         self.latent_rope = self._function("atb_latent_rope", c_int, POINTER(structs.LatentRopeCall))
         self.attention_sublayer = self._function(

@@ -1,4 +1,4 @@
-"""Rotary positions together with the write to the paged cache, by the library."""
+"""Rotary positions by the library: their tables, and the rotation together with the write to the paged cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,32 @@ from atb_models.ops.native.checks import dense, on_cpu, refuse
 from atb_models.ops.native.library import Library, threads
 from atb_models.ops.native.linear import FLOATS
 from atb_models.ops.native.planes import MOST_BYTES, ScalePlanes, described_scales
-from atb_models.ops.native.structs import FORMATS, RopeCall
+from atb_models.ops.native.structs import FORMATS, RopeCall, RopeTablesCall
+
+
+def rope_tables(library: Library, positions_T: Tensor, inv_freq_D: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """What the operation of this name does. Raises ValueError for positions that are not int32, other frequencies than
+    float32, or what does not lie side by side.
+    """
+    check_frequencies("RopeTables", inv_freq_D)
+    on_cpu("RopeTables", positions_T)
+    dense("RopeTables", positions_T)
+    if positions_T.dtype != torch.int32 or positions_T.dim() != 1:
+        raise ValueError(f"RopeTables: positions {tuple(positions_T.shape)} of {positions_T.dtype}")
+    cos_TD, sin_TD = torch.empty(2, len(positions_T), len(inv_freq_D))
+    call = RopeTablesCall(
+        *(x.data_ptr() for x in (positions_T, inv_freq_D, cos_TD, sin_TD)), *cos_TD.shape, threads(), factor
+    )
+    refuse(library.rope_tables(byref(call)), "RopeTables")
+    return cos_TD, sin_TD
+
+
+def check_frequencies(name: str, inv_freq_D: Tensor) -> None:
+    """Raises ValueError for inverse frequencies that the C side does not take."""
+    on_cpu(name, inv_freq_D)
+    dense(name, inv_freq_D)
+    if inv_freq_D.dtype != torch.float32 or inv_freq_D.dim() != 1:
+        raise ValueError(f"{name}: inverse frequencies {tuple(inv_freq_D.shape)} of {inv_freq_D.dtype}")
 
 
 def rope_and_cache(

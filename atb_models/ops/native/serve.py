@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from atb_models.ops import basic, cpu_torch, moe
-from atb_models.ops.attention import paged_attention, rope_and_cache
+from atb_models.ops.attention import paged_attention, rope_and_cache, rope_tables
 from atb_models.ops.gating import moe_gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import attention, experts, gating, linear, rope, rows, top_logits
@@ -43,6 +43,7 @@ def native_backend(library: Library) -> Backend:
         "QuantMoeExperts": _packed_or(quant_moe_experts.reference, _experts),
         "AttentionSublayer": attention_sublayer,
         "FeedForwardSublayer": feed_forward_sublayer,
+        "RopeTables": rope.rope_tables,
         "RopeAndCache": _rope_and_cache,
         "PagedAttention": _attention,
         "RmsNorm": rows.rms_norm,
@@ -60,6 +61,7 @@ def native_backend(library: Library) -> Backend:
         "QuantMoeExperts": _packed_or(quant_moe_experts.reference, _experts_shape),
         "AttentionSublayer": attention_sublayer_shape,
         "FeedForwardSublayer": feed_forward_sublayer_shape,
+        "RopeTables": _like(rope_tables.reference),
         "RopeAndCache": _rope_and_cache_shape,
         "PagedAttention": _attention_shape,
         "MoeGating": _like(moe_gating.reference),

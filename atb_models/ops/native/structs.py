@@ -99,6 +99,14 @@ class SharedGateCall(Structure):
     ]
 
 
+class RopeTablesCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "positions frequencies cos sin"),
+        *_fields(c_int32, "tokens half threads"),
+        ("factor", c_float),
+    ]
+
+
 class RopeCall(Structure):
     _fields_ = [
         *_fields(c_void_p, "q k v cos sin slots q_out k_cache v_cache"),

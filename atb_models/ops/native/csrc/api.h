@@ -125,6 +125,15 @@ struct SharedGateCall {
   int32_t rows, width, shared_width, format, weight_format, threads;
 };
 
+// factor times cos and sin of position * inverse frequency.
+struct RopeTablesCall {
+  const int32_t* positions;
+  const float* frequencies;  // [half]
+  float *cos, *sin;          // [T, half], contiguous
+  int32_t tokens, half, threads;
+  float factor;
+};
+
 // Turns the pairs (d, d + half) of queries and keys by their token's angle; keys and values go to their slots.
 struct RopeCall {
   const void *q, *k, *v;
@@ -230,6 +239,7 @@ API int atb_experts(const ExpertsCall*);
 API int atb_norm(const NormCall*);
 API int atb_swiglu(const SwigluCall*);
 API int atb_shared_gate(const SharedGateCall*);
+API int atb_rope_tables(const RopeTablesCall*);
 API int atb_rope(const RopeCall*);
 API int atb_latent_rope(const LatentRopeCall*);
 API int atb_top_logits(const TopLogitsCall*);
