@@ -81,10 +81,14 @@ class TopLogits(NamedTuple):
         return counts
 
     @property
-    def is_bad_L(self) -> np.ndarray:
-        """Whether a logit of the row is NaN or +infinity, or none is finite."""
-        is_bad: np.ndarray = (self.counts_L > ID_MASK) | self.is_none_LK[:, 0]
-        return is_bad
+    def bad_rows(self) -> list[int]:
+        """The rows in which a logit is NaN or +infinity, or none is finite."""
+        first_and_count = zip(self.keys_LK[:, 0].tolist(), self.counts_L.tolist(), strict=True)
+        return [row for row, (key, count) in enumerate(first_and_count) if count > ID_MASK or key == NO_LOGIT]
+
+    def best_ids(self, none: int) -> list[int]:
+        """The id of the greatest logit of each row, `none` in its place where no logit is finite."""
+        return [none if key == NO_LOGIT else ID_MASK - (key & ID_MASK) for key in self.keys_LK[:, 0].tolist()]
 
     def of(self, rows: list[int]) -> TopLogits:
         """Those of some rows."""

@@ -65,4 +65,4 @@ def test_the_greatest_logits_of_all_ranks(size: int, is_tied: bool, count: int) 
     assert keys.shape == (2, size * (count + 1)) and keys.dtype == torch.int64
     top = merged(keys, count)
     assert top.ids_LK.tolist() == expected.indices[:, :count].tolist()
-    assert top.values_LK.tolist() == expected.values[:, :count].tolist() and not top.is_bad_L.any()
+    assert top.values_LK.tolist() == expected.values[:, :count].tolist() and top.bad_rows == []

@@ -86,12 +86,9 @@ def sample_top(
 ) -> list[int]:
     """The tokens that `sample` chooses, from the keys of the `count` greatest logits (see `ops.top_logits`)."""
     top = merged(keys, count)
-    is_bad_L = top.is_bad_L
-    tokens: list[int] = top.ids_LK[:, 0].tolist()
-    if is_bad_L.any():
-        tokens = np.where(top.is_none_LK[:, 0], NO_TOKEN, tokens).tolist()
-        if on_no_number is not None:
-            on_no_number(int(top.not_finite_L[is_bad_L].sum()), int(is_bad_L.sum()) * vocab_size)
+    tokens = top.best_ids(NO_TOKEN)
+    if on_no_number is not None and (bad := top.bad_rows):
+        on_no_number(int(top.not_finite_L[bad].sum()), len(bad) * vocab_size)
     drawn = [row for row, seq in enumerate(seqs) if seq.params.temperature and tokens[row] != NO_TOKEN]
     if drawn:
         chosen = draw_of_few(top.of(drawn), [seqs[row] for row in drawn])

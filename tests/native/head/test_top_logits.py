@@ -67,14 +67,14 @@ def test_keys_hold_the_order_of_torch(library: Library, dtype: torch.dtype) -> N
     order = logits.float().sort(stable=True, dim=-1, descending=True)
     for keys in (top_logits(library, logits, 20, 0), ops.top_logits.reference(logits, 20, 0)):
         top = merged(keys, 20)
-        assert np.array_equal(top.values_LK, order.values[:, :20].numpy()) and not top.is_bad_L.any()
+        assert np.array_equal(top.values_LK, order.values[:, :20].numpy()) and top.bad_rows == []
         assert np.array_equal(top.ids_LK, order.indices[:, :20].numpy()) and not top.not_finite_L.any()
 
 
 def test_what_is_no_number_is_counted(library: Library) -> None:
     logits = torch.tensor([[1.0, -INF, 2.0], [NAN, -INF, 2.0], [INF, NAN, NAN], [-INF, -INF, -INF], [-0.0, 0.0, -1.0]])
     top = merged(top_logits(library, logits, 2, 0), 2)
-    assert top.not_finite_L.tolist() == [1, 2, 3, 3, 0] and top.is_bad_L.tolist() == [False, True, True, True, False]
+    assert top.not_finite_L.tolist() == [1, 2, 3, 3, 0] and top.bad_rows == [1, 2, 3]
     assert top.values_LK.tolist() == [[2.0, 1.0], [2.0, -INF], [-INF, -INF], [-INF, -INF], [0.0, 0.0]]
     assert top.ids_LK[[0, 1, 4], [0, 0, 0]].tolist() == [2, 2, 0] and top.ids_LK[4].tolist() == [0, 1]
 
