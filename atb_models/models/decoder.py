@@ -15,9 +15,11 @@ from atb_models.layers.mlp import Mlp, MoE, feed_forward_sublayer
 from atb_models.layers.norm import RmsNorm
 from atb_models.models.config import ModelConfig
 from atb_models.models.families import FAMILIES
+from atb_models.ops.composite.decoder import MOST_TOKENS, DecoderWeights
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
+from atb_models.ops.sublayers import AttentionSublayer, FeedForwardSublayer
 
 
 @dataclass
@@ -60,6 +62,13 @@ class DecoderLayer(nn.Module):
         self.mlp = feed_forward(build.within("mlp"), config, is_moe=config.moe_layers[index])
         self._attention_sublayer = attention_sublayer(self.input_norm, self.attn)
         self._feed_forward_sublayer = feed_forward_sublayer(self.post_norm, self.mlp)
+
+    @property
+    def sublayers(self) -> tuple[AttentionSublayer, FeedForwardSublayer] | None:
+        """As one operation takes them; None where a sublayer always runs in parts."""
+        if self._attention_sublayer is None or self._feed_forward_sublayer is None:
+            return None
+        return self._attention_sublayer, self._feed_forward_sublayer
 
     def forward(self, stream: ResidualStream, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> None:
         """Take the stream through the layer.
@@ -156,13 +165,29 @@ class Decoder(nn.Module):
         self.norm = RmsNorm(build.within("norm"), config.hidden_size, config.rms_norm_eps)
         tied = self.embed if config.tie_word_embeddings else None
         self.lm_head = Head(build, config.vocab_size, config.hidden_size, tied)
+        self.inv_freq_D: Tensor
         self.register_buffer("inv_freq_D", config.rope.inverse_frequencies().to(build.device), persistent=False)
+        self._weights = self._as_one(build)
+        self._feed_forwards = tuple(layer.mlp for layer in self.layers)
+
+    def _as_one(self, build: Build) -> DecoderWeights | None:
+        """As one operation takes it; None where ranks exchange results, or a layer always runs in parts."""
+        sublayers, norm = [layer.sublayers for layer in self.layers], self.norm.described()
+        taken = [pair for pair in sublayers if pair is not None]
+        if build.tensor.size > 1 or norm is None or len(taken) < len(sublayers):
+            return None
+        factor = self.config.rope.table_factor
+        return DecoderWeights(self.embed.weight, self.inv_freq_D, factor, taken, norm, self.lm_head.stored)
 
     def forward(self, step: StepInput, caches: list[LayerCache]) -> Tensor:
         """-> logits [L, V] float32; writes the step's keys and values to `caches`.
 
-        Where the step has `top_logits`: instead what `ops.top_logits` gives, of all ranks side by side.
+        Where the step has `top_logits`: instead what `ops.top_logits` gives, of all ranks side by side. A short step is
+        one operation where the rank has nothing to exchange and the backend serves that, but never while operations are
+        recorded: graphs, plans and profiles show those of the layers.
         """
+        if self._weights is not None and ops.decoder.is_served and step.token_ids_T.shape[0] <= MOST_TOKENS:
+            return ops.decoder(self._weights, [mlp.counter_E for mlp in self._feed_forwards], caches, step)
         rope = ops.rope_tables(step.positions_T, self.inv_freq_D, self.config.rope.table_factor)
         stream = ResidualStream(None, self.embed(step.token_ids_T))
         for layer, cache in zip(self.layers, caches, strict=True):

@@ -24,6 +24,7 @@ from atb_models.ops.basic import (
     to_float,
 )
 from atb_models.ops.collectives import all_gather, all_reduce
+from atb_models.ops.composite.decoder import decoder
 from atb_models.ops.gating import moe_gating
 from atb_models.ops.latent.attention import latent_attention
 from atb_models.ops.latent.cache import latent_cache, rope_and_latent_cache
@@ -51,6 +52,7 @@ __all__ = [
     "bind",
     "clip",
     "count_expert_tokens",
+    "decoder",
     "embedding",
     "feed_forward_sublayer",
     "grouped_matmul",

@@ -28,7 +28,7 @@ class Op:
     and profiles show it: the arguments, where none is a record of which the operation takes a part.
     `packings`: how the bound backend stores the weights among its arguments, by name; the others as they are.
     `in_parts`: its body calls other operations, and where no backend serves it whole, graphs and profiles show these in
-    its place.
+    its place. Without a cost they always do: while they are made its parts run.
     `products`: the arguments that are multiplied with each other, whose data types are those of its arithmetic; None:
     all of them.
     """
@@ -37,7 +37,7 @@ class Op:
         self,
         name: str,
         reference: Body,
-        cost: Callable[..., Cost],
+        cost: Callable[..., Cost] | None,
         shape: Body | None,
         operands: Operands | None,
         in_parts: bool,
@@ -46,7 +46,9 @@ class Op:
         self.name = name
         self.reference = reference
         self.reference_shape = shape
-        self.cost = cost
+        assert cost is not None or in_parts, f"{name} has neither a cost nor parts"
+        self.is_shown = cost is not None
+        self.cost = cost or _not_shown
         self.run, self.shape = reference, shape
         self.operands: Operands = operands or self._arguments
         self.packings: Mapping[str, Packing] = {}
@@ -93,6 +95,10 @@ class Op:
         return dict(zip(self.parameters, args, strict=False))
 
 
+def _not_shown(*_: object) -> Cost:
+    raise AssertionError("the parts of the operation have costs")
+
+
 PlaneShape = Callable[[int, Plane], tuple[int, ...]]
 
 
@@ -134,7 +140,7 @@ LAYOUTS = {"npu": "atb_models.ops.npu_layout"}
 def op(
     name: str,
     *,
-    cost: Callable[..., Cost],
+    cost: Callable[..., Cost] | None,
     shape: Body | None = None,
     operands: Operands | None = None,
     in_parts: bool = False,
@@ -285,23 +291,25 @@ _recording = False
 def recorded(wrap: Wrap) -> Iterator[None]:
     """While it is open every call `operation(*args)` becomes `wrap(operation, run, args)`, run being what was bound.
 
-    Operations in parts that no backend serves whole are run as they are: their parts are wrapped.
+    Operations in parts that no backend serves whole are run as they are, and so are those that are never shown, whoever
+    serves them: their parts are wrapped.
 
     The bodies are swapped in the table and put back, so that calls cost nothing more when nobody records.
     """
     global _recording
     assert not _recording, "a recording is open already"
-    shown = [operation for operation in TABLE.values() if not operation.in_parts or operation.is_served]
-    bound = [(operation, operation.run) for operation in shown]
-    _recording = True
-    try:
-        for operation, run in bound:
-            operation.run = _wrapped(wrap, operation, run)
-        yield
-    finally:
-        for operation, run in bound:
-            operation.run = run
-        _recording = False
+    with in_parts(*(operation for operation in TABLE.values() if not operation.is_shown)):
+        shown = [operation for operation in TABLE.values() if not operation.in_parts or operation.is_served]
+        bound = [(operation, operation.run) for operation in shown]
+        _recording = True
+        try:
+            for operation, run in bound:
+                operation.run = _wrapped(wrap, operation, run)
+            yield
+        finally:
+            for operation, run in bound:
+                operation.run = run
+            _recording = False
 
 
 def _wrapped(wrap: Wrap, operation: Op, run: Body) -> Body:

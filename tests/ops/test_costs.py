@@ -176,7 +176,8 @@ def test_ring_all_gather(size: int, written: float, sent: float) -> None:
 
 
 def test_every_operation_is_counted_by_hand() -> None:
-    assert {name for name, *_ in BY_HAND} | {"AllReduce", "AllGather"} == set(TABLE)
+    shown = {op.name for op in TABLE.values() if op.is_shown}
+    assert {name for name, *_ in BY_HAND} | {"AllReduce", "AllGather"} == shown
 
 
 def test_costs_add_up() -> None:

@@ -196,6 +196,9 @@ WITHOUT_INNER_DIMENSION = {
 }  # fmt: skip
 
 
+# The others run in parts on meta tensors.
+SHOWN = {name: op for name, op in TABLE.items() if op.is_shown}
+
 # Whose rule has the expected experts, and whose result those that were counted.
 COUNTED = {"GroupedMatmul", "MoeExperts", "QuantGroupedMatmul", "QuantMoeExperts"}
 
@@ -227,12 +230,12 @@ def bodies(op: Op) -> dict[str, Callable[..., Any]]:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert CASES.keys() == TABLE.keys()
-    assert BROKEN.keys() | WITHOUT_INNER_DIMENSION == TABLE.keys()
+    assert CASES.keys() == SHOWN.keys()
+    assert BROKEN.keys() | WITHOUT_INNER_DIMENSION == SHOWN.keys()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", TABLE.values(), ids=TABLE.keys())
+@pytest.mark.parametrize("op", SHOWN.values(), ids=SHOWN.keys())
 def test_shape_rule_bodies_and_costs_agree(op: Op, dtype: torch.dtype) -> None:
     for _, args in cases(op, dtype):
         meta = tuple(map(on_meta, args))

@@ -10,6 +10,7 @@ _REFUSALS = {
     2: "a block that the cache does not have",
     3: "a slot that the cache does not have",
     4: "an expert that there is not",
+    6: "a token id that the embedding does not have",
 }
 
 

@@ -133,6 +133,7 @@ class Library:
         self.feed_forward_sublayer = self._function(
             "atb_feed_forward_sublayer", c_int, POINTER(structs.FeedForwardLayer), POINTER(structs.SublayerCall)
         )
+        self.decoder = self._function("atb_decoder", c_int, POINTER(structs.DecoderModel), POINTER(structs.DecoderCall))
         self.pack = self._function("atb_pack", c_int, POINTER(structs.PackCall))
         measured = (c_int, c_int, POINTER(c_int32))
         self.limit_read = self._function("atb_limit_read", c_double, c_void_p, c_int64, *measured)

@@ -23,6 +23,7 @@ from atb_models.ops.native.library import Library
 from atb_models.ops.native.packing import GateUpPanels, Panels, operand
 from atb_models.ops.native.planes import MOST_BYTES, has_planes, scale_planes
 from atb_models.ops.native.sublayers.attention import attention_sublayer, attention_sublayer_shape
+from atb_models.ops.native.sublayers.decoder import decoder
 from atb_models.ops.native.sublayers.feed_forward import feed_forward_sublayer, feed_forward_sublayer_shape
 from atb_models.ops.quantized.experts import quant_moe_experts
 from atb_models.ops.quantized.linear import quant_linear
@@ -43,6 +44,7 @@ def native_backend(library: Library) -> Backend:
         "QuantMoeExperts": _packed_or(quant_moe_experts.reference, _experts),
         "AttentionSublayer": attention_sublayer,
         "FeedForwardSublayer": feed_forward_sublayer,
+        "Decoder": decoder,
         "RopeTables": rope.rope_tables,
         "RopeAndCache": _rope_and_cache,
         "PagedAttention": _attention,

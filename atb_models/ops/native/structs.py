@@ -179,3 +179,26 @@ class FeedForwardLayer(Structure):
         *_fields(c_int32, "format norm_format shared_gate_format"),
         *_fields(c_float, "eps renormalize_eps scaling"),
     ]
+
+
+class SublayerPair(Structure):
+    _fields_ = _fields(c_void_p, "attention feed_forward")
+
+
+class DecoderModel(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "embedding norm frequencies layers"),
+        ("head", PanelWeight),
+        *_fields(c_int32, "vocabulary hidden half count format norm_format"),
+        *_fields(c_float, "eps rope_factor"),
+    ]
+
+
+class DecoderCall(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "ids positions wanted"),
+        ("step", AttentionStep),
+        *_fields(c_void_p, "out keys scratch"),
+        ("scratch_floats", c_int64),
+        *_fields(c_int32, "tokens rows count threads"),
+    ]

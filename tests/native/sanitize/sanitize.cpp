@@ -1,6 +1,6 @@
 // Runs every operation of the library over memory of exactly its size, for AddressSanitizer and UBSan, and compares
 // with plain loops. Prints one line an operation; exit status 1 where one is wrong.
-#include "sanitize.h"
+#include "decoder.h"
 #include <initializer_list>
 
 API double atb_limit_read(const char*, int64_t, int, int, int32_t*);
@@ -319,6 +319,8 @@ int main() {
       for (int tokens : {1, 3, 530}) feed_forward_sublayer(format, stored, tokens, 1 + tokens % 3);
       report("sublayers");
     }
+    for (int tokens : {1, 3, 50}) decoder(format, tokens, tokens != 3, 1 + tokens % 3);
+    report("decoder");
     for (int width : {1, 16, 67}) rows(format, width);
     report("rows");
     for (int width : {1, 16, 67, 300})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from atb_models import LLM, SamplingParams, ops
 from atb_models.graph import meta_model, meta_step, trace
 from atb_models.graph.labels import weights_read
 from atb_models.models.config_reader import load_model_config
-from atb_models.models.decoder import DecoderLayer
+from atb_models.models.decoder import Decoder, DecoderLayer
 from atb_models.ops.native import library as loader
+from atb_models.ops.table import in_parts
 from atb_models.profiler import Recorder
 from tests.tiny import write_checkpoint
 
@@ -39,40 +41,111 @@ class Called(TorchDispatchMode):
         return call
 
 
-@pytest.mark.parametrize("family", ["demo", "qwen3"])
-def test_a_layer_of_a_decode_step_is_two_calls(
-    family: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the library; torch makes the memory of the results, and does nothing else. Norms of heads are in them."""
-    if family != "demo":
-        write_checkpoint(tmp_path, family=family)
-        demo = tmp_path
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Called:
+    """What notes the functions of the library, too."""
     level = loader.active().level
     assert level is not None
     library, called = loader.load(level.name), Called()
     functions = {name: value for name, value in vars(library).items() if hasattr(value, "argtypes")}
     assert len(functions) > 15
-    steps: list[list[list[str]]] = [[]]
-    forward = DecoderLayer.forward
+    for name, function in functions.items():
+        monkeypatch.setattr(library, name, called.noting(name, function))
+    return called
 
-    def noted(self: DecoderLayer, *args: Any) -> None:
+
+def calls_of(module: type, called: Called, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Of each forward of a module of that kind, from now on."""
+    every: list[list[str]] = []
+    forward: Callable[..., object] = module.forward
+
+    def noted(self: object, *args: object) -> object:
         called.names = []
         with called:
-            forward(self, *args)
-            called.names.append("end")
-        steps[-1].append(called.names)
+            result = forward(self, *args)
+        every.append(called.names)
+        called.names = []
+        return result
 
-    monkeypatch.setattr(DecoderLayer, "forward", noted)
-    with LLM(demo, device="cpu", kv_blocks=4) as llm:
-        for name, function in functions.items():
-            monkeypatch.setattr(library, name, called.noting(name, function))
-        llm._runner.model.register_forward_pre_hook(lambda *_: steps.append([]))
-        llm.generate([[5, 6, 7]], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
-    layers = load_model_config(demo).num_hidden_layers
+    monkeypatch.setattr(module, "forward", noted)
+    return every
+
+
+@pytest.fixture(params=["demo", "qwen3"])
+def folder(request: pytest.FixtureRequest, demo: Path, tmp_path: Path) -> Path:
+    """The embedded checkpoint, and a family that norms heads."""
+    if request.param == "demo":
+        return demo
+    write_checkpoint(tmp_path, family=request.param)
+    return tmp_path
+
+
+TOKENS = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+
+
+def test_a_greedy_step_is_one_call(folder: Path, called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the library; torch makes the memory of logits and keys, and does nothing else."""
+    with LLM(folder, device="cpu", kv_blocks=4) as llm:
+        llm.generate([[5, 6, 7]], TOKENS)  # what is made once
+        steps = calls_of(Decoder, called, monkeypatch)
+        llm.generate([[5, 6, 7]], TOKENS)
+    assert steps == [["aten.empty.memory_format", "aten.empty.memory_format", "decoder"]] * 4
+
+
+def test_a_layer_in_parts_is_two_calls(folder: Path, called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is in long steps and beside other ranks; torch makes the memory of the results, and does nothing else."""
+    layers = calls_of(DecoderLayer, called, monkeypatch)
+    with LLM(folder, device="cpu", kv_blocks=4) as llm, in_parts(ops.decoder):
+        llm.generate([[5, 6, 7]], TOKENS)
+    count = load_model_config(folder).num_hidden_layers
     made = "aten.empty_like.default"
     first = [made, "attention_sublayer", made, made, "feed_forward_sublayer"]
-    named = [names[: names.index("end")] for names in steps[-1]]
-    assert named == [first, *[[made, *first]] * (layers - 1)]
+    assert layers[-count:] == [first, *[[made, *first]] * (count - 1)]
+
+
+def test_an_interrupt_ends_the_run_after_the_step(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is given up, and the next one finds everything as it was."""
+    level = loader.active().level
+    assert level is not None
+    library, calls = loader.load(level.name), 0
+    run = library.decoder
+
+    def interrupted(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        status = run(*args)
+        if calls == 3:
+            signal.raise_signal(signal.SIGINT)
+        return status
+
+    with LLM(demo, device="cpu", kv_blocks=4) as llm:
+        expected = llm.generate([[5, 6, 7]], TOKENS)[0].token_ids
+        monkeypatch.setattr(library, "decoder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[5, 6, 7]], TOKENS)
+        assert calls == 3 and llm.metrics()["running"] == 0
+        assert llm.generate([[5, 6, 7]], TOKENS)[0].token_ids == expected
+
+
+def test_graphs_and_profiles_show_the_parts(demo: Path) -> None:
+    """Of short steps, too, which run as one operation before and after that."""
+    assert not ops.decoder.is_shown
+    with LLM(demo, device="cpu", kv_blocks=4) as llm:
+        expected = llm.generate([[5, 6, 7]], TOKENS)[0].token_ids
+        weights = llm._runner.model._weights
+        assert weights is not None and weights.bound is not None
+        weights.bound = None
+        with Recorder(llm._runner) as recorder:
+            assert llm.generate([[5, 6, 7]], TOKENS)[0].token_ids == expected
+        assert weights.bound is None and ops.decoder.is_served
+        assert llm.generate([[5, 6, 7]], TOKENS)[0].token_ids == expected
+        assert weights.bound is not None
+    ops.bind("cpu")
+    graph = trace(meta_model(load_model_config(demo), torch.float16), meta_step([1], [70], 16, top_logits=1))
+    outside = {"RopeTables", "Embedding", "AddRmsNorm", "SelectRows", "Linear", "TopLogits"}
+    assert graph.counts().keys() == outside | {"AttentionSublayer", "FeedForwardSublayer"}
+    assert {call.op for call in recorder.profile.calls} == graph.counts().keys()
+    assert {call.module for call in recorder.profile.calls} >= {"layers.0", "layers.1", "embed", "lm_head"}
 
 
 def test_sublayers_are_one_node_and_one_call(demo: Path) -> None:

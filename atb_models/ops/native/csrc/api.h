@@ -12,7 +12,15 @@ enum Format { FORMAT_F32 = 0, FORMAT_F16 = 1, FORMAT_BF16 = 2, FORMAT_I8 = 3, FO
 enum Activations { ACTIVATIONS_FLOAT = 0, ACTIVATIONS_TOKEN = 1, ACTIVATIONS_STATIC = 2 };
 
 // What a call returns: 0, or what it refused before it wrote anything.
-enum Status { DONE = 0, BAD_LENGTH = 1, BAD_BLOCK = 2, BAD_SLOT = 3, BAD_EXPERT = 4, MORE_SCRATCH = 5 };
+enum Status {
+  DONE = 0,
+  BAD_LENGTH = 1,
+  BAD_BLOCK = 2,
+  BAD_SLOT = 3,
+  BAD_EXPERT = 4,
+  MORE_SCRATCH = 5,
+  BAD_TOKEN = 6,
+};
 
 // The scales of the vectors of a cache that is int8; no data where it holds floats. That of vector (p, s, m) is at
 // p * block + s * slot + m * head.
@@ -226,6 +234,35 @@ struct FeedForwardLayer {
   float eps, renormalize_eps, scaling;
 };
 
+// The two of a layer.
+struct SublayerPair {
+  const AttentionLayer* attention;
+  const FeedForwardLayer* feed_forward;
+};
+
+// A decoder: what does not change from step to step.
+struct DecoderModel {
+  const void* embedding;     // [V, H]
+  const void* norm;          // [H]
+  const float* frequencies;  // [half]
+  const SublayerPair* layers;
+  PanelWeight head;  // [V, H]; no outputs where somebody else multiplies by it
+  int32_t vocabulary, hidden, half, count, format, norm_format;
+  float eps, rope_factor;
+};
+
+// A step of a decoder. `step` comes without tables, which are made from the positions.
+struct DecoderCall {
+  const int32_t *ids, *positions;
+  const int32_t* wanted;  // [L], the tokens whose logits are wanted
+  AttentionStep step;
+  void* out;      // [L, V] logits, or [L, H] normed rows where the decoder has no head, contiguous
+  int64_t* keys;  // [L, count + 1] of the `count` greatest logits, as in TopLogitsCall, or null
+  float* scratch;
+  int64_t scratch_floats;  // as in SublayerCall
+  int32_t tokens, rows, count, threads;
+};
+
 // Each function runs a call; each `_scratch` gives the floats of scratch that the call needs.
 API int64_t atb_attention_scratch(const AttentionCall*);
 API int atb_attention(const AttentionCall*);
@@ -247,3 +284,4 @@ API int64_t atb_gating_scratch(const GatingCall*);
 API int atb_gating(const GatingCall*);
 API int atb_attention_sublayer(const AttentionLayer*, const AttentionStep*, SublayerCall*);
 API int atb_feed_forward_sublayer(const FeedForwardLayer*, SublayerCall*);
+API int atb_decoder(const DecoderModel*, DecoderCall*);

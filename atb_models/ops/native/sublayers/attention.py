@@ -73,6 +73,19 @@ def _has_form(sublayer: AttentionSublayer, cache: LayerCache) -> bool:
     return fits and sublayer.head_dim <= min(MAX_HEAD_DIM, MOST_BYTES)
 
 
+def bound_attention(sublayer: AttentionSublayer, cache: LayerCache) -> BoundAttention | None:
+    """The layer and its cache as the C side takes them, made anew where they have changed; None: it has no form.
+
+    Raises ValueError for tensors that do not go together.
+    """
+    bound: BoundAttention | None = sublayer.bound
+    if bound is None or not bound.serves(cache):
+        if not _has_form(sublayer, cache):
+            return None
+        bound = sublayer.bound = BoundAttention(sublayer, cache)
+    return bound
+
+
 def attention_sublayer(
     library: Library,
     x_TH: Tensor | None,
@@ -88,11 +101,9 @@ def attention_sublayer(
     The layer's weights and cache are checked when it is called first, the step by its first layer. Raises ValueError,
     before anything is written, for tensors that do not go together, lengths, blocks or slots that are not there.
     """
-    bound = sublayer.bound
-    if bound is None or not bound.serves(cache):
-        if not _has_form(sublayer, cache):
-            return sublayers.attention_sublayer.reference(x_TH, residual_TH, sublayer, cos_TD, sin_TD, cache, step)
-        bound = sublayer.bound = BoundAttention(sublayer, cache)
+    bound = bound_attention(sublayer, cache)
+    if bound is None:
+        return sublayers.attention_sublayer.reference(x_TH, residual_TH, sublayer, cos_TD, sin_TD, cache, step)
     at = step.bound.get(NAME)
     if at is None or at.cos_TD is not cos_TD or at.sin_TD is not sin_TD:
         at = step.bound[NAME] = BoundStep(cos_TD, sin_TD, step)

@@ -22,7 +22,7 @@ class BoundSublayer:
     def __init__(self, layer: Structure, tensors: Iterable[Tensor | None], hidden: int, dtype: torch.dtype) -> None:
         self.layer, self.at_layer = layer, byref(layer)
         self.hidden, self.dtype = hidden, dtype
-        self._tensors = [tensor for tensor in tensors if tensor is not None]
+        self.tensors = [tensor for tensor in tensors if tensor is not None]
         self._addresses = self._lie()
 
     def holds(self) -> bool:
@@ -30,7 +30,7 @@ class BoundSublayer:
         return self._lie() == self._addresses
 
     def _lie(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in self._tensors]
+        return [tensor.data_ptr() for tensor in self.tensors]
 
 
 def run(

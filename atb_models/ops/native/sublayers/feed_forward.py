@@ -42,6 +42,19 @@ def _has_form(sublayer: FeedForwardSublayer) -> bool:
     return not any(weight.layout.is_plain for weight in _weights(sublayer))
 
 
+def bound_feed_forward(sublayer: FeedForwardSublayer, counter_E: Tensor | None) -> BoundFeedForward | None:
+    """The layer as the C side takes it, made anew where it has changed; None: it has no form for its weights.
+
+    Raises ValueError for tensors that do not go together.
+    """
+    bound: BoundFeedForward | None = sublayer.bound
+    if bound is None or bound.counter_E is not counter_E or not bound.holds():
+        if not _has_form(sublayer):
+            return None
+        bound = sublayer.bound = BoundFeedForward(sublayer, counter_E)
+    return bound
+
+
 def feed_forward_sublayer(
     library: Library,
     x_TH: Tensor,
@@ -53,11 +66,9 @@ def feed_forward_sublayer(
 
     The layer's weights are checked when it is called first. Raises ValueError for tensors that do not go together.
     """
-    bound = sublayer.bound
-    if bound is None or bound.counter_E is not counter_E or not bound.holds():
-        if not _has_form(sublayer):
-            return sublayers.feed_forward_sublayer.reference(x_TH, residual_TH, sublayer, counter_E)
-        bound = sublayer.bound = BoundFeedForward(sublayer, counter_E)
+    bound = bound_feed_forward(sublayer, counter_E)
+    if bound is None:
+        return sublayers.feed_forward_sublayer.reference(x_TH, residual_TH, sublayer, counter_E)
     return run(NAME, library.feed_forward_sublayer, bound, x_TH, residual_TH)
 
 

@@ -1,0 +1,1 @@
+"""Operations made of many others."""

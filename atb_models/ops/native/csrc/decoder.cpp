@@ -1,0 +1,109 @@
+// A step of a decoder as one call: embeddings, rotary tables, the layers, the norm of the rows whose logits are wanted, and
+// the head. Each part is the call that it would be alone, so the results have the bits of the parts.
+#include "sublayer.h"
+
+struct DecoderStep {
+  const DecoderModel& d;
+  const DecoderCall& c;
+  AttentionStep step;
+  void *x, *stream, *sum, *normed;  // stream: the residual stream; x: what is to be added to it
+  float *cos, *sin;
+  SublayerCall rows = {};  // of every sublayer, the scratch included
+  int64_t floats;
+
+  DecoderStep(const DecoderModel& decoder, const DecoderCall& call) : d(decoder), c(call), step(call.step) {
+    step.half = d.half;
+    rows.x_row = rows.residual_row = d.hidden, rows.tokens = c.tokens, rows.threads = c.threads;
+    rows.scratch_floats = most();
+    place(nullptr);
+  }
+
+  void place(float* memory) {
+    Pieces pieces(memory);
+    const int64_t bytes = element_bytes(d.format) * d.hidden, angles = (int64_t)c.tokens * d.half;
+    x = pieces.take(bytes * c.tokens);
+    stream = pieces.take(bytes * c.tokens);
+    sum = pieces.take(bytes * c.rows);
+    normed = d.head.outputs ? pieces.take(bytes * c.rows) : c.out;
+    step.cos = cos = pieces.take_floats(angles);
+    step.sin = sin = pieces.take_floats(angles);
+    rows.scratch = pieces.take_floats(rows.scratch_floats);
+    floats = pieces.floats();
+  }
+
+  // The floats of scratch of the part that needs most.
+  int64_t most() const {
+    const LinearCall head = multiply();
+    int64_t floats = c.rows && d.head.outputs ? atb_linear_scratch(&head) : 0;
+    for (int i = 0; i < d.count; i++) {
+      SublayerCall attention = rows, feed_forward = rows;
+      attention.scratch_floats = feed_forward.scratch_floats = -1;  // both refuse it, and tell what they need
+      atb_attention_sublayer(d.layers[i].attention, &step, &attention);
+      atb_feed_forward_sublayer(d.layers[i].feed_forward, &feed_forward);
+      floats = larger(floats, larger(attention.scratch_floats, feed_forward.scratch_floats));
+    }
+    return floats;
+  }
+
+  int status() const {
+    for (int i = 0; i < c.tokens; i++)
+      if (c.ids[i] < 0 || c.ids[i] >= d.vocabulary) return BAD_TOKEN;
+    for (int i = 0; i < c.rows; i++)
+      if (c.wanted[i] < 0 || c.wanted[i] >= c.tokens) return BAD_LENGTH;
+    return DONE;
+  }
+
+  int run() const {
+    for (int i = 0; i < c.tokens; i++)
+      __builtin_memcpy(row_of(stream, i, d.hidden, d.format), row_of(d.embedding, c.ids[i], d.hidden, d.format),
+                       element_bytes(d.format) * d.hidden);
+    const RopeTablesCall tables = {c.positions, d.frequencies, cos, sin, c.tokens, d.half, c.threads, d.rope_factor};
+    atb_rope_tables(&tables);
+    SublayerCall call = rows;
+    call.residual = call.sum = stream, call.out = x;  // a sublayer has read its rows before it writes them
+    for (int i = 0; i < d.count; i++) {
+      const int status = atb_attention_sublayer(d.layers[i].attention, &step, &call);
+      if (status != DONE) return status;
+      call.x = x;
+      atb_feed_forward_sublayer(d.layers[i].feed_forward, &call);
+    }
+    norm(call);
+    if (c.rows && d.head.outputs) head();
+    return DONE;
+  }
+
+  // Of the wanted rows, as many at once as follow each other.
+  void norm(const SublayerCall& call) const {
+    for (int i = 0, count; i < c.rows; i += count) {
+      for (count = 1; i + count < c.rows && c.wanted[i + count] == c.wanted[i] + count;) count++;
+      NormCall norm = norm_call(call, d.norm, d.norm_format, d.eps, d.hidden, d.format, c.wanted[i], count,
+                                row_of(normed, i, d.hidden, d.format));
+      norm.sum = sum;
+      atb_norm(&norm);
+    }
+  }
+
+  void head() const {
+    LinearCall linear = multiply();
+    linear.scratch = rows.scratch;
+    atb_linear(&linear);
+    if (!c.keys) return;
+    const TopLogitsCall top = {c.out, c.keys, d.head.outputs, c.rows, d.head.outputs, c.count, 0, d.format, c.threads};
+    atb_top_logits(&top);
+  }
+
+  LinearCall multiply() const {
+    return linear_call(d.head, nullptr, 0, normed, d.format, c.rows, c.out, d.format, c.threads);
+  }
+};
+
+API int atb_decoder(const DecoderModel* decoder, DecoderCall* call) {
+  DecoderStep step(*decoder, *call);
+  if (call->scratch_floats < step.floats) {
+    call->scratch_floats = step.floats;
+    return MORE_SCRATCH;
+  }
+  step.place(call->scratch);
+  const int status = step.status();
+  return status == DONE ? step.run() : status;
+}
