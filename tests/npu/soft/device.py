@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.npu.soft import collectives, counts, graphs, integer_kernels, kernels
+from tests.npu.soft import attention_kernels, collectives, counts, graphs, integer_kernels, kernels
 from tests.npu.soft.contracts import bound, check
 from tests.npu.soft.demands import ContractError, need
 from tests.npu.soft.memory import as_cpu
 
 DEVICE = "PrivateUse1"
+KERNELS = (kernels, attention_kernels, integer_kernels)
 # Memory and identity: torch_npu's own kernels do these without an operator of CANN.
 KEPT = {
     *("empty.memory_format", "empty_strided", "empty_like", "resize_", "record_stream", "is_pinned", "_pin_memory"),
@@ -79,7 +80,7 @@ def _native(op: Any) -> Callable[..., Any]:
 
     def compute(given: dict[str, Any]) -> Any:
         function = name.partition("::")[2]
-        module = kernels if hasattr(kernels, function) else integer_kernels
+        module = next(module for module in KERNELS if hasattr(module, function))
         return getattr(module, function)(SimpleNamespace(**given))
 
     def run(*args: Any, **kwargs: Any) -> Any:
