@@ -132,13 +132,16 @@ class DecodeGraphs:
         return captured.logits_BV[:batch]
 
     def _captured(self, step: HostStep, pool: Any) -> _Captured:
-        """The step is run once before, so that what is made at a first call is not made within the graph."""
-        inputs = step.on(self._send(step))
-        self.model(inputs, self.caches)
+        """The step is run once before, so that what is made at a first call is not made within the graph.
+
+        What layers keep of a step is made in each: the graph must make it anew in every replay.
+        """
+        ints = self._send(step)
+        self.model(step.on(ints), self.caches)
         npu = device_module("npu")
         graph = npu.NPUGraph()
         with npu.graph(graph, pool=pool, auto_dispatch_capture=True):
-            logits_BV = self.model(inputs, self.caches)
+            logits_BV = self.model(step.on(ints), self.caches)
         return _Captured(graph, logits_BV)
 
     def _step(self, message: Int32, size: int) -> HostStep:

@@ -13,6 +13,7 @@ from atb_models.graph.memory import StorageMode
 from atb_models.graph.meta import meta_caches
 from atb_models.graph.paths import ModulePaths
 from atb_models.models.decoder import Decoder
+from atb_models.ops.attention import letters
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Body, Op, recorded
@@ -125,8 +126,7 @@ def named_tensors(model: Decoder, step: StepInput, caches: list[LayerCache]) -> 
         named |= {f"{path}.{name}": value for name, value in vars(module).items() if isinstance(value, Tensor)}
     named |= {name: value for name, value in vars(step).items() if isinstance(value, Tensor)}
     for layer, cache_of_layer in enumerate(caches):
-        named |= {f"layers.{layer}.{name}_PS{'MD' if tensor.dim() == 4 else 'D'}": tensor
-            for name, tensor in cache_of_layer.items()}  # fmt: skip
+        named |= {f"layers.{layer}.{name}_{letters(name, plane)}": plane for name, plane in cache_of_layer.items()}
     return named
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from atb_models.layers.storage import Quantization, Storage
 from atb_models.ops.collectives import Collective
-from atb_models.ops.table import Op, check_int8_cache, check_quantized, group_step
+from atb_models.ops.table import Op, check_dtype, check_quantized, group_step
 from atb_models.ops.weight import Layout, Weight
 
 
@@ -76,8 +76,7 @@ class Build:
         assert self.expert.size == self.data.size == 1, "experts and requests are not spread over ranks yet"
         if self.quantization is not None and self.quantization.has_integers:
             check_quantized(self.quantization.name, asked=self.quantization.every is not None)
-        if self.kv_dtype == torch.int8:
-            check_int8_cache()
+        check_dtype(self.dtype)
 
     def within(self, name: str) -> Build:
         """For a module of that name within the one that is built."""

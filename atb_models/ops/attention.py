@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atb_models.ops.cost import Cost, cost
 from atb_models.ops.kv_cache import LayerCache
-from atb_models.ops.plane import scale_of
+from atb_models.ops.plane import is_scale, scale_of
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import op
 
@@ -65,7 +65,14 @@ def _cache_operands(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepI
 
 def planes_by_name(cache: LayerCache) -> dict[str, Tensor]:
     """The planes as operands."""
-    return {f"{name}_cache_PS{'MD' if plane.dim() == 4 else 'D'}": plane for name, plane in cache.items()}
+    return {f"{name}_cache_{letters(name, plane)}": plane for name, plane in cache.items()}
+
+
+def letters(name: str, plane: Tensor) -> str:
+    """The dimensions of a plane: a backend may have scales head after head."""
+    if plane.dim() == 4:
+        return "PSMD"
+    return "PMS" if is_scale(name) else "PSD"
 
 
 def _cache_cost(out: None, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> Cost:
@@ -144,8 +151,8 @@ def attending(heads: int, head_dim: int, cache: LayerCache, step: StepInput) -> 
     """Of attention without its queries and results, by real lengths: two products for each pair of a query and a key
     that it sees, each sequence's K and V once."""
     pairs = sum(q * kv - q * (q - 1) // 2 for q, kv in zip(step.query_lens, step.kv_lens, strict=True))
-    token = sum(math.prod(plane.shape[2:]) * plane.element_size() for plane in cache.values())
     block_size = cache.k_PSMD.shape[1]
+    token = sum(math.prod(plane.shape[1:]) // block_size * plane.element_size() for plane in cache.values())
     blocks = sum(-(-kv // block_size) for kv in step.kv_lens) * step.block_table_BC.element_size()
     return Cost(4 * heads * head_dim * pairs, sum(step.kv_lens) * token + blocks)
 

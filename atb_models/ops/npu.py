@@ -5,6 +5,7 @@ takes one form for prompts, chunks and single tokens alike: packed queries (TND)
 compressed mask. It takes head size 128; narrower heads lie padded with zeros in the cache, which leaves scores and sums
 as they are and costs cache memory and traffic (128 / 80 = 1.6 times as much for XVERSE). The alternative, ATB's two
 operators for other head sizes, wants lengths as host tensors and one operator for prompts and another for decoding.
+Over a cache of int8 it takes other forms, see `quantized.npu_cache`.
 
 The calls are checked against torch_npu's own schemas and the operators' documents on a pretend device (tests/npu); they
 have not run on hardware.
@@ -15,7 +16,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 import torch_npu
 from torch import Tensor
 
@@ -23,9 +23,12 @@ from atb_models.errors import ConfigError
 from atb_models.ops import attention, moe
 from atb_models.ops.gating import Gating
 from atb_models.ops.kv_cache import LayerCache
-from atb_models.ops.npu_layout import HEAD_SIZE, INT8_CACHE, INTEGER_SHAPES, LATENT_ATTENTION, packings
+from atb_models.ops.npu_layout import HEAD_SIZE, INTEGER_SHAPES, LATENT_ATTENTION, packings
+from atb_models.ops.npu_layout import plane_shape as laid_out
 from atb_models.ops.plane import Plane
 from atb_models.ops.quantized import npu as npu_quantized
+from atb_models.ops.quantized import npu_cache
+from atb_models.ops.quantized.npu_chunks import widened
 from atb_models.ops.quantized.npu_packing import GROUP_STEP
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
@@ -39,16 +42,14 @@ COUNTS = 1  # expert_tokens_num_type: counts, not running totals
 
 
 def plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
-    """[S, M, D] of a KV block; raises ConfigError for what the attention operator does not take."""
-    if plane.dtype not in (torch.float16, torch.bfloat16):
-        raise ConfigError("dtype fp32: attention on npu takes fp16 and bf16; use --dtype fp16, or --device cpu")
+    """Of a KV block; raises ConfigError for what the attention operator does not take."""
     if block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise ConfigError(f"block_size {block_size}: attention on npu takes blocks of {sizes} tokens")
     if plane.heads is None or plane.width > HEAD_SIZE:
         what = f"a latent of {plane.width} values" if plane.heads is None else f"head size {plane.width}"
         raise ConfigError(f"{what}: attention on npu takes heads up to {HEAD_SIZE} wide")
-    return block_size, plane.heads, HEAD_SIZE
+    return laid_out(block_size, plane)
 
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
@@ -88,9 +89,13 @@ def _rotate(x_TND: Tensor, cos_1T1D: Tensor, sin_1T1D: Tensor) -> Tensor:
 
 def reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> None:
     width = cache.k_PSMD.shape[-1]
+    k_TMD, v_TMD = widened(k_TMD, width), widened(v_TMD, width)
+    if cache.k_PSMD.dtype == torch.int8:
+        npu_cache.write(k_TMD, v_TMD, cache, step)
+        return
     torch_npu.npu_scatter_pa_kv_cache(
-        _widened(k_TMD, width),
-        _widened(v_TMD, width),
+        k_TMD,
+        v_TMD,
         cache.k_PSMD,
         cache.v_PSMD,
         step.slots_T,
@@ -100,9 +105,14 @@ def reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: Ste
 
 def paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
     """Lengths are host lists: running totals of the queries, but each sequence's own number of keys (a paged cache)."""
+    head_dim = q_TND.shape[-1]
     blocks, block_size, kv_heads, width = cache.k_PSMD.shape
+    q_TND = widened(q_TND, width)
+    if cache.k_PSMD.dtype == torch.int8:
+        out_TND = npu_cache.attend(q_TND, cache, step, scale, _mask(q_TND.device))
+        return out_TND[..., :head_dim].contiguous()
     out_TND, _ = torch_npu.npu_fused_infer_attention_score(
-        _widened(q_TND, width),
+        q_TND,
         cache.k_PSMD.view(blocks, block_size, kv_heads * width),
         cache.v_PSMD.view(blocks, block_size, kv_heads * width),
         atten_mask=_mask(q_TND.device),
@@ -116,13 +126,7 @@ def paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: fl
         input_layout="TND",
         sparse_mode=CAUSAL,
     )
-    return out_TND[..., : q_TND.shape[-1]].contiguous()
-
-
-def _widened(x_TND: Tensor, width: int) -> Tensor:
-    """Contiguous, the heads padded with zeros to `width`."""
-    missing = width - x_TND.shape[-1]
-    return F.pad(x_TND, (0, missing)) if missing else x_TND.contiguous()
+    return out_TND[..., :head_dim].contiguous()
 
 
 @cache
@@ -183,7 +187,7 @@ def backend() -> Backend:
         INTEGER_SHAPES,
         packings=packings(npu_quantized.CONVERSIONS),
         plane_shape=plane_shape,
-        int8_cache=INT8_CACHE,
+        float32=False,
         latent_attention=LATENT_ATTENTION,
         group_step=GROUP_STEP,
     )

@@ -10,13 +10,13 @@ from torch import Tensor
 from atb_models.ops.basic import linear
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane
+from atb_models.ops.quantized.npu_chunks import chunk_operand, forget_floats, keep_floats, row_spans, widened
 from atb_models.ops.quantized.npu_packing import GROUP_STEP, Conversions, NpuPacking
 from atb_models.ops.step import StepInput
 from atb_models.ops.table import Backend, Body
 from atb_models.ops.weight import Packing, Weight
 
 HEAD_SIZE = 128  # of the attention operator; narrower heads lie padded with zeros
-INT8_CACHE = False  # attention takes no KV cache of int8
 LATENT_ATTENTION = False  # no operation for it yet
 
 
@@ -27,8 +27,7 @@ def layouts() -> Backend:
         {},
         shapes | INTEGER_SHAPES,
         packings=packings(Conversions(_without_device, _without_device)),
-        plane_shape=_plane_shape,
-        int8_cache=INT8_CACHE,
+        plane_shape=plane_shape,
         latent_attention=LATENT_ATTENTION,
         group_step=GROUP_STEP,
     )
@@ -46,18 +45,26 @@ def _without_device(_: Tensor) -> Tensor:
     raise AssertionError("a layout for plans packs no weights")
 
 
-def _plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
-    """Heads as wide as the operator's; scales, and what it does not take, as they are declared."""
-    if plane.heads is None or plane.width > HEAD_SIZE or plane.width == 1:
+def plane_shape(block_size: int, plane: Plane) -> tuple[int, ...]:
+    """Of a KV block: [S, M, D] with heads as wide as the operator's, scales as [M, S]; else as it is declared."""
+    if plane.heads is None or plane.width > HEAD_SIZE:
         return plane.block_shape(block_size)
-    return block_size, plane.heads, HEAD_SIZE
+    return (plane.heads, block_size) if plane.holds_scales else (block_size, plane.heads, HEAD_SIZE)
 
 
 def _reshape_and_cache(k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> None:
     """Heads may be narrower than the cache."""
+    if cache.k_PSMD.dtype == torch.int8:
+        k_TMD, v_TMD = (widened(x, cache.k_PSMD.shape[-1]) for x in (k_TMD, v_TMD))
+        _integers = [_quantize(x) for x in (k_TMD, v_TMD)]  # there until the end
+        keep_floats(k_TMD, v_TMD, step)
 
 
 def _paged_attention(q_TND: Tensor, cache: LayerCache, step: StepInput, scale: float) -> Tensor:
+    if cache.k_PSMD.dtype == torch.int8:
+        for span in row_spans(step):
+            _floats = [] if span.single else [chunk_operand(name, span, cache, step) for name in ("k", "v")]
+        forget_floats(step)
     return torch.empty_like(q_TND)
 
 
@@ -69,7 +76,7 @@ def _linear(x_TI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> Te
 
 
 def _quantize(x_TI: Tensor) -> tuple[Tensor, Tensor]:
-    return x_TI.new_empty(x_TI.shape, dtype=torch.int8), x_TI.new_empty(len(x_TI), dtype=torch.float32)
+    return x_TI.new_empty(x_TI.shape, dtype=torch.int8), x_TI.new_empty(x_TI.shape[:-1], dtype=torch.float32)
 
 
 def _quantize_static(x_TI: Tensor, scale: Tensor, offset: Tensor, counts_E: Tensor | None = None) -> Tensor:

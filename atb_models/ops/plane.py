@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+_SCALE = "_scale"  # ends the name
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -18,6 +20,11 @@ class Plane:
     heads: int | None
     width: int
     dtype: torch.dtype
+
+    @property
+    def holds_scales(self) -> bool:
+        """Whether it holds the scales of another."""
+        return is_scale(self.name)
 
     def block_shape(self, block_size: int) -> tuple[int, ...]:
         """A block of it: [S, M, D], or [S, D] of a plane without heads."""
@@ -45,4 +52,9 @@ def latent_and_rope_key(latent: int, rotary: int, dtype: torch.dtype) -> tuple[P
 
 def scale_of(name: str) -> str:
     """The name of the plane that holds the scales of another."""
-    return f"{name}_scale"
+    return name + _SCALE
+
+
+def is_scale(name: str) -> bool:
+    """Whether the plane of that name holds the scales of another."""
+    return name.endswith(_SCALE)

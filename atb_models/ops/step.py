@@ -29,7 +29,8 @@ class StepInput:
     kv_lens: list[int]  # tokens of each sequence in the cache once this step's are written
     top_logits: int = 0  # how many of the greatest logits of each row are wanted; 0: all logits
     bound: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What the backend makes of the step for its first layer and keeps for the others."""
+    """What the backend makes of the step for its first layer and keeps for the others, or keeps from one operation of a
+    layer for its next."""
 
     @property
     def wants_all_logits(self) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from atb_models.errors import ConfigError
 from atb_models.ops.cost import Cost
 from atb_models.ops.plane import Plane
@@ -113,8 +115,8 @@ class Backend:
     bodies: by operation, functions of the definition's signature. shapes: by operation, its shape rule; without one
     the definition's is taken, or else the body is called with meta tensors: one that calls a library must have a rule.
     packings: by operation, how weights among its arguments are stored. plane_shape: see `kv_plane_shape`.
-    quantized: whether its operations take weights of integers with scales. int8_cache: whether its attention takes a KV
-    cache of int8 with scales. latent_attention: whether it serves that, be it by the reference. group_step: see the
+    quantized: whether its operations take weights of integers with scales. float32: whether its attention takes
+    activations of 32 bits. latent_attention: whether it serves that, be it by the reference. group_step: see the
     function.
     """
 
@@ -123,7 +125,7 @@ class Backend:
     packings: Mapping[str, Mapping[str, Packing]] = field(default_factory=dict)
     plane_shape: PlaneShape = _plain_shape
     quantized: bool = True
-    int8_cache: bool = True
+    float32: bool = True
     latent_attention: bool = True
     group_step: int = 8
 
@@ -173,8 +175,7 @@ def laid_out_for(device_type: str | None) -> Iterator[None]:
     before = _bound
     if device_type in LAYOUTS:
         # planned, whether it runs there or not
-        planned = replace(_layouts(device_type), quantized=True, int8_cache=True, latent_attention=True)
-        _serve(device_type, planned)
+        _serve(device_type, replace(_layouts(device_type), quantized=True, latent_attention=True))
     elif device_type is not None:
         bind(device_type)
     try:
@@ -216,13 +217,6 @@ def takes_quantized(device_type: str | None = None) -> bool:
     return device_type not in LAYOUTS or _layouts(device_type).quantized
 
 
-def takes_int8_cache(device_type: str | None = None) -> bool:
-    """Whether the attention of a device type takes a KV cache of int8 with scales; None: of what is bound."""
-    if device_type is None:
-        return _bound[1].int8_cache
-    return device_type not in LAYOUTS or _layouts(device_type).int8_cache
-
-
 def takes_latent_attention(device_type: str | None = None) -> bool:
     """Whether a device type serves latent attention; None: what is bound."""
     if device_type is None:
@@ -250,10 +244,12 @@ def check_quantized(method: str, *, asked: bool) -> None:
     )
 
 
-def check_int8_cache() -> None:
-    """Raise ConfigError where the attention of the bound backend takes no KV cache of int8."""
-    if not takes_int8_cache():
-        raise ConfigError(f"{_bound[0]} takes no KV cache of int8 yet, and kv_dtype is int8; leave it out there")
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ConfigError for activations that the attention of the bound backend does not take."""
+    if dtype == torch.float32 and not _bound[1].float32:
+        raise ConfigError(
+            f"dtype fp32: attention on {_bound[0]} takes fp16 and bf16; use --dtype fp16, or --device cpu"
+        )
 
 
 def check_latent_attention() -> None:

@@ -17,7 +17,7 @@ from atb_models.layers.heads import kv_heads_per_rank
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
 from atb_models.models.quantization import quantization_name, with_layers
-from atb_models.ops.table import takes_int8_cache, takes_quantized
+from atb_models.ops.table import takes_quantized
 from atb_models.plan.memory import RankMemory, rank_memory
 from atb_models.wording import counted, gib
 
@@ -165,7 +165,7 @@ class Shortage:
         return self._try(f"--quantize {INT8}", replace(self.deployment, quantize=INT8))
 
     def _int8_cache(self) -> list[str]:
-        if self.deployment.kv_dtype is not None or not takes_int8_cache():
+        if self.deployment.kv_dtype is not None:
             return []
         return self._try("--kv_dtype int8", replace(self.deployment, kv_dtype=torch.int8))
 

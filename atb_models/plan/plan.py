@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from atb_models.graph.labels import dtype_name
-from atb_models.ops.table import takes_int8_cache, takes_latent_attention, takes_quantized
+from atb_models.ops.table import takes_latent_attention, takes_quantized
 from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES, PLAIN, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
@@ -116,8 +114,6 @@ def refusal(deployment: Deployment, chip: Chip) -> str | None:
     """What the engine does not take on a device of the chip's type today; None: it serves the model there."""
     if deployment.storage is not None and not takes_quantized(chip.layouts):
         return "quantised weights"
-    if deployment.kv_dtype == torch.int8 and not takes_int8_cache(chip.layouts):
-        return "a KV cache of int8"
     if deployment.model.latent is not None and not takes_latent_attention(chip.layouts):
         return "latent attention"
     return None

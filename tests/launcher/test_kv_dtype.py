@@ -64,12 +64,9 @@ def test_a_plan_of_an_int8_cache(capsys: pytest.CaptureFixture[str], tmp_path: P
         times = [plan["chips"][chip]["times"][6]["per_token_s"] for plan in (plain, int8)]  # a batch of 64
         assert times[1]["memory"] < 0.8 * times[0]["memory"]
         assert times[1]["compute"] == pytest.approx(times[0]["compute"], rel=1e-3), "the arithmetic is that of floats"
-    served = {name: (plain["chips"][name]["served"], chip["served"]) for name, chip in int8["chips"].items()}
-    assert all(served[name] == (True, not name.startswith("Atlas")) for name in served)
+    assert all(chip["served"] for chip in (*plain["chips"].values(), *int8["chips"].values()))
     text = run(capsys, *folder, *INT8)
-    assert "run         fp16, KV cache as int8, 1 rank;" in text
-    assert "the engine refuses a KV cache of int8 there today: Atlas 800I A2 32 GB, Atlas 800I A2 64 GB" in text
-    assert "refuses a KV cache" not in run(capsys, *folder, "--device", "cpu")
+    assert "run         fp16, KV cache as int8, 1 rank;" in text and "refuses" not in text
 
 
 def test_the_graph_names_it_and_shows_the_planes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS, SETUP = "atb_models/ops/npu.py", "atb_models/machine/npu.py"
+LAYOUT = "atb_models/ops/npu_layout.py"
+CACHE, CHUNKS = "atb_models/ops/quantized/npu_cache.py", "atb_models/ops/quantized/npu_chunks.py"
 INTEGERS, PACKING = "atb_models/ops/quantized/npu.py", "atb_models/ops/quantized/npu_packing.py"
 GRAPHS, MESSAGE = "atb_models/engine/graph_capture.py", "atb_models/engine/message.py"
 DEVICE, GROUPS = "atb_models/machine/device.py", "atb_models/ranks/process_group.py"
@@ -23,18 +25,25 @@ INSIDE = "tests/npu/inside"
 # In this order, until one fails; for some areas the one that is made for them comes first.
 FIRST = {
     **{"device": "set-up", "collectives": "parity", "graphs": "graphs", "integers": "integers", "packing": "integers"},
-    **{"shares": "integer parity"},
+    **{"shares": "integer parity", "int8 cache": "int8 cache"},
 }
 CHECKS = {
     "contracts": (f"{INSIDE}/test_widths.py", "-k", "contract or falls_back"),
     "operations": (f"{INSIDE}/test_operations.py",),
     "integers": (f"{INSIDE}/test_integers.py",),
     "integer parity": (f"{INSIDE}/test_integer_parity.py", "-k", "w8a8-4-fp16 or test_4_bits and qwen-8"),
+    "int8 cache": (f"{INSIDE}/test_int8_cache.py",),
     "steps": (f"{INSIDE}/test_step.py",),
     "graphs": (f"{INSIDE}/test_capture.py",),
     "set-up": ("tests/machine/test_npu.py", "tests/npu/test_setup.py"),
     "parity": (f"{INSIDE}/test_parity.py", "-k", "deepseek_d128 or xverse or conditions or answers"),
 }
+
+ONCE_MORE = """self.model(step.on(ints), self.caches)
+        npu = device_module("npu")
+        graph = npu.NPUGraph()
+        with npu.graph(graph, pool=pool, auto_dispatch_capture=True):
+            logits_BV = self.model(step.on(ints), self.caches)"""
 
 
 class Mutant(NamedTuple):
@@ -60,16 +69,42 @@ MUTANTS = [
     Mutant("attention", "default scale", OPS, "        scale=scale,\n", ""),
     Mutant("attention", "default layout", OPS, '        input_layout="TND",\n', ""),
     Mutant("attention", "block table of int64", OPS, "=step.block_table_BC,", "=step.block_table_BC.long(),"),
-    Mutant("attention", "heads not padded", OPS, "_widened(q_TND, width),", "q_TND.contiguous(),"),
+    Mutant("attention", "heads not padded", OPS, "q_TND = widened(q_TND, width)", "q_TND = q_TND.contiguous()"),
     Mutant("cache", "default cache layout", OPS, 'step.slots_T,\n        cache_mode="Norm",', "step.slots_T,"),
     Mutant("cache", "slots of int16", OPS, "        step.slots_T,\n", "        step.slots_T.to(torch.int16),\n"),
-    Mutant("cache", "values that are a view", OPS, "_widened(v_TMD, width)", "v_TMD"),
-    Mutant("cache", "values for keys", OPS, "_widened(k_TMD, width)", "_widened(v_TMD, width)"),
+    Mutant("cache", "values that are a view", OPS, "widened(v_TMD, width)", "v_TMD"),
+    Mutant("cache", "values for keys", OPS, "widened(k_TMD, width)", "widened(v_TMD, width)"),
     Mutant("cache", "caches swapped", OPS,
         "cache.k_PSMD,\n        cache.v_PSMD,\n        step", "cache.v_PSMD,\n        cache.k_PSMD,\n        step"),
     Mutant("cache", "blocks of 16 allowed", OPS, "BLOCK_SIZES = (", "BLOCK_SIZES = (16, "),
     Mutant("cache", "block size fixed", OPS, "block_size=block_size", "block_size=128"),
-    Mutant("cache", "narrow heads in the cache", OPS, "plane.heads, HEAD_SIZE\n", "plane.heads, plane.width\n"),
+    Mutant("cache", "narrow heads in the cache", LAYOUT, "plane.heads, HEAD_SIZE)\n", "plane.heads, plane.width)\n"),
+    Mutant("int8 cache", "scales token after token", LAYOUT,
+        "(plane.heads, block_size) if", "(block_size, plane.heads) if"),
+    Mutant("int8 cache", "scales of fp16", "atb_models/ops/plane.py",
+        "heads, 1, torch.float32", "heads, 1, torch.float16"),
+    Mutant("int8 cache", "no scales of the values", CACHE, '        value_antiquant_scale=cache[scale_of("v")],\n', ""),
+    Mutant("int8 cache", "scales of the keys for the values", CACHE,
+        'value_antiquant_scale=cache[scale_of("v")]', 'value_antiquant_scale=cache[scale_of("k")]'),
+    Mutant("int8 cache", "mode of whole tokens", CACHE, "OF_BLOCKS = 5", "OF_BLOCKS = 4"),
+    Mutant("int8 cache", "mode of the keys alone", CACHE, "        value_antiquant_mode=OF_BLOCKS,\n", ""),
+    Mutant("int8 cache", "blocks of scales too far apart", CACHE, "(heads - 1) * size", "heads * size"),
+    Mutant("int8 cache", "scales of a token side by side", CACHE, "0, heads * size, size,", "0, heads, 1,"),
+    Mutant("int8 cache", "totals of single queries", CACHE,
+        "_kv=step.kv_lens[span.rows],\n        block", "_kv=list(accumulate(step.kv_lens[span.rows])),\n        block"),
+    Mutant("int8 cache", "lengths of chunks for totals", CACHE,
+        "_kv=list(accumulate(step.kv_lens[span.rows]))", "_kv=step.kv_lens[span.rows]"),
+    Mutant("int8 cache", "block tables of all rows", CACHE, "=step.block_table_BC[span.rows]", "=step.block_table_BC"),
+    Mutant("int8 cache", "scale of a query left out", CACHE,
+        '        scale=scale,\n        input_layout="BNSD"', '        input_layout="BNSD"'),
+    Mutant("int8 cache", "floats of a layer kept", CACHE, "    forget_floats(step)\n", ""),
+    Mutant("int8 cache", "integers for floats", CHUNKS, ".float().mul_(scale_TM.unsqueeze(-1))", ".float()"),
+    Mutant("int8 cache", "scales read head after head", CHUNKS,
+        ".transpose(1, 2).flatten(0, 1)", ".flatten(0, 1).view(-1, cache[name].shape[2])"),
+    Mutant("int8 cache", "blocks of the first row", CHUNKS, "_read(cache, name, blocks_C,",
+        "_read(cache, name, step.block_table_BC[0],"),
+    Mutant("int8 cache", "chunks without what was before", CHUNKS,
+        "if before := kv_len - len(chunk)", "if before := 0"),
     Mutant("router", "scores in half precision", OPS,
         "moe.router.reference", "lambda x, w: F.linear(x, w.to(x.dtype))"),
     Mutant("router", "sigmoid for softmax", OPS, "SOFTMAX = 0", "SOFTMAX = 1"),
@@ -164,6 +199,8 @@ MUTANTS = [
         "=step.query_ends", "=torch.tensor(step.query_lens, device=q_TND.device).cumsum(0).tolist()"),
     Mutant("graphs", "lengths of the capture", GRAPHS,
         '        captured.graph.update(cpu_update_input=[{"actual_seq_lengths_kv": step.kv_lens}])\n', ""),
+    Mutant("graphs", "what a step kept before its capture", GRAPHS, ONCE_MORE,
+        "inputs = step.on(ints)\n        " + ONCE_MORE.replace("step.on(ints)", "inputs")),
     Mutant("graphs", "another batch size's", GRAPHS, "zip(sizes, reversed(captured)", "zip(sizes, captured"),
     Mutant("graphs", "added rows among the answers", GRAPHS, "logits_BV[:batch]", "logits_BV"),
     Mutant("graphs", "added rows in a sequence's block", MESSAGE, "= spare - added //", "= added //"),

@@ -44,7 +44,7 @@ def parity(folder: str, condition: str, dtype: str) -> None:
     checks.run(folder, condition, dtype, "npu")
 
 
-def decode(folder: str, dtype: str, tp: int, kv_blocks: int, tokens: int) -> Decoded:
+def decode(folder: str, dtype: str, tp: int, kv_blocks: int, tokens: int, kv_dtype: str = "auto") -> Decoded:
     """Greedy answers to the three short prompts."""
     prompts = Golden(Path(folder)).prompts[:3]
     lines: list[list[Tensor]] = [[] for _ in prompts]
@@ -53,7 +53,8 @@ def decode(folder: str, dtype: str, tp: int, kv_blocks: int, tokens: int) -> Dec
         for row, line in zip([row for row in rows if row.completes], logits, strict=True):
             lines[row.seq.index].append(line.to("cpu", copy=True))
 
-    with LLM(folder, dtype=dtype, tp=tp, device="npu", kv_blocks=kv_blocks, prefix_cache=False) as llm:
+    pool: dict[str, Any] = {"kv_blocks": kv_blocks, "kv_dtype": kv_dtype, "prefix_cache": False}
+    with LLM(folder, dtype=dtype, tp=tp, device="npu", **pool) as llm:
         llm.on_step = keep
         outputs = llm.generate(prompts, greedy(tokens))
         preemptions = llm.metrics()["preemptions"]
@@ -72,7 +73,33 @@ def logits(folder: str, dtype: str, quantize: str | None, golden: str) -> list[T
     return [one.cpu() for one in ours]
 
 
-RUNS: dict[str, Callable[..., Any]] = {"parity": parity, "decode": decode, "logits": logits}
+def int8_prompts(folder: str, dtype: str, most: int, chunk: int | None, block_size: int) -> list[Tensor]:
+    """[T, V] float32 of the first `most` tokens of each golden prompt over an int8 cache, each in chunks."""
+    prompts = [prompt[:most] for prompt in Golden(Path(folder)).prompts]
+    limits: dict[str, Any] = {"max_prefill_tokens": chunk, "block_size": block_size}
+    with LLM(folder, dtype=dtype, device="npu", kv_dtype="int8", **limits) as llm:
+        ours = [llm.prompt_logits(prompt).cpu() for prompt in prompts]
+        assert llm.metrics()["chunks"] == sum(-(-len(prompt) // (chunk or most)) for prompt in prompts)
+    return ours
+
+
+def int8_hits(folder: str, dtype: str) -> list[Tensor]:
+    """[V] float32 after each golden prompt over an int8 cache that has had it before."""
+    last: list[Tensor] = []
+    with LLM(folder, dtype=dtype, device="npu", kv_dtype="int8") as llm:
+        for prompt in Golden(Path(folder)).prompts:
+            llm.generate([prompt], greedy(1))
+            llm.on_step = lambda rows, logits, _: last.append(logits[0].to("cpu", copy=True))
+            llm.generate([prompt], greedy(1))
+            llm.on_step = None
+        assert llm.metrics()["prefix_hit_tokens"] == 128 + 256
+    return last
+
+
+RUNS: dict[str, Callable[..., Any]] = {
+    **{"parity": parity, "decode": decode, "logits": logits},
+    **{"int8_prompts": int8_prompts, "int8_hits": int8_hits},
+}
 
 
 class Ranks:

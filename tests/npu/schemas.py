@@ -11,7 +11,7 @@ from pathlib import Path
 
 RECORDED = Path(__file__).with_name("schemas.txt")
 OPS = Path(__file__).parents[2] / "atb_models" / "ops"
-BACKEND = (OPS / "npu.py", OPS / "quantized" / "npu.py")
+BACKEND = (OPS / "npu.py", OPS / "quantized" / "npu.py", OPS / "quantized" / "npu_cache.py")
 
 
 @dataclass(frozen=True)

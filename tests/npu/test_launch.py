@@ -63,12 +63,25 @@ def test_the_plan_of_quantised_weights_says_no_refusal(soft_npu: Run) -> None:
     assert done.returncode == 0 and "w4a16" in done.stdout and "refuses" not in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("words", [("run",), ("run", "--plan"), ("run", "--print_graph"), ("launch", "--tp", "2")])
-def test_an_int8_cache_is_refused_by_name(soft_npu: Run, words: tuple[str, ...]) -> None:
-    done = soft_npu("-m", "atb_models", *words, "--device", "npu", "--kv_dtype", "int8", devices=2)
-    assert done.returncode == 2, done.stderr
-    said = "error: npu takes no KV cache of int8 yet, and kv_dtype is int8; leave it out there"
-    assert done.stderr.strip().splitlines()[-1].endswith(said)
+@pytest.mark.parametrize("words", [("run",), ("launch", "--tp", "2")])
+def test_an_int8_cache_answers(soft_npu: Run, words: tuple[str, ...]) -> None:
+    flags = ("--device", "npu", "--max_output_length", "3", "--kv_dtype", "int8")
+    done = soft_npu("-m", "atb_models", *words, *flags, devices=2)
+    assert done.returncode == 0 and "Answer[0]: Deep learning is" in done.stdout, done.stderr
+
+
+def test_the_plan_and_the_graph_of_an_int8_cache(soft_npu: Run) -> None:
+    plan = soft_npu("-m", "atb_models", "run", "--plan", "--device", "npu", "--kv_dtype", "int8")
+    assert plan.returncode == 0 and "KV cache as int8" in plan.stdout and "refuses" not in plan.stdout, plan.stderr
+    done = soft_npu("-m", "atb_models", "graph", "--format", "json", "--device", "npu", "--kv_dtype", "int8")
+    assert done.returncode == 0, done.stderr
+    graph = json.loads(done.stdout[done.stdout.index("{") :])
+    for step in (graph["prefill"], graph["decode"]):
+        backends = {(node["op"], node["backend"]) for node in step["nodes"]}
+        assert {("ReshapeAndCache", "npu"), ("PagedAttention", "npu")} <= backends
+        shapes = {value["argument"]: value["shape"] for node in step["nodes"] for value in node["inputs"]}
+        _, block_size, kv_heads, _ = shapes["k_cache_PSMD"]
+        assert shapes["k_scale_cache_PMS"][1:] == shapes["v_scale_cache_PMS"][1:] == [kv_heads, block_size]
 
 
 @pytest.fixture(scope="module")

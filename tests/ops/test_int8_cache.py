@@ -15,7 +15,8 @@ from atb_models.errors import ConfigError
 from atb_models.graph import meta_model, meta_step, trace
 from atb_models.models.config_reader import load_model_config
 from atb_models.ops import table
-from atb_models.ops.kv_cache import LayerCache, make_cache, quantize_vectors
+from atb_models.ops.attention import attending, planes_by_name
+from atb_models.ops.kv_cache import LayerCache, block_bytes, make_cache, quantize_vectors
 from atb_models.ops.plane import key_and_value
 from atb_models.plan.memory import kv_bytes_per_token
 from tests.records import attention_step
@@ -143,10 +144,31 @@ def test_the_pool_is_the_planned_one(demo: Path, blocks: int | None) -> None:
         assert sum(plane.nbytes for plane in pool) == (blocks or 8) * 16 * 4 * 2 * 8 * (16 + 4)
 
 
-def test_a_device_without_it_refuses_by_name(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_bound", ("npu", table.Backend({}, int8_cache=False)))
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
+def test_a_device_without_float32_refuses_by_name(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, kv_dtype: torch.dtype | None
+) -> None:
+    """Whatever the cache has: it is attention that does not take these activations."""
+    monkeypatch.setattr(table, "_bound", ("npu", table.Backend({}, float32=False)))
     config = load_model_config(demo)
-    said = "npu takes no KV cache of int8 yet, and kv_dtype is int8; leave it out there"
+    said = "dtype fp32: attention on npu takes fp16 and bf16; use --dtype fp16, or --device cpu"
     with pytest.raises(ConfigError, match=said):
-        meta_model(config, torch.float16, kv_dtype=torch.int8)
-    meta_model(config, torch.float16)
+        meta_model(config, torch.float32, kv_dtype=kv_dtype)
+    meta_model(config, torch.float16, kv_dtype=kv_dtype)
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), [(16, 128), (36, 80)])
+def test_planes_of_the_npu(heads: int, head_dim: int) -> None:
+    """Heads are as wide as the operator's, and the scales of a block lie head after head."""
+    planes = key_and_value(heads, head_dim, torch.int8)
+    with ops.laid_out_for("npu"):
+        cache = make_cache(planes, 2, 128, lambda shape, dtype: torch.zeros(shape, dtype=dtype, device="meta"))
+        assert block_bytes(planes, 128) == 2 * heads * 128 * (128 + 4)
+    assert cache["k"].shape == cache["v"].shape == (2, 128, heads, 128)
+    assert cache["k_scale"].shape == cache["v_scale"].shape == (2, heads, 128)
+    assert set(planes_by_name(cache)) == {
+        *("k_cache_PSMD", "v_cache_PSMD", "k_scale_cache_PMS", "v_scale_cache_PMS"),
+    }
+    step = attention_step([1, 1], [200, 3], torch.zeros(2, 2, dtype=torch.int32))
+    read = attending(heads, head_dim, cache, step).read
+    assert read == 203 * 2 * heads * (128 + 4) + 3 * 4, "each token of each head, and the blocks' numbers"

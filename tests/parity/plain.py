@@ -30,10 +30,12 @@ def plain_logits(
     places: Sequence[int] | None = None,
     *,
     kept: Callable[[Tensor], Tensor] = lambda x: x,
+    floats_from: Callable[[int], int] = lambda t: t + 1,
 ) -> Tensor:
     """Logits at every position, or only at `places` -> [T, V] float64.
 
-    kept: what a cache makes of the keys and the values, [T, heads, D], before attention meets them.
+    kept: what a cache makes of the keys and the values, [T, heads, D], before attention meets them. floats_from: the
+    first position whose keys and values the query of a position meets as they are.
     """
     weights = {usual(config, name): tensor.double() for name, tensor in tensors.items()}
     x = weights["model.embed_tokens.weight"][token_ids]
@@ -44,7 +46,9 @@ def plain_logits(
         own = {
             k.removeprefix(f"model.layers.{i}."): v for k, v in weights.items() if k.startswith(f"model.layers.{i}.")
         }
-        x = x[rows] + attention(config, own, norm(config, x, own["input_layernorm.weight"]), rows, kept)
+        x = x[rows] + attention(
+            config, own, norm(config, x, own["input_layernorm.weight"]), rows, (kept, floats_from)
+        )
         h = norm(config, x, own["post_attention_layernorm.weight"])
         x = x + (torch.stack([moe(config, own, token) for token in h]) if is_moe(config, i) else mlp(own, "mlp", h))
     head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
@@ -127,8 +131,13 @@ def routed(
 
 
 def attention(
-    config: dict[str, Any], own: Tensors, x: Tensor, rows: list[int], kept: Callable[[Tensor], Tensor]
+    config: dict[str, Any],
+    own: Tensors,
+    x: Tensor,
+    rows: list[int],
+    cache: tuple[Callable[[Tensor], Tensor], Callable[[int], int]],
 ) -> Tensor:
+    kept, floats_from = cache
     if "kv_lora_rank" in config:
         return latent_attention(config, own, x, rows, kept)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"] or config["num_attention_heads"]
@@ -147,13 +156,17 @@ def attention(
         )
     if config.get("clip_qkv"):
         q, k, v = (x.clamp(-config["clip_qkv"], config["clip_qkv"]) for x in (q, k, v))
-    q, k, v = rotate(config, q), kept(rotate(config, k)), kept(v)
+    q, k = rotate(config, q), rotate(config, k)
+    stored = kept(k), kept(v)
     out = torch.zeros(len(rows), heads, dim, dtype=torch.float64)
     for place, t in enumerate(rows):
         for head in range(heads):
-            kv = head // (heads // kv_heads)
-            share = torch.softmax(k[: t + 1, kv] @ q[t, head] / math.sqrt(dim), dim=0)
-            out[place, head] = share @ v[: t + 1, kv]
+            kv, floats = head // (heads // kv_heads), min(floats_from(t), t + 1)
+            k_seen, v_seen = (
+                torch.cat((old[:floats, kv], x[floats : t + 1, kv])) for old, x in zip(stored, (k, v), strict=True)
+            )
+            share = torch.softmax(k_seen @ q[t, head] / math.sqrt(dim), dim=0)
+            out[place, head] = share @ v_seen
     return out.view(len(rows), -1) @ own["self_attn.o_proj.weight"].t() + own.get("self_attn.o_proj.bias", 0.0)
 
 

@@ -96,6 +96,19 @@ def test_weights_of_integers(folder: Path, tmp_path: Path, quantize: str) -> Non
     assert same(*results)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_an_int8_cache(folder: Path, batch: int) -> None:
+    """Where scales go is made anew in every replay; lengths are updated, as those of floats are."""
+    results = []
+    for graph_capture in (True, False):
+        with LLM(folder, device="npu", graph_capture=graph_capture, kv_dtype="int8", **SIZES) as llm:
+            results.append(run(llm, PROMPTS[-batch:]))
+            assert (counts.GRAPHS["replayed"] > 0) == graph_capture
+            assert counts.GRAPHS["updated"] == counts.GRAPHS["replayed"] * LAYERS
+            assert set(counts.waits()) <= {"copy to the host"}
+    assert same(*results)
+
+
 def test_preempted_sequences(folder: Path, launched: LLM) -> None:
     with LLM(folder, device="npu", kv_blocks=4, **SIZES) as llm:
         answers, _ = run(llm, PROMPTS[2:], 8)

@@ -19,6 +19,7 @@ from atb_models import LLM, SamplingParams
 from atb_models.engine import llm as engine
 from atb_models.engine.kv_pool import engine_limits
 from atb_models.machine.device import rank_device
+from atb_models.models.dtypes import kv_torch_dtype
 from atb_models.plan.memory import MOST_SLACK, rank_memory
 from atb_models.ranks.group import RankGroup, RankPlacement
 
@@ -58,26 +59,32 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "graphs", "quantize"),
+    ("name", "graphs", "quantize", "kv_dtype"),
     [
-        ("deepseek-moe-16b-base", False, None),
-        ("qwen1.5-moe-a2.7b-chat", True, None),
-        ("xverse-moe-a4.2b", False, None),
-        ("deepseek-moe-16b-base", False, "w8a8_dynamic"),
-        ("qwen1.5-moe-a2.7b-chat", True, "w8a16"),
-        ("xverse-moe-a4.2b", False, "w4a16"),
+        ("deepseek-moe-16b-base", False, None, "auto"),
+        ("qwen1.5-moe-a2.7b-chat", True, None, "auto"),
+        ("xverse-moe-a4.2b", False, None, "auto"),
+        ("deepseek-moe-16b-base", False, "w8a8_dynamic", "auto"),
+        ("qwen1.5-moe-a2.7b-chat", True, "w8a16", "auto"),
+        ("xverse-moe-a4.2b", False, "w4a16", "auto"),
+        ("qwen1.5-moe-a2.7b-chat", True, None, "int8"),
+        ("xverse-moe-a4.2b", False, None, "int8"),
     ],
 )
-def test_the_peak_is_the_plans(shared: Path, alone: None, name: str, graphs: bool, quantize: str | None) -> None:
+def test_the_peak_is_the_plans(
+    shared: Path, alone: None, name: str, graphs: bool, quantize: str | None, kv_dtype: str
+) -> None:
     limits: dict[str, Any] = {"kv_blocks": BLOCKS, "max_batch_size": 4, "max_prefill_tokens": 1024, "max_seq_len": 2048}
     two: dict[str, Any] = {"config_overrides": {"num_hidden_layers": 2}, "load_format": "dummy", "quantize": quantize}
+    stored = kv_torch_dtype(kv_dtype)
     before = torch.npu.memory_allocated()
     torch.npu.reset_peak_memory_stats()
-    with LLM(shared / "headers" / name, device="npu", tp=8, graph_capture=graphs, **two, **limits) as llm:
+    running: dict[str, Any] = {"tp": 8, "graph_capture": graphs, "kv_dtype": kv_dtype}
+    with LLM(shared / "headers" / name, device="npu", **running, **two, **limits) as llm:
         config = llm._runner.model_config
         engine_has = engine_limits(llm.config, config)
-        plan = rank_memory(config, torch.float16, 8, engine_has, quantize)
-        launched = rank_memory(config, torch.float16, 8, replace(engine_has, graph_capture=False), quantize)
+        plan = rank_memory(config, torch.float16, 8, engine_has, quantize, stored)
+        launched = rank_memory(config, torch.float16, 8, replace(engine_has, graph_capture=False), quantize, stored)
         loading, loaded = torch.npu.max_memory_allocated() - before, torch.npu.memory_allocated() - before
         torch.npu.reset_peak_memory_stats()
         llm.generate(PROMPTS, PARAMS)

@@ -171,7 +171,8 @@ def test_experts(dtype: torch.dtype) -> None:
         ((16, 2, 128, torch.float16), "block_size 16: attention on npu takes blocks of 128, 256, 384, 512 tokens"),
         ((128, 2, 256, torch.float16), "head size 256: attention on npu takes heads up to 128 wide"),
         ((128, None, 576, torch.float16), "a latent of 576 values: attention on npu takes heads up to 128 wide"),
-        ((128, 2, 128, torch.float32), "dtype fp32: attention on npu takes fp16 and bf16"),
+        ((16, 2, 128, torch.int8), "block_size 16: attention on npu takes blocks of 128, 256, 384, 512 tokens"),
+        ((128, 2, 256, torch.int8), "head size 256: attention on npu takes heads up to 128 wide"),
     ],
 )
 def test_what_attention_does_not_take_is_refused(arguments: Any, message: str) -> None:

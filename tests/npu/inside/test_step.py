@@ -18,11 +18,12 @@ from tests.tiny import write_checkpoint
 LAYERS, MOE_LAYERS = 3, 2
 
 
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+@pytest.fixture(scope="module", params=["auto", "int8"])
+def llm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> LLM:
+    """With both kinds of KV cache."""
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, hidden_size=256, num_attention_heads=2, num_key_value_heads=2)
-    with LLM(folder, device="npu", max_batch_size=4, graph_capture=False) as llm:
+    with LLM(folder, device="npu", max_batch_size=4, graph_capture=False, kv_dtype=request.param) as llm:
         yield llm
 
 
@@ -35,11 +36,16 @@ def steps(llm: LLM, prompts: list[list[int]], tokens: int) -> tuple[int, Counter
     return llm.metrics()["steps"] - before, Counter(native)
 
 
-@pytest.mark.parametrize("prompts", [[[1] * 20], [[1], [2, 3], [4] * 70, [5] * 3]])
-def test_operators_of_a_step(llm: LLM, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize(("prompts", "mixed"), [([[1] * 20], 0), ([[1], [2, 3], [4] * 70, [5] * 3], 1)])
+def test_operators_of_a_step(llm: LLM, prompts: list[list[int]], mixed: int) -> None:
+    """mixed: steps with single tokens and with chunks, for which an int8 cache takes two calls of attention."""
     taken, calls = steps(llm, prompts, 6)
+    int8 = {"dynamic_quant": 2 * LAYERS, "scatter_nd_update_": 2 * LAYERS}
+    if llm.config.kv_dtype == "int8":
+        assert calls["npu::npu_fused_infer_attention_score"] == LAYERS * (taken + mixed)
+        calls["npu::npu_fused_infer_attention_score"] = LAYERS * taken
     per_step = {name.removeprefix("npu::npu_"): count / taken for name, count in calls.items()}
-    assert per_step == {
+    assert per_step == (int8 if llm.config.kv_dtype == "int8" else {}) | {
         "rms_norm": 1,
         "add_rms_norm": 2 * LAYERS,
         "rotary_mul": 2 * LAYERS,

@@ -52,11 +52,16 @@ def config(request: pytest.FixtureRequest, shared: Path) -> ModelConfig:
 
 
 def model_on_device(
-    config: ModelConfig, size: int, quantize: str | None = None, dtype: torch.dtype = torch.float16
+    config: ModelConfig,
+    size: int,
+    quantize: str | None = None,
+    dtype: torch.dtype = torch.float16,
+    kv_dtype: torch.dtype | None = None,
 ) -> Decoder:
     ranks = ParallelGroup(0, size, MetaGroup(0, size))
     stored = model_quantization(config, quantize)
-    return build_model(config, Build(dtype, torch.device("npu", 0), tensor=ranks, quantization=stored))
+    build = Build(dtype, torch.device("npu", 0), tensor=ranks, quantization=stored, kv_dtype=kv_dtype)
+    return build_model(config, build)
 
 
 def tables(kv_lens: list[int]) -> list[list[int]]:
@@ -141,6 +146,38 @@ def test_calls_with_integers_keep_their_contracts(
     npu_quantized._zeros.cache_clear()
 
 
+INT8_STEPS = {
+    "prompts": ([2048] * 4, [2048] * 4, 1),
+    "chunks": ([1000, 500], [3000, 500], 1),
+    "sixteen": ([1] * 16, list(range(500, 2100, 100)), 1),
+    "mixed": ([1] * 15 + [1000, 64], [700] * 15 + [2000, 64], 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_calls_over_an_int8_cache_keep_their_contracts(config: ModelConfig, size: int, dtype: torch.dtype) -> None:
+    """Attention is one call for the rows with one query, and one for the chunks."""
+    layers = config.num_hidden_layers
+    npu._mask.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        model = model_on_device(config, size, dtype=dtype, kv_dtype=torch.int8)
+        for query_lens, kv_lens, attentions in INT8_STEPS.values():
+            blocks = tables(kv_lens)
+            step = map_tensors(
+                lambda x: torch.empty(x.shape, dtype=x.dtype, device="npu:0"), meta_step(query_lens, kv_lens, 128)
+            )
+            with ContractMode() as mode:
+                logits = model(step, caches_on_device(model, len(blocks) * len(blocks[0])))
+            assert logits.shape == (len(query_lens), config.vocab_size)
+            assert Counter(mode.calls) == expected_calls(config) | {
+                "npu::npu_fused_infer_attention_score": attentions * layers,
+                "npu::npu_dynamic_quant": 2 * layers,
+                "npu::npu_scatter_nd_update_": 2 * layers,
+            }
+    npu._mask.cache_clear()
+
+
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("quantize", METHODS)
 def test_no_operation_on_integers_falls_back(config: ModelConfig, quantize: str, size: int) -> None:
@@ -154,10 +191,11 @@ def test_no_operation_on_integers_falls_back(config: ModelConfig, quantize: str,
     assert {name: served[name] for name in parts} == dict.fromkeys(parts, "npu")
 
 
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
 @pytest.mark.parametrize("size", [1, 8])
-def test_no_operation_falls_back(config: ModelConfig, size: int) -> None:
+def test_no_operation_falls_back(config: ModelConfig, size: int, kv_dtype: torch.dtype | None) -> None:
     for query_lens, kv_lens in (STEPS["prompt"], STEPS["sixteen"]):
-        graph = trace(meta_model(config, torch.float16, size), meta_step(query_lens, kv_lens, 128))
+        graph = trace(meta_model(config, torch.float16, size, kv_dtype=kv_dtype), meta_step(query_lens, kv_lens, 128))
         assert graph.stray == ()
         served = {node.op: node.backend for node in graph.nodes}
         assert {name: served[name] for name in NATIVE} == dict.fromkeys(NATIVE, "npu")
