@@ -84,7 +84,7 @@ class ModelSlim:
         if self._linears is None and self._has_weights:
             from atb_models.models.weights.checkpoint import open_checkpoint
 
-            with open_checkpoint(self._folder, quantized=True) as checkpoint:
+            with open_checkpoint(self._folder, quantized=True, log=False) as checkpoint:
                 self._find(checkpoint)
         if self._linears is not None:
             return self._linears[weight].storage if weight in self._linears else None

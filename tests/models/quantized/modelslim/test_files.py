@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from atb_models.errors import CheckpointError
 from atb_models.models.weights.checkpoint import open_checkpoint
+from tests.models.quantized.modelslim import small
+from tests.models.quantized.reading import scheme_of
 
 
 def write(folder: Path, **files: tuple[str, ...]) -> None:
@@ -46,6 +48,21 @@ def test_several_files_and_their_index(tmp_path: Path, index: str) -> None:
     (tmp_path / f"{second}.safetensors").unlink()
     with pytest.raises(CheckpointError, match=re.escape(f"{second}.safetensors does not exist ({index} puts 1 tensor")):
         names_in(tmp_path)
+
+
+def test_files_that_others_may_change_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheme looks into them before the weights are read."""
+    monkeypatch.delenv("MINDIE_CHECK_INPUTFILES_PERMISSION", raising=False)
+    small.write(tmp_path)
+    for file in tmp_path.glob("*.safetensors"):
+        file.chmod(0o664)
+    scheme = scheme_of(tmp_path)
+    assert scheme.storage(f"{small.Q}.weight") is not None
+    assert not caplog.records
+    scheme.open(open_checkpoint(tmp_path, quantized=True)).close()
+    assert caplog.text.count("can be changed by other users") == 1
 
 
 def test_several_files_without_an_index(tmp_path: Path) -> None:
