@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final, Literal
 
 from atb_models.errors import ConfigError
 from atb_models.models.config_fields import Fields
 from atb_models.models.quantized.declaration import Declaration
-from atb_models.wording import named, shown
+from atb_models.wording import counted, named, shown
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,14 @@ def texts_of(declared: Declaration, field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise declared.fail(field, "but must be a list of names")
     return tuple(value)
+
+
+def tell_of_floats(place: str, weights: Iterable[str]) -> None:
+    """Name those of the packed weights for which the engine takes floats alone."""
+    if outside := [name for name in weights if not may_be_integers(name)]:
+        what = counted(len(outside), "quantised weight")
+        why = "embeddings, heads and routers are always floats here"
+        logger.info("%s: %s, held as floats: %s: %s", place, what, why, named(outside, most=3))
 
 
 def warn_of_unknown(declared: Declaration, known: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from functools import partial
 from pathlib import Path
@@ -130,10 +131,24 @@ def test_one_entry_without_its_list(tmp_path: Path) -> None:
     assert scheme.storage("model.layers.0.self_attn.q_proj.weight") is not None
 
 
-def test_a_head_that_is_packed_becomes_floats(shared: Path, tmp_path: Path) -> None:
+def test_a_head_that_is_packed_becomes_floats(
+    shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     head = {"lm_head__weight": lambda name, weight: awq(weight, 32)}
     expected = quantized_copy(golden(shared, "deepseek"), tmp_path, DECLARED, partial(awq, group=32), **head)
-    assert check(tmp_path, expected).storage("lm_head.weight") is None
+    with caplog.at_level(logging.INFO):
+        assert check(tmp_path, expected).storage("lm_head.weight") is None
+    said = "1 quantised weight, held as floats: embeddings, heads and routers are always floats here: lm_head.weight"
+    assert caplog.text.count(said) == 1
+
+
+def test_nothing_is_said_where_all_packed_weights_are_taken(
+    shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = quantized_copy(golden(shared, "deepseek"), tmp_path, DECLARED, partial(awq, group=32))
+    with caplog.at_level(logging.INFO):
+        check(tmp_path, expected)
+    assert "held as floats" not in caplog.text
 
 
 def test_old_names_of_fields_in_a_file_of_its_own(shared: Path, tmp_path: Path) -> None:

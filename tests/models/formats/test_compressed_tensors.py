@@ -232,7 +232,9 @@ def test_groups_of_maps_and_what_is_ignored(shared: Path, tmp_path: Path) -> Non
     )
 
 
-def test_an_embedding_head_and_router_that_are_packed_become_floats(shared: Path, tmp_path: Path) -> None:
+def test_an_embedding_head_and_router_that_are_packed_become_floats(
+    shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def pack(name: str, weight: Tensor) -> Packed:
         return compressed(weight, 4, 32, packed=True)
 
@@ -245,8 +247,11 @@ def test_an_embedding_head_and_router_that_are_packed_become_floats(shared: Path
         partial(compressed, bits=4, group=32, packed=True),
         **{name.replace(".", "__"): pack for name in names},
     )
-    scheme = check(tmp_path, expected)
+    with caplog.at_level(logging.INFO):
+        scheme = check(tmp_path, expected)
     assert [scheme.storage(name) for name in names] == [None] * 3
+    said = "3 quantised weights, held as floats: embeddings, heads and routers are always floats here"
+    assert caplog.text.count(f"{said}: lm_head.weight, model.embed_tokens.weight, {names[2]}") == 1
 
 
 def test_a_cache_that_is_quantised_elsewhere(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -258,7 +263,8 @@ def test_a_cache_that_is_quantised_elsewhere(shared: Path, tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING):
         check(tmp_path, expected)
     said = [record.getMessage() for record in caplog.records if "kv_cache_scheme" in record.getMessage()]
-    assert len(said) == 1 and said[0].endswith("kv_cache_scheme is not used: keys and values are kept as floats")
+    assert len(said) == 1
+    assert said[0].endswith("kv_cache_scheme is not used: see --kv_dtype for how keys and values are kept")
 
 
 # ----------------------------------------------------------------------------------------------- int8 activations

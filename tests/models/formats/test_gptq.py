@@ -125,7 +125,9 @@ def test_one_scattered_weight_among_others(shared: Path, tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------------- which are packed
 
 
-def test_a_head_and_a_router_that_are_packed_become_floats(shared: Path, tmp_path: Path) -> None:
+def test_a_head_and_a_router_that_are_packed_become_floats(
+    shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def pack(name: str, weight: Tensor) -> Packed:
         return gptq(weight, 4, 32)
 
@@ -133,8 +135,11 @@ def test_a_head_and_a_router_that_are_packed_become_floats(shared: Path, tmp_pat
     others = {"lm_head__weight": pack, router.replace(".", "__"): pack}
     declared = DECLARED | {"lm_head": True}
     expected = quantized_copy(golden(shared, "deepseek"), tmp_path, declared, partial(gptq, group=32), **others)
-    scheme = check(tmp_path, expected)
+    with caplog.at_level(logging.INFO):
+        scheme = check(tmp_path, expected)
     assert scheme.storage("lm_head.weight") is None and scheme.storage(router) is None
+    said = "2 quantised weights, held as floats: embeddings, heads and routers are always floats here"
+    assert caplog.text.count(f"{said}: lm_head.weight, {router}") == 1
     assert not torch.equal(expected["lm_head.weight"], load_golden(shared)["lm_head.weight"].float())
 
 

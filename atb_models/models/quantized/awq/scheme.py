@@ -78,7 +78,7 @@ class Awq:
             return AwqWeight(checkpoint, present, module, self.group, symmetric=self.symmetric)
 
         warn_of_unknown(self.declared, FIELDS)
-        return open_packed(checkpoint, self, weight_of)
+        return open_packed(checkpoint, self, self.declared.place, weight_of)
 
     @cached_property
     def _packed(self) -> PackedModules | None:

@@ -12,7 +12,7 @@ from atb_models.layers.storage import Storage
 from atb_models.models.quantized.compressed.matching import Matching
 from atb_models.models.quantized.compressed.settings import Group, check_the_rest, read_groups
 from atb_models.models.quantized.declaration import Declaration
-from atb_models.models.quantized.rules import WEIGHT, may_be_integers, module_of, warn_of_unknown
+from atb_models.models.quantized.rules import WEIGHT, may_be_integers, module_of, tell_of_floats, warn_of_unknown
 from atb_models.wording import counted
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class CompressedTensors:
                 self.declared.place,
                 counted(scattered, "linear map"),
             )
+        tell_of_floats(self.declared.place, weights)
         self._check_complete(checkpoint, present, weights.keys())
         hidden = {f"{module}.{part}" for module in modules for part in PARTS}
         hidden |= {f"{module}{WEIGHT}" for module in modules} | {name for name in present if name.endswith(_CACHE)}
@@ -110,7 +111,7 @@ class CompressedTensors:
         place = self.declared.place
         warn_of_unknown(self.declared, FIELDS)
         if self.declared.fields.get("kv_cache_scheme") is not None:
-            logger.warning("%s: kv_cache_scheme is not used: keys and values are kept as floats", place)
+            logger.warning("%s: kv_cache_scheme is not used: see --kv_dtype for how keys and values are kept", place)
         if any(group.kind == "float" for group in self.groups):
             logger.info("%s: weights of 8-bit floats become floats while they are read, and take their memory", place)
         if any(group.float_inputs for group in self.groups):

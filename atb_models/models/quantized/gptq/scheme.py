@@ -92,7 +92,7 @@ class Gptq:
             form = self.form_of(module) or self.form
             return GptqWeight(checkpoint, present, module, form, scattered=self._is_scattered(module))
 
-        return open_packed(checkpoint, self, weight_of)
+        return open_packed(checkpoint, self, self.declared.place, weight_of)
 
     def form_of(self, module: str) -> GptqForm | None:
         """By the first rule that matches; None: it stays floats."""

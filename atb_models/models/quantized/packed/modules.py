@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from atb_models.models.quantized.rules import WEIGHT
+from atb_models.models.quantized.rules import WEIGHT, tell_of_floats
 from atb_models.models.quantized.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -61,17 +61,19 @@ def packed_modules(names: set[str]) -> frozenset[str]:
 
 
 def open_packed(
-    checkpoint: Checkpoint, scheme: Scheme, weight_of: Callable[[set[str], str], PackedWeight]
+    checkpoint: Checkpoint, scheme: Scheme, place: str, weight_of: Callable[[set[str], str], PackedWeight]
 ) -> UnpackingWeights:
     """The internal form of a checkpoint with packed linear maps.
 
-    weight_of: makes the weight of a linear map; its arguments are the names of all tensors, and the linear map's.
+    place: of the declaration, for messages. weight_of: makes the weight of a linear map; its arguments are the names of
+    all tensors, and the linear map's.
     """
     from atb_models.models.quantized.packed.source import UnpackingWeights
 
     present = checkpoint.names()
     modules = sorted(packed_modules(present))
     weights = {f"{module}{WEIGHT}": weight_of(present, module) for module in modules}
+    tell_of_floats(place, weights)
     hidden = {f"{module}{part}" for module in modules for part in PARTS}
     zeros = {f"{module}.bias" for module in modules if not scheme.has_bias(f"{module}{WEIGHT}")}
     return UnpackingWeights(checkpoint, weights, scheme.storage, hidden, frozenset(zeros & present))
