@@ -1,7 +1,7 @@
 """The times that the plan predicts for this CPU against measured ones, at a real model's width with few layers.
 
     python benchmarks/bound.py --model_path <folder with the model's config.json> [--layers 4] [--tp 1] [--dtype fp16]
-        [--quantize w8a16]
+        [--quantize w8a16] [--kv_dtype int8]
 
 Random weights. Each step runs several times on all ranks; the fastest counts. The prediction is a bound from below, so
 exit status 1 if a measured time is shorter. The processor is measured before and after the steps; the faster counts.
@@ -19,7 +19,7 @@ from atb_models.engine.config import EngineConfig
 from atb_models.engine.model_runner import ModelRunner
 from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.cores import available_cores
-from atb_models.models.dtypes import torch_dtype
+from atb_models.models.dtypes import kv_torch_dtype, torch_dtype
 from atb_models.ops.top_logits import greedy_logits
 from atb_models.plan.this_cpu import measure_cpu
 from atb_models.plan.times import Step, StepCosts, price
@@ -41,7 +41,8 @@ def main() -> int:
     chips = before, measure_cpu(available_cores())
     ops.bind("cpu")
     read = config.load_model_config()
-    costs = StepCosts(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, config.quantize)
+    dtype, kv_dtype = torch_dtype(read.run_dtype(config.dtype)), kv_torch_dtype(config.kv_dtype)
+    costs = StepCosts(read, dtype, config.tp, config.quantize, kv_dtype)
     below = False
     for (name, step), seconds in zip(STEPS.items(), measured, strict=True):
         bound = min(price(costs.works(step), chip, config.tp).total for chip in chips)

@@ -1,7 +1,7 @@
 """The planned peak of a rank's memory against the measured one, at a real model's width with few layers.
 
     python benchmarks/memory.py --model_path <folder with the model's config.json> [--layers 4] [--tp 1] [--dtype fp16]
-        [--quantize w8a16]
+        [--quantize w8a16] [--kv_dtype int8]
 
 Random weights. Each rank decodes a batch and prefills a prompt. Measured for each of the two is VmHWM beyond what the
 process held before the model; planned are the weights, the KV tokens that are written, the recorded graph's peak and
@@ -21,7 +21,7 @@ from atb_models.engine.model_runner import ModelRunner
 from atb_models.graph import meta_caches, meta_model, meta_step, trace
 from atb_models.limits import BLOCK_SIZE
 from atb_models.machine.memory import RUNTIME_BYTES
-from atb_models.models.dtypes import torch_dtype
+from atb_models.models.dtypes import kv_torch_dtype, torch_dtype
 from atb_models.plan.memory import kv_bytes_per_token, weight_bytes
 from atb_models.ranks.group import RankGroup
 
@@ -46,7 +46,8 @@ def plan(config: EngineConfig) -> dict[str, int]:
     """Bytes of a rank at the peak of each step, from config.json alone."""
     ops.bind("cpu")
     read = config.load_model_config()
-    model = meta_model(read, torch_dtype(read.run_dtype(config.dtype)), config.tp, quantize=config.quantize)
+    dtype, kv_dtype = torch_dtype(read.run_dtype(config.dtype)), kv_torch_dtype(config.kv_dtype)
+    model = meta_model(read, dtype, config.tp, quantize=config.quantize, kv_dtype=kv_dtype)
     held, written = weight_bytes(model) + RUNTIME_BYTES, 0
     planned = {}
     for name, (query_lens, kv_lens) in STEPS.items():

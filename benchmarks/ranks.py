@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atb_models.command.model_flags import dtype_flag, quantize_flag
+from atb_models.command.model_flags import dtype_flag, kv_dtype_flag, quantize_flag
 from atb_models.engine.config import EngineConfig
 from atb_models.engine.message import Int32
 from atb_models.limits import BLOCK_SIZE
@@ -26,11 +26,13 @@ def few_layers(description: str | None, kv_blocks: int) -> EngineConfig:
     parser.add_argument("--tp", type=int, default=1)
     dtype_flag(parser)
     quantize_flag(parser)
+    kv_dtype_flag(parser)
     args = parser.parse_args()
     return EngineConfig(
         args.model_path,
         dtype=args.dtype,
         quantize=args.quantize,
+        kv_dtype=args.kv_dtype,
         tp=args.tp,
         load_format="dummy",
         kv_blocks=kv_blocks,

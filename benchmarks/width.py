@@ -1,7 +1,7 @@
 """Decode and prefill at a real model's width, few layers, random weights, against what this machine can do.
 
     python benchmarks/width.py --model_path <folder with the model's config.json> [--layers 4] [--dtype fp16]
-        [--quantize w8a16] [--rounds 3]
+        [--quantize w8a16] [--kv_dtype int8] [--rounds 3]
 
 Each round measures the machine's limits and then times one prompt of 256 tokens and the tokens that follow it. A share
 is of the limits of its own round, and each figure is the median of the rounds. Where the CPU library serves, the limits
@@ -25,9 +25,10 @@ from operator import attrgetter
 import torch
 
 from atb_models import LLM, SamplingParams
-from atb_models.command.model_flags import dtype_flag, quantize_flag
+from atb_models.command.model_flags import dtype_flag, kv_dtype_flag, quantize_flag
 from atb_models.models.config import ModelConfig
 from atb_models.models.decoder import Decoder
+from atb_models.models.dtypes import kv_torch_dtype
 from atb_models.ops.native.library import Library, active, load
 from atb_models.plan.chips import RATES, Chip
 from atb_models.plan.this_cpu import measure_cpu
@@ -60,6 +61,7 @@ def main() -> None:
         args.model_path,
         dtype=args.dtype,
         quantize=args.quantize,
+        kv_dtype=args.kv_dtype,
         device="cpu",
         load_format="dummy",
         config_overrides={"num_hidden_layers": args.layers},
@@ -71,9 +73,12 @@ def main() -> None:
         rounds = timed(llm, args.rounds, args.tokens, lambda: measure_cpu(threads))
         outside_s = seconds_outside_library(llm, args.tokens)
         model, config = llm._runner.model, llm._runner.model_config
-    works = StepCosts(config, model.embed.weight.dtype, 1, args.quantize).works(Step((PROMPT,), (PROMPT,), 1))
+    stored = kv_torch_dtype(args.kv_dtype)
+    costs = StepCosts(config, model.embed.weight.dtype, 1, args.quantize, stored)
+    works = costs.works(Step((PROMPT,), (PROMPT,), 1))
     size = token_bytes(model, config)
-    storage = precision(config.run_dtype(args.dtype), args.quantize)
+    cache = None if stored is None else args.kv_dtype
+    storage = precision(config.run_dtype(args.dtype), args.quantize, cache)
     print(f"{storage}, {args.layers} layers, level {active()}, {counted(threads, 'thread')}")
     print(f"limits, medians of {counted(len(rounds), 'round')}: {limits(rounds)}")
     decode_s, prefill_s = median(rounds, attrgetter("decode_s")), median(rounds, attrgetter("prefill_s"))
@@ -95,6 +100,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=4)
     dtype_flag(parser)
     quantize_flag(parser)
+    kv_dtype_flag(parser)
     parser.add_argument("--tokens", type=int, default=24, help="decode steps that are timed in a round")
     parser.add_argument("--rounds", type=int, default=3)
     return parser

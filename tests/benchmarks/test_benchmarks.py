@@ -83,6 +83,7 @@ def test_width_takes_the_types_of_the_commands(root: Path, folder: Path, monkeyp
         ("auto", (), "bf16"),
         ("bfloat16", (), "bf16"),
         ("fp16", ("--quantize", "w8a16"), "fp16, weights as w8a16"),
+        ("fp16", ("--kv_dtype", "int8"), "fp16, KV cache as int8"),
     ):
         flags = ("--model_path", str(folder), "--layers", "2", "--tokens", "3", "--rounds", "1", *quantize)
         found = width(root, f"{what}, 2 layers", *flags, "--dtype", dtype, level="reference", rounds="1 round")
