@@ -70,6 +70,22 @@ def test_its_speed_in_bf16(modeltest: Modeltest, demo: Path, checkpoint: Path, t
     assert "bf16, weights as w4a16" in page
 
 
+def test_the_cost_of_an_int8_cache(modeltest: Modeltest, demo: Path, tmp_path: Path) -> None:
+    """Beside weights of floats and of integers: folders, records, the comparison and the page name it."""
+    for more in ((), ("--kv_dtype", "int8"), ("--kv_dtype", "int8", "--quantize", "w8a16")):
+        modeltest("pa_fp16", "full_BoolQ", 8, "deepseek", demo, 1, *BOOLQ, *more)
+    place = {"test": "precision_test", "mode": "full_BoolQ"}
+    names = ("fp16", "fp16_kv_int8", "fp16_w8a16_kv_int8")
+    (a, floats), (b, integers), _ = (record(tmp_path, **place, storage=name) for name in names)
+    assert (floats["options"]["kv_dtype"], integers["options"]["kv_dtype"]) == ("auto", "int8")
+    lines = modeltest("compare", a, b).stdout.splitlines()
+    assert "| kv_dtype |  | int8 |" in lines and not any("| quantize |" in line for line in lines)
+    assert any(line.startswith("log-probabilities changed by 0.0") for line in lines)
+    modeltest("report", "out")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "fp16, KV cache as int8" in page and "fp16, weights as w8a16, KV cache as int8" in page
+
+
 def test_the_flag_is_refused_beside_it(modeltest: Modeltest, checkpoint: Path) -> None:
     ended = modeltest("pa_fp16", "full_BoolQ", 8, "deepseek", checkpoint, 1, *BOOLQ, "--quantize", "w8a16", status=2)
     assert "quantize is w8a16, but the checkpoint's weights are quantised already (ModelSlim, w4a16); leave" in (

@@ -10,6 +10,7 @@ import pytest
 
 from atb_models.errors import ConfigError
 from atb_models.layers.storage import METHODS
+from atb_models.models.dtypes import KV_DTYPES
 from atb_models.models.families import FAMILIES
 from modeltest.command import cases, checks, options
 from modeltest.command.cases import Run
@@ -120,10 +121,11 @@ class TestOptions:
     def test_values(self, run: Run) -> None:
         flags = ["--limit", "40", "--resume", "--data_dir", "a b", "--output_dir=out", "--device", "cpu"]
         more = ["--load_format", "dummy", "--config_overrides", '{"num_hidden_layers": 4}', "--kv_blocks", "9"]
-        more += ["--quantize", "w8a16"]
+        more += ["--quantize", "w8a16", "--kv_dtype", "int8"]
         assert options.parse([*flags, *more, "--prefix_cache"], run) == cases.Options(
             limit=40, resume=True, data_dir=Path("a b"), output_dir=Path("out"), device="cpu", load_format="dummy",
             config_overrides={"num_hidden_layers": 4}, kv_blocks=9, prefix_cache=True, quantize="w8a16",
+            kv_dtype="int8",
         )  # fmt: skip
         assert options.parse([], run) == cases.Options()
 
@@ -145,6 +147,7 @@ class TestOptions:
             (["--output_dir", "~no-such-user/x"], "argument --output_dir: '~no-such-user/x' is in the home"),
             (["--device", "gpu"], "argument --device: must be one of npu, cuda, cpu, not 'gpu'"),
             (["--quantize", "w4"], "argument --quantize: must be one of w8a16, w4a16, w8a8_dynamic, not 'w4'"),
+            (["--kv_dtype", "fp8"], "argument --kv_dtype: must be one of auto, int8, not 'fp8'"),
             (["--config_overrides", "{"], "argument --config_overrides: it is not valid JSON: "),
             (["--config_overrides", "[]"], "argument --config_overrides: must be a JSON object"),
             (["--allow_code_execution"], "--allow_code_execution is an option of full_HumanEval, not of full_BoolQ"),
@@ -157,5 +160,6 @@ class TestOptions:
         assert str(caught.value).startswith(said)
 
 
-def test_methods_of_quantisation_are_those_of_the_engine() -> None:
+def test_what_may_be_stored_otherwise_is_the_engines_choice() -> None:
     assert options.QUANTIZE == tuple(METHODS)
+    assert options.KV_DTYPES == KV_DTYPES

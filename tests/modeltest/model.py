@@ -40,6 +40,7 @@ def open_llm(
             trust_remote_code=run.trust_remote_code,
             load_format=options.load_format,
             quantize=options.quantize,
+            kv_dtype=options.kv_dtype,
             deterministic=not run.is_performance,
         )
     except CapacityError as error:

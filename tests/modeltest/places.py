@@ -31,7 +31,8 @@ def folder(kind: str, facts: Mapping[str, Any], run: Run, options: Options) -> P
     """The folder of a run's files, as MindIE has it. kind: results, data or debug. facts: of the environment."""
     test = "performance_test" if run.is_performance else "precision_test"
     method, device = facts["quantization"], DEVICE_WORDS[facts["device"]["type"]]
-    storage = run.dtype if method is None else f"{run.dtype}_{method}"
+    cache = None if options.kv_dtype == "auto" else f"kv_{options.kv_dtype}"
+    storage = "_".join(filter(None, (run.dtype, method, cache)))
     return outputs(options) / kind / device / test / run.mode / storage / run.model
 
 

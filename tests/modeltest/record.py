@@ -64,6 +64,12 @@ def quantization(record: Mapping[str, Any]) -> str | None:
     return found
 
 
+def cache_type(record: Mapping[str, Any]) -> str | None:
+    """How a run kept keys and values; None: in its data type, as all older results did."""
+    found: str = record["options"].get("kv_dtype", "auto")
+    return None if found == "auto" else found
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """With paths as texts; JSON has tuples as lists."""
     return {

@@ -19,7 +19,7 @@ from atb_models.errors import AtbError, ConfigError, RequestError
 from modeltest.accuracy import run_accuracy
 from modeltest.accuracy.data import find, say_differences
 from modeltest.accuracy.questions import Asked, Question, ScoredAnswer
-from modeltest.accuracy.run import answer_all
+from modeltest.accuracy.run import answer_all, collect, fingerprint
 from modeltest.accuracy.sets import boolq
 from modeltest.command.cases import Options
 from tests.harness.stand_in import StandIn, asked, run_of
@@ -225,6 +225,14 @@ def test_quantised_weights_have_a_folder_of_their_own_and_score_alike(
     document = json.loads(path.read_text("utf-8"))
     assert document["options"]["quantize"] == quantize
     assert document["results"]["n"] == limit and document["results"]["correct"] >= limit - max(2, limit // 100)
+
+
+def test_another_cache_is_another_run(demo: Path) -> None:
+    """Answers of the one are no answers of the other, which --resume would take them for."""
+    options = [Options(data_dir=boolq_path(), kv_dtype=name) for name in ("auto", "int8")]
+    run = run_of("full_BoolQ", demo)
+    plain, int8 = (fingerprint(collect(boolq.SET, run, one), 8, run, one, "cpu") for one in options)
+    assert [name for name in plain if plain[name] != int8[name]] == ["kv_dtype"]
 
 
 def test_missing_data_says_where_it_goes(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def fingerprint(asked: Asked, size: int, run: Run, options: Options, device: Any
         "device": device,
         "load_format": options.load_format,
         "quantize": options.quantize,
+        "kv_dtype": options.kv_dtype,
         "config_overrides": config_overrides(run, options),
         "prefix_cache": options.prefix_cache,
         "kv_blocks": options.kv_blocks,

@@ -81,6 +81,7 @@ class Options:
     device: str | None = None
     load_format: str = "auto"
     quantize: str | None = None
+    kv_dtype: str = "auto"
     config_overrides: dict[str, Any] | None = None
     allow_code_execution: bool = False
     prefix_cache: bool = False

@@ -18,6 +18,7 @@ DEVICES = ("npu", "cuda", "cpu")
 MOST_DIGITS = 18  # of a number; Python refuses to read one of thousands
 LOAD_FORMATS = ("auto", "dummy")
 QUANTIZE = ("w8a16", "w4a16", "w8a8_dynamic")
+KV_DTYPES = ("auto", "int8")
 # Modes of which a flag is; the others refuse it.
 QUESTIONS, CODE, SPEED, ALL = "full_ modes", "full_HumanEval", "performance modes", "all modes"
 ROOFLINE = "performance and performance_single"
@@ -87,6 +88,9 @@ FLAGS = (
     Flag("quantize", "NAME", _one_of(QUANTIZE), ALL,
          "w8a16, w4a16 or w8a8_dynamic: quantise the weights while they are loaded (default: none)",
          "w8a16、w4a16 或 w8a8_dynamic：加载时量化权重（默认：无）"),
+    Flag("kv_dtype", "NAME", _one_of(KV_DTYPES), ALL,
+         "auto, or int8: keys and values as integers (default: auto, the dtype of the run)",
+         "auto，或 int8：以整数保存 KV cache（默认：auto，即运行的 dtype）"),
     Flag("config_overrides", "JSON", json_object, ALL,
          'fields of config.json, as {"num_hidden_layers": 4} (default: none)',
          'config.json 的字段，如 {"num_hidden_layers": 4}（默认：无）'),

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from atb_models.errors import ConfigError
 from modeltest.command.language import chinese
-from modeltest.record import quantization, read_record
+from modeltest.record import cache_type, quantization, read_record
 from modeltest.reports.compare_accuracy import accuracy_lines, accuracy_of
 from modeltest.reports.compare_speed import speed_lines
 
@@ -109,6 +109,7 @@ def _flat(record: Record) -> dict[str, Any]:
     for part, values in shown.items():
         flat |= {f"{part} {name}": value for name, value in values.items()} if isinstance(values, dict) else {}
     flat["quantize"] = quantization(record)  # the checkpoint's too
+    flat["kv_dtype"] = cache_type(record)  # which older results lack
     flat.pop("output_dir", None)
     return flat
 

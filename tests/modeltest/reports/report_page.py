@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from atb_models.wording import counted, precision
-from modeltest.record import quantization
+from modeltest.record import cache_type, quantization
 from modeltest.reports.charts import COLOURS, Dot, dots_svg, panel_svg
 from modeltest.reports.intervals import wilson
 from modeltest.reports.panels import Panel, panels
@@ -134,7 +134,7 @@ def _label(record: Record) -> str:
 
 
 def _precision(record: Record) -> str:
-    return precision(record["run"]["dtype"], quantization(record))
+    return precision(record["run"]["dtype"], quantization(record), cache_type(record))
 
 
 def _device(record: Record) -> str:

@@ -131,5 +131,6 @@ def save(
     write_record(path, "performance", run, options, dict(facts), dict(results))
     print(f"record: {path}")
     if plot and not options.no_plot:
-        title = f"{run.model} {precision(run.dtype, facts['quantization'])}, tp {run.chips}"
+        cache = None if options.kv_dtype == "auto" else options.kv_dtype
+        title = f"{run.model} {precision(run.dtype, facts['quantization'], cache)}, tp {run.chips}"
         plot_if_possible(path.with_suffix(".png"), title, results)
