@@ -43,8 +43,9 @@ struct AttentionCall {
   Scales k_scale, v_scale;
 };
 
-// Attention over the paged cache of latents (see attention/latent.h). `maps` are each head's rows of keys, then of values,
-// [N, nope + value, latent]. A query has `rotary` values, which meet rotary keys, then `nope`, which meet a head's own.
+// Attention over the paged cache of latents (see attention/latent.h). `maps` are each head's rows of keys, then of
+// values, [N, nope + value, latent]. A query has `rotary` values, which meet rotary keys, then `nope`, which meet a
+// head's own.
 // Element (p, s, d) of a cache is at p * block + s * slot + d.
 struct LatentCall {
   const void *q, *maps, *latents, *keys;
@@ -154,8 +155,8 @@ struct RopeCall {
   Scales k_scale, v_scale;
 };
 
-// The same for latent attention: the first 2 half values of each query are turned, and those of the one key, which goes to
-// its slot beside the latent.
+// The same for latent attention: the first 2 half values of each query are turned, and those of the one key, which goes
+// to its slot beside the latent.
 struct LatentRopeCall {
   const void *q, *latent, *key;
   const float *cos, *sin;  // [T, half], contiguous

@@ -29,8 +29,8 @@ INLINE void rotate(const typename X::T* from, const float* cos, const float* sin
   if (rest) __builtin_memcpy(to + 2 * half, from + 2 * half, rest * sizeof(*to));
 }
 
-// A vector as int8 -> its scale, the largest magnitude / 127, or 1 where that is 0. What is no number has the largest bits
-// of all and makes the scale one.
+// A vector as int8 -> its scale, the largest magnitude / 127, or 1 where that is 0. What is no number has the largest
+// bits of all and makes the scale one.
 template <class X> INLINE float to_bytes(const typename X::T* from, int n, int8_t* to) {
   auto floats = [=](int d) __attribute__((always_inline)) {
     return n - d < VL ? load_part<X>(from + d, n - d) : X::load(from + d);
@@ -91,12 +91,14 @@ template <class X> static void latent_rope_token(const LatentRopeCall& c, int64_
     rotate<X>((const T*)c.q + token * c.q_row + h * c.head_dim, cos, sin, c.half, c.head_dim,
               (T*)c.q_out + (token * c.heads + h) * c.head_dim);
   const int64_t block = c.slots[token] / c.block_size, slot = c.slots[token] % c.block_size;
-  const int64_t latent_place = block * c.latent_block + slot * c.latent_slot, key_place = block * c.key_block + slot * c.key_slot;
+  const int64_t latent_place = block * c.latent_block + slot * c.latent_slot;
+  const int64_t key_place = block * c.key_block + slot * c.key_slot;
   const T *latent = (const T*)c.latent + token * c.latent_row, *key = (const T*)c.key + token * c.key_row;
   if (c.key_scale.data) {
     T rotated[MOST_BYTES];
     rotate<X>(key, cos, sin, c.half, 2 * c.half, rotated);
-    c.key_scale.data[place(c.key_scale, block, slot, 0)] = to_bytes<X>(rotated, 2 * c.half, (int8_t*)c.keys + key_place);
+    c.key_scale.data[place(c.key_scale, block, slot, 0)] =
+        to_bytes<X>(rotated, 2 * c.half, (int8_t*)c.keys + key_place);
     c.latent_scale.data[place(c.latent_scale, block, slot, 0)] =
         to_bytes<X>(latent, c.width, (int8_t*)c.latents + latent_place);
   } else {

@@ -1,9 +1,9 @@
-// Attention over the cache of latents in the absorbed form. Of a token all heads share one key, its latent followed by its
-// rotary key, and one value, its latent. A query's part without a position becomes a latent by its head's map of keys, and
-// a sum of latents the head's values by that of values.
+// Attention over the cache of latents in the absorbed form. Of a token all heads share one key, its latent followed by
+// its rotary key, and one value, its latent. A query's part without a position becomes a latent by its head's map of
+// keys, and a sum of latents the head's values by that of values.
 //
-// Chunks and the order within them are those of attend.h, and each product with a map has an order of its own: a query's
-// result has the same bits alone, in a batch, and in a prompt cut anywhere.
+// Chunks and the order within them are those of attend.h, and a product with a map is added up in one order always: a
+// query's result has the same bits alone, in a batch, and in a prompt cut anywhere.
 #pragma once
 #include "places.h"
 #include "../team.h"
@@ -86,7 +86,8 @@ template <class S, class C> class Latents {
                softmax + place, [=](int) { return n; }, desk);
   }
   void join_group(int64_t i, LatentDesk& desk) const {
-    const int head = (int)(i % c.heads), from = (int)(i / c.heads) * TOGETHER, count = least(TOGETHER, work.singles - from);
+    const int head = (int)(i % c.heads), from = (int)(i / c.heads) * TOGETHER;
+    const int count = least(TOGETHER, work.singles - from);
     for (int r = 0; r < count; r++) {
       const int first = work.first_chunk[from + r];
       for (int chunk = first; chunk < work.first_chunk[from + r + 1]; chunk++) {
@@ -160,8 +161,8 @@ template <class S, class C> class Latents {
       narrow<S>(desk.scores + r * CHUNK, c.value, (T*)c.out + (token(r) * c.heads + head) * c.value);
   }
 
-  // What `rows` queries, but for the first `skip`, have of the `n` positions from `start` on: sums of latents, `row` floats
-  // apart, and softmaxes. Query r sees seen(r) of them, and no fewer than those before it.
+  // What `rows` queries, but for the first `skip`, have of the `n` positions from `start` on: sums of latents, `row`
+  // floats apart, and softmaxes. Query r sees seen(r) of them, and no fewer than those before it.
   template <class Seen>
   void over_chunk(int b, int start, int n, const float* q, int rows, int skip, float* to, Softmax* softmaxes,
                   const Seen& seen, LatentDesk& desk) const {
@@ -213,8 +214,8 @@ template <class S, class C> class Latents {
     widened(c.keys, c.key_block, c.key_slot, c.key_scale, b, position, c.rotary, to + c.latent, dim - c.latent);
     return to;
   }
-  void widened(const void* plane, int64_t block_step, int64_t slot_step, const Scales& scales, int b, int position, int n,
-               float* to, int padded) const {
+  void widened(const void* plane, int64_t block_step, int64_t slot_step, const Scales& scales, int b, int position,
+               int n, float* to, int padded) const {
     const int64_t block = c.table[b * c.table_row + position / c.block_size], slot = position % c.block_size;
     widen<C>((const typename C::T*)plane + block * block_step + slot * slot_step, n, to, padded);
     if constexpr (of_bytes<C>) {
