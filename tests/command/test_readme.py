@@ -18,7 +18,7 @@ from atb_models.launcher.args import FIXED, REFUSED, build_parser
 from atb_models.launcher.port import DEFAULT_PORT
 from atb_models.models.dtypes import ALIASES
 from atb_models.server.args import build_parser as service_parser
-from tests.documents.reading import chinese, rows, text_of
+from tests.documents.reading import ROOT, chinese, rows, text_of
 
 
 def both(*documents: str) -> list[str]:
@@ -30,8 +30,8 @@ FRONT = both("README.md")
 LAUNCHER = both("docs/launcher.md")
 VARIABLES = both("docs/environment.md")
 SPEED = both("docs/speed.md")
-FAMILIES = ("deepseek", "qwen", "xverse")
-WITH_MATRIX = both("docs/models.md", *(f"examples/models/{family}/README.md" for family in FAMILIES))
+GUIDES = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("examples/models/*/README.md"))]
+WITH_MATRIX = both("docs/models.md", *GUIDES)
 
 
 @pytest.mark.parametrize("document", FRONT)
@@ -144,9 +144,10 @@ def test_ranks_on_cuda_are_those_on_a_cpu(document: str) -> None:
 @pytest.mark.parametrize("document", both("docs/models.md"))
 def test_every_mark_of_the_matrix_links_its_test(document: str) -> None:
     matrix = [row for row in rows(document) if len(row) > 12 and "world size" in row[3]]
-    assert len(matrix) == 5
+    assert len(matrix) == 13
     marks = [cell for row in matrix for cell in row[1:] if not cell.startswith("×") and row.index(cell) != 4]
-    links = [re.fullmatch(r"\[(√|world size [\d, 、]+)\]\(\.\./(tests/[\w/]+\.py)\)", mark) for mark in marks]
+    size = r"any world size|任意 world size|world size [\d, 、]+"
+    links = [re.fullmatch(rf"\[(√|{size})\]\(\.\./(tests/[\w/]+\.py)\)", mark) for mark in marks]
     assert all(links), marks
 
 
