@@ -11,9 +11,11 @@ import os
 
 import torch
 
+from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.native import library as loader
 from atb_models.ops.native.attention import paged_attention
 from atb_models.ops.native.experts import experts
+from atb_models.ops.native.latent.attention import latent_attention
 from atb_models.ops.native.linear import linear
 from tests.native.cases import pack, pack_gate_up
 
@@ -32,6 +34,8 @@ class Work:
         self.q, self.k, self.v = (torch.randn(*size).half() for size in ((3, 8, 64), (40, 16, 4, 64), (40, 16, 4, 64)))
         self.table, self.starts = torch.randperm(40).view(2, 20).int(), torch.tensor([0, 1, 3]).int()
         self.lens = torch.tensor([320, 300]).int()
+        self.maps, self.latent_q = torch.randn(8 * 32, 48).half(), torch.randn(3, 8, 24).half()
+        self.latents = LayerCache(latent=torch.randn(40, 16, 48).half(), rope_key=torch.randn(40, 16, 8).half())
 
     def digest(self) -> str:
         lists = self.table, self.starts, self.lens
@@ -39,6 +43,7 @@ class Work:
             linear(self.library, self.x, self.packed, 300),
             experts(self.library, self.x, self.chosen, self.weights, self.gate_up, self.down, 64),
             paged_attention(self.library, self.q, self.k, self.v, *lists, 0.1),
+            latent_attention(self.library, self.latent_q, self.maps, self.latents, *lists, 0.1),
         ]
         return hashlib.sha256(b"".join(result.numpy().tobytes() for result in results)).hexdigest()
 

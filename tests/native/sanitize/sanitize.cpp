@@ -1,18 +1,14 @@
 // Runs every operation of the library over memory of exactly its size, for AddressSanitizer and UBSan, and compares
 // with plain loops. Prints one line an operation; exit status 1 where one is wrong.
 #include "decoder.h"
+#include "latent.h"
+#include "sanitize.h"
 #include <initializer_list>
 
 API double atb_limit_read(const char*, int64_t, int, int, int32_t*);
 API double atb_limit_floats(int, int, int32_t*);
 API double atb_limit_bf16(int, int, int32_t*);
 API double atb_limit_int8(int, int, int32_t*);
-
-// Scales of int8 vectors, none for floats; they multiply what the vectors hold.
-static Scales scales(Numbers& of, int stored, int size, int heads) {
-  for (int64_t i = 0; i < of.count; i++) of.set(i, stored == FORMAT_I8 ? .005f * (3 + of.floats[i]) : 1);
-  return {stored == FORMAT_I8 ? of.floats : nullptr, size * heads, heads, 1};
-}
 
 static void attention(int format, int stored, int kv_heads, int group, int dim, int threads) {
   enum { B = 5, SIZE = 16, BLOCKS = 24, WIDTH = 19 };
@@ -305,6 +301,9 @@ int main() {
         attention(format, stored, 2, 7, 16, threads);
       }
       report("attention");
+      latent_attention(format, stored, 5, 12, 6, 7, 40, 1), latent_attention(format, stored, 2, 16, 8, 16, 33, 3);
+      latent_rope(format, stored, 24, 4, 40), latent_rope(format, stored, 9, 1, 300);
+      report("latent attention");
     }
     for (int stored : {format, (int)FORMAT_I8, (int)FORMAT_I4, (int)FORMAT_I8_DOTS, (int)I8_BESIDE_FLOATS}) {
       for (int rows : {1, 2, 3, 5, 7, 13, 30}) linear(format, stored, rows, 37, 301, 1 + rows % 3);

@@ -146,3 +146,9 @@ static const float* const_floats(int count, float value) {
   for (int i = 0; i < count; i++) made[i] = value;
   return made;
 }
+
+// Scales of int8 vectors, none for floats; they multiply what the vectors hold.
+static Scales scales(Numbers& of, int stored, int size, int heads) {
+  for (int64_t i = 0; i < of.count; i++) of.set(i, stored == FORMAT_I8 ? .005f * (3 + of.floats[i]) : 1);
+  return {stored == FORMAT_I8 ? of.floats : nullptr, size * heads, heads, 1};
+}
