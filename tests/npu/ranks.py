@@ -22,6 +22,7 @@ from torch import Tensor
 from atb_models import LLM, SamplingParams
 from atb_models.engine.scheduler import Row
 from tests.launcher.processes import any_port
+from tests.npu.soft import counts
 from tests.parity import checks
 from tests.parity.golden import Golden
 
@@ -40,8 +41,10 @@ def greedy(tokens: int) -> SamplingParams:
 
 
 def parity(folder: str, condition: str, dtype: str) -> None:
-    """The measures of tests/parity for all prompts."""
+    """The measures of tests/parity for all prompts, whose first generated tokens come from captured steps."""
+    counts.reset()
     checks.run(folder, condition, dtype, "npu")
+    assert counts.GRAPHS["replayed"] > 0
 
 
 def decode(folder: str, dtype: str, tp: int, kv_blocks: int, tokens: int, kv_dtype: str = "auto") -> Decoded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,11 @@ from tests.npu.ranks import Ranks
 from tests.parity.checks import NPU_CONDITIONS
 from tests.parity.golden import Golden
 
-CHECKPOINTS = ("deepseek", "deepseek_d128", "qwen", "xverse")
+FIRST = ("deepseek", "deepseek_d128", "qwen", "xverse")
+# Families that came later, with the number of ranks and the dtype that the default suite has them in. Each of 8 ranks
+# holds a copy of one of their four KV heads.
+LATER = {"qwen3_moe": (8, "fp16"), "mixtral": (8, "bf16")}
+CHECKPOINTS = (*FIRST, *LATER)
 CONDITIONS = ("batched", "one_by_one", "chunks_of_16", *NPU_CONDITIONS)
 LONG = 132  # tokens of an answer: each sequence grows beyond its first block
 AMPLE, TIGHT = 6, 4  # KV blocks for three of them
@@ -35,10 +40,14 @@ def ranks() -> Iterator[StartRanks]:
         yield cache(lambda size: started.enter_context(Ranks(size)))
 
 
-@dtypes
-@checkpoints
-@pytest.mark.parametrize("tp", [1, 8])
-def test_all_prompts(shared: Path, ranks: StartRanks, name: str, dtype: str, tp: int) -> None:
+def all_prompts() -> Iterator[object]:
+    for name, tp, dtype in product(CHECKPOINTS, (1, 8), ("fp16", "bf16")):
+        default = name in FIRST or LATER[name] == (tp, dtype)
+        yield pytest.param(name, tp, dtype, marks=[] if default else [pytest.mark.full])
+
+
+@pytest.mark.parametrize(("name", "tp", "dtype"), list(all_prompts()))
+def test_all_prompts(shared: Path, ranks: StartRanks, name: str, tp: int, dtype: str) -> None:
     ranks(tp).run("parity", str(shared / "golden" / name), "batched", dtype)
 
 

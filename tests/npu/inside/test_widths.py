@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -25,9 +26,16 @@ from atb_models.ops.kv_cache import LayerCache, make_cache
 from atb_models.ops.quantized import npu as npu_quantized
 from tests.npu.conftest import NATIVE
 from tests.npu.fake import ContractMode
+from tests.parity.test_dimensions import LATER as DIMENSIONS
 from tests.records import map_tensors
 
-MODELS = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
+FIRST = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
+LATER = ("Qwen3-30B-A3B", "Mixtral-8x7B")
+all_models = pytest.mark.parametrize("config", [*FIRST, *LATER], indirect=True)
+# The later models' products are those of the first ones at other widths.
+first_models = pytest.mark.parametrize(
+    "config", [*FIRST, *(pytest.param(name, marks=pytest.mark.full) for name in LATER)], indirect=True
+)
 STEPS = {
     "prompt": ([2048], [2048]),
     "prompts": ([2048] * 4, [2048] * 4),
@@ -43,10 +51,14 @@ def backend() -> None:
     ops.bind("npu")
 
 
-@pytest.fixture(params=MODELS)
-def config(request: pytest.FixtureRequest, shared: Path) -> ModelConfig:
+@pytest.fixture
+def config(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> ModelConfig:
     """With one layer of each kind that the model has."""
-    config = load_model_config(shared / "headers" / request.param, log=False)
+    folder = shared / "headers" / request.param
+    if request.param in LATER:
+        folder = tmp_path
+        (folder / "config.json").write_text(json.dumps(DIMENSIONS[request.param][0]))
+    config = load_model_config(folder, log=False)
     kinds = tuple(sorted(set(config.moe_layers)))
     return dataclasses.replace(config, num_hidden_layers=len(kinds), moe_layers=kinds)
 
@@ -81,12 +93,12 @@ def expected_calls(config: ModelConfig) -> dict[str, int]:
     """Of torch_npu's operators in a step."""
     layers, moe = config.num_hidden_layers, sum(config.moe_layers)
     per_step = {
-        "rms_norm": 1,
+        "rms_norm": 1 + (2 * layers if config.qk_norm == "head" else 0),  # of queries, and of keys
         "add_rms_norm": 2 * layers,
         "rotary_mul": 2 * layers,
         "scatter_pa_kv_cache": layers,
         "fused_infer_attention_score": layers,
-        "swiglu": layers + moe,  # routed and shared experts have one each
+        "swiglu": layers + (moe if config.shared_intermediate_size else 0),  # routed and shared experts have one each
         "moe_gating_top_k": moe,
         "moe_init_routing_v2": moe,
         "grouped_matmul": 2 * moe,
@@ -95,6 +107,7 @@ def expected_calls(config: ModelConfig) -> dict[str, int]:
     return {f"npu::npu_{name}": count for name, count in per_step.items()}
 
 
+@all_models
 @pytest.mark.parametrize("size", [1, 4, 8])
 def test_every_call_keeps_its_contract(config: ModelConfig, size: int) -> None:
     npu._mask.cache_clear()
@@ -123,6 +136,7 @@ def expected_integer_calls(config: ModelConfig, quantize: str) -> dict[str, int]
     }
 
 
+@first_models
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("quantize", METHODS)
@@ -154,6 +168,7 @@ INT8_STEPS = {
 }
 
 
+@first_models
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("size", [1, 4, 8])
 def test_calls_over_an_int8_cache_keep_their_contracts(config: ModelConfig, size: int, dtype: torch.dtype) -> None:
@@ -178,6 +193,7 @@ def test_calls_over_an_int8_cache_keep_their_contracts(config: ModelConfig, size
     npu._mask.cache_clear()
 
 
+@first_models
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("quantize", METHODS)
 def test_no_operation_on_integers_falls_back(config: ModelConfig, quantize: str, size: int) -> None:
@@ -191,6 +207,7 @@ def test_no_operation_on_integers_falls_back(config: ModelConfig, quantize: str,
     assert {name: served[name] for name in parts} == dict.fromkeys(parts, "npu")
 
 
+@all_models
 @pytest.mark.parametrize("kv_dtype", [None, torch.int8])
 @pytest.mark.parametrize("size", [1, 8])
 def test_no_operation_falls_back(config: ModelConfig, size: int, kv_dtype: torch.dtype | None) -> None:
