@@ -25,7 +25,7 @@ from atb_models.launcher.look import look
 from atb_models.launcher.port import choose_address, choose_port
 from atb_models.launcher.prepare import prepare
 from atb_models.launcher.torchrun import PortTaken, run_ranks
-from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.layers.heads import check_ranks
 from atb_models.machine.affinity import rank_cores, rank_threads
 from atb_models.machine.imports import import_torch_for_good
 
@@ -59,7 +59,7 @@ def launch(argv: Sequence[str]) -> int:
         os.environ.pop("LOGLEVEL", None)  # torchrun takes an empty one for a level
     with interrupt_ends_at_once(), import_torch_for_good():
         importlib.import_module("torch.distributed.run")  # for run_ranks
-    kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, len(devices))
+    check_ranks(model.num_attention_heads, len(devices))
     rank_cores(sorted(os.sched_getaffinity(0)), 0, len(devices), kind)
     os.environ.update(export_devices(kind, devices, os.environ))
     if config.model_path is not None:

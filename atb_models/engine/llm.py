@@ -27,7 +27,7 @@ from atb_models.engine.scheduler import Row, Scheduler
 from atb_models.engine.sequence import Sequence
 from atb_models.engine.stream import OutputStream
 from atb_models.errors import RequestError
-from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.layers.heads import check_ranks
 from atb_models.machine.device import choose_device
 from atb_models.models.config import ModelConfig
 from atb_models.models.generation import answer_ends
@@ -285,7 +285,7 @@ class LLM:
         """config.json, read once; what cannot be shared is refused before any rank is started. Rank 0 logs."""
         model = self.config.load_model_config(log=not env.get("RANK"))
         sequence_limit(self.config, model)
-        kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, self.config.tp)
+        check_ranks(model.num_attention_heads, self.config.tp)
         return model
 
     def _build_engine(self) -> Engine:

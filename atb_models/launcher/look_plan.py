@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from atb_models.launcher.subject import Subject
-from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.layers.heads import check_ranks
 from atb_models.machine.cores import used_cores
 from atb_models.machine.device import device_module
 from atb_models.machine.memory import free_memory
@@ -38,7 +38,7 @@ def print_plan(subject: Subject, options: PlanOptions) -> None:
     Raises ConfigError for an unknown chip, a bad chips file or too many ranks."""
     chips = load_chips(options.chips_file)
     in_full = _shown_in_full(options.chip, subject.device, chips)
-    kv_heads_per_rank(subject.model.num_attention_heads, subject.model.num_key_value_heads, subject.tp)
+    check_ranks(subject.model.num_attention_heads, subject.tp)
     dtype = torch_dtype(subject.dtype)
     kv_dtype = kv_torch_dtype(subject.kv_dtype)
     deployment = Deployment(subject.model, dtype, subject.tp, subject.limits, subject.quantize, kv_dtype)

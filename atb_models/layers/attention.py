@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from atb_models import ops
 from atb_models.layers.build import Build
-from atb_models.layers.heads import counts_kv_heads, kv_heads_per_rank
+from atb_models.layers.heads import share_heads
 from atb_models.layers.latent_attention import LatentAttention
-from atb_models.layers.linear import qkv_linear, row_linear
+from atb_models.layers.linear import column_linear, row_linear
 from atb_models.layers.norm import RmsNorm
 from atb_models.layers.qk_norm import HeadNorms, WideNorms
 from atb_models.ops.kv_cache import LayerCache
@@ -22,6 +22,7 @@ from atb_models.ops.sublayers import AttentionSublayer
 class Attention(nn.Module):
     """Grouped-query attention; the caller sums the ranks' results.
 
+    heads, kv_heads: of a rank, zero heads included. These have zero weights, so their sums are zeros as well.
     qk_norm: of queries and keys before they are turned, with `eps`: of each head, or over all heads. clip: the bound of
     queries, keys and values, after that norm.
     """
@@ -42,20 +43,19 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim, self.clip = head_dim, clip
-        rank, size = build.tensor.rank, build.tensor.size
-        self.kv_heads = kv_heads_per_rank(heads, kv_heads, size)
-        self.heads = heads // size
-        kv = (kv_heads, rank * kv_heads // size, self.kv_heads)
-        roles = {"q": (heads, rank * self.heads, self.heads), "k": kv, "v": kv}
+        ranks = build.tensor
+        shares = share_heads(heads, kv_heads, ranks.size)
+        self.heads, self.kv_heads = shares.heads, shares.kv_heads
+        queries, keys = shares.queries(ranks.rank).times(head_dim), shares.keys(ranks.rank).times(head_dim)
         self.planes: tuple[Plane, ...] = key_and_value(self.kv_heads, head_dim, build.kv_dtype or build.dtype)
-        self.qkv = qkv_linear(build.within("qkv"), hidden, roles, head_dim, bias=qkv_bias)
-        self.o = row_linear(build.within("o"), heads * head_dim, hidden, bias=o_bias)
+        self.qkv = column_linear(build.within("qkv"), hidden, {"q": queries, "k": keys, "v": keys}, bias=qkv_bias)
+        self.o = row_linear(build.within("o"), queries, hidden, bias=o_bias)
         self.qk_norm: HeadNorms | WideNorms | None = None
         if qk_norm == "head":
             self.qk_norm = HeadNorms(build.within("qk_norm"), head_dim, eps)
         elif qk_norm == "wide":
-            counts = counts_kv_heads(kv_heads, rank, size)
-            self.qk_norm = WideNorms(build.within("qk_norm"), roles, head_dim, eps, counts_keys=counts)
+            counts = shares.counts_keys(ranks.rank)
+            self.qk_norm = WideNorms(build.within("qk_norm"), queries, keys, eps, counts_keys=counts)
 
     def forward(self, x_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         qkv = self.qkv(x_TH).view(x_TH.shape[0], -1, self.head_dim)

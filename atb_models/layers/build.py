@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from atb_models.layers.share import Share
 from atb_models.layers.storage import Quantization, Storage
 from atb_models.ops.collectives import Collective
 from atb_models.ops.table import Op, check_dtype, check_quantized, group_step
@@ -23,19 +24,12 @@ class ParallelGroup:
     rank: int = 0
     size: int = 1
     group: Collective | None = None  # needed only to run with size > 1
-    step: int = 1  # of which shares are multiples
 
-    def width(self, n: int) -> int:
-        """A rank's share of n, rounded up: every rank has the same shape, the last ones are padded with zeros."""
-        return -(-n // (self.size * self.step)) * self.step
-
-    def pads(self, n: int) -> bool:
-        """Whether the shares of n together are more than n."""
-        return self.width(n) * self.size != n
-
-    def span(self, n: int) -> tuple[int, int]:
-        """This rank's [start, stop) of n."""
-        return min(self.rank * self.width(n), n), min((self.rank + 1) * self.width(n), n)
+    def share(self, n: int, step: int = 1) -> Share:
+        """This rank's share of n; on every rank as wide, by the least multiple of `step` with which they hold all n."""
+        width = -(-n // (self.size * step)) * step
+        start = min(self.rank * width, n)
+        return Share(n, start, min(start + width, n), width, width)
 
     def collective(self) -> Collective:
         """For the operations between its ranks."""
@@ -45,10 +39,14 @@ class ParallelGroup:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A weight [O, I], or a stack [E, O, I], to be made. storage: None for floats of `dtype`, the model's if None."""
+    """A weight [O, I], or a stack [E, O, I], to be made. storage: None for floats of `dtype`, the model's if None.
+
+    step: of I, where ranks cut them, see `Share`; None: I.
+    """
 
     shape: tuple[int, ...]
     storage: Storage | None = None
+    step: int | None = None
     dtype: torch.dtype | None = None
     padded: bool = False  # starts as zeros because its parts do not cover it
 
@@ -98,12 +96,15 @@ class Build:
         found = known.get(self._named(parameter), frozenset())
         return tuple(role for role in roles if own or role in found)
 
-    def sharing(self, *parameters: str) -> Build:
-        """For a module that cuts a width which is the inputs of these weights, where their groups ask for a step."""
-        storages = [self.storage(parameter) for parameter in parameters]
-        if not any(storage is not None and (storage.group or storage.bits == 4) for storage in storages):
-            return self
-        return replace(self, tensor=replace(self.tensor, step=group_step()))
+    def share_width(self, n: int, down: str) -> Share:
+        """This rank's share of the width of a gated feed-forward layer, the inputs of its parameter `down`.
+
+        With 4 bits or groups it is a multiple of the bound backend's step.
+        """
+        storage = self.storage(down)
+        if storage is None or not (storage.group or storage.bits == 4):
+            return self.tensor.share(n)
+        return self.tensor.share(n, group_step())
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None, padded: bool = False) -> nn.Parameter:
         """An unfilled parameter; `padded` ones start as zeros because their parts do not cover them."""
@@ -139,7 +140,7 @@ class Build:
 def _layout(wanted: Wanted, dtype: torch.dtype) -> Layout:
     """How a weight lies in torch's own order, integers one in each int8.
 
-    A scale is for so many inputs that no group is cut: the greatest common divisor of a group and this rank's inputs.
+    A scale is for so many inputs that no group is cut, neither where a rank's inputs begin nor where they end.
     """
     storage = wanted.storage
     if storage is None:
@@ -147,7 +148,7 @@ def _layout(wanted: Wanted, dtype: torch.dtype) -> Layout:
     return Layout.integers(
         wanted.shape,
         bits=storage.bits,
-        unit=None if storage.group is None else math.gcd(storage.group, wanted.shape[-1]),
+        unit=None if storage.group is None else math.gcd(storage.group, wanted.step or 0, wanted.shape[-1]),
         offsets=storage.offset,
         activations=storage.activations,
         meets=dtype,

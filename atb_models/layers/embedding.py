@@ -17,7 +17,7 @@ class Embedding(nn.Module):
 
     def __init__(self, build: Build, vocab: int, hidden: int) -> None:
         super().__init__()
-        rows = build.tensor.width(vocab) * build.tensor.size
+        rows = build.tensor.share(vocab).width * build.tensor.size
         weight = build.parameter(rows, hidden, padded=rows != vocab)
         hold(self, "weight", weight, {"": cut((vocab, hidden), 0, (0, vocab))})
 
@@ -34,19 +34,18 @@ class Head(nn.Module):
     def __init__(self, build: Build, vocab: int, hidden: int, tied: Embedding | None) -> None:
         super().__init__()
         self.ranks, self.vocab = build.tensor, vocab
-        width = self.ranks.width(vocab)
+        share = self.ranks.share(vocab)
         if tied is None:
-            wanted = Wanted((width, hidden), padded=self.ranks.pads(vocab))
-            self.stored = build.weight(ops.linear, "weight_OI", wanted)
-            hold(self, "weight", self.stored, {"": cut((vocab, hidden), 0, self.ranks.span(vocab))})
+            self.stored = build.weight(ops.linear, "weight_OI", Wanted((share.width, hidden), padded=share.padded))
+            hold(self, "weight", self.stored, {"": cut((vocab, hidden), 0, share.span)})
         else:
-            self.stored = Weight.plain(tied.weight.data[self.ranks.rank * width :][:width])
+            self.stored = Weight.plain(tied.weight.data[self.ranks.rank * share.width :][: share.width])
 
     def forward(self, x_LH: Tensor, top_logits: int = 0) -> Tensor:
         """-> logits [L, V] float32; with `top_logits`, so many keys of each row, see `Decoder.forward`."""
         logits_LV = ops.linear(x_LH, self.stored)
         if top_logits:
-            first, stop = self.ranks.span(self.vocab)
+            first, stop = self.ranks.share(self.vocab).span
             keys = ops.top_logits(logits_LV[:, : stop - first], top_logits, first)
             return keys if self.ranks.size == 1 else ops.all_gather(keys, self.ranks.collective())
         if self.ranks.size > 1:

@@ -2,23 +2,84 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from atb_models.errors import ConfigError
+from atb_models.layers.share import Share
 
 
-def kv_heads_per_rank(heads: int, kv_heads: int, size: int) -> int:
-    """KV heads a rank holds; when there are fewer heads than ranks, ranks share a head by holding copies.
+@dataclass(frozen=True)
+class HeadShares:
+    """The query heads and KV heads of each of `size` ranks.
 
-    Raises ConfigError when `size` ranks cannot share the heads.
+    A KV head's group is the queries that read it. With fewer ranks than KV heads every rank holds whole groups. Else
+    it holds one KV head, of which other ranks have copies, and a part of its group. All ranks have the same shapes:
+    where a rank has fewer heads than others, or none, zero heads follow its own.
     """
-    sizes = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
-    if size not in sizes:
+
+    total: int  # query heads of the model
+    total_kv: int  # KV heads of the model, of which `total` is a multiple
+    size: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that read a KV head."""
+        return self.total // self.total_kv
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of a rank, zero heads included."""
+        return -(-self.total_kv // self.size)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a rank, zero heads included: a multiple of its KV heads."""
+        if self.size < self.total_kv:
+            return self.kv_heads * self.group
+        return -(-self.group // (self.size // self.total_kv))
+
+    def queries(self, rank: int) -> Share:
+        """The rank's query heads."""
+        keys = self.keys(rank)
+        start = min(keys.start * self.group + rank % self._parts * self.heads, self.total)
+        stop = min(start + self.heads, keys.stop * self.group)
+        return Share(self.total, start, stop, self.heads, math.gcd(self.heads, self.kv_heads * self.group))
+
+    def keys(self, rank: int) -> Share:
+        """The rank's KV heads; query head h reads KV head h // group."""
+        start = min(rank // self._parts * self.kv_heads, self.total_kv)
+        return Share(self.total_kv, start, min(start + self.kv_heads, self.total_kv), self.kv_heads, self.kv_heads)
+
+    def counts_keys(self, rank: int) -> bool:
+        """Whether what is summed over all KV heads takes the rank's: of ranks with copies of a head the first."""
+        return rank % self._parts == 0
+
+    @property
+    def zero_heads(self) -> int:
+        """Zero query heads of all ranks together."""
+        return self.size * self.heads - self.total
+
+    @property
+    def zero_kv_heads(self) -> int:
+        """Zero KV heads of all ranks together; copies of a KV head are not zero heads."""
+        return self.size * self.kv_heads - self._parts * self.total_kv
+
+    @property
+    def _parts(self) -> int:
+        """Ranks among which the group of a KV head is divided."""
+        return -(-self.kv_heads * self.group // self.heads)
+
+
+def share_heads(heads: int, kv_heads: int, size: int) -> HeadShares:
+    """The shares of `size` ranks. Raises ConfigError, see `check_ranks`."""
+    check_ranks(heads, size)
+    return HeadShares(heads, kv_heads, size)
+
+
+def check_ranks(heads: int, size: int) -> None:
+    """Raise ConfigError for more ranks than query heads: some would have no part in attention under any share."""
+    if size > heads:
         raise ConfigError(
-            f"{size} ranks cannot share {heads} attention heads and {kv_heads} key-value heads;"
-            f" this model runs on {', '.join(map(str, sizes))}"
+            f"{size} ranks cannot share {heads} attention heads; this model runs on any number of ranks up to {heads}"
         )
-    return max(1, kv_heads // size)
-
-
-def counts_kv_heads(kv_heads: int, rank: int, size: int) -> bool:
-    """Whether what is summed over all KV heads takes this rank's: of ranks with copies of a head only the first."""
-    return rank == 0 or (rank - 1) * kv_heads // size != rank * kv_heads // size

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from atb_models import ops
 from atb_models.layers.build import Build
+from atb_models.layers.heads import share_heads
 from atb_models.layers.latent_sizes import LatentSizes
-from atb_models.layers.linear import Linear, part_linear
+from atb_models.layers.linear import Linear, part_linear, row_linear
 from atb_models.layers.norm import RmsNorm
 from atb_models.layers.parameter import Part, cut, hold
+from atb_models.layers.share import Share
 from atb_models.ops.kv_cache import LayerCache
 from atb_models.ops.plane import Plane, latent_and_rope_key
 from atb_models.ops.step import StepInput
@@ -26,8 +28,8 @@ NORM_EPS = 1e-6  # of the norms of low ranks, whatever the model's other norms h
 class LatentAttention(nn.Module):
     """Multi-head latent attention; the caller sums the ranks' results.
 
-    Heads that do not divide by the ranks are filled up with heads of zeros. scale: of the scores. bias: whether what
-    makes low ranks, and the output, have biases. Raises ConfigError where the bound backend does not serve it.
+    heads: of a rank, zero heads included. scale: of the scores. bias: whether what makes low ranks, and the output,
+    have biases. Raises ConfigError where the bound backend does not serve it.
     """
 
     def __init__(
@@ -35,18 +37,20 @@ class LatentAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_latent_attention()
-        self.heads, self.sizes, self.scale = build.tensor.width(heads), sizes, scale
+        self.shares = share_heads(heads, heads, build.tensor.size)
+        own = self.shares.queries(build.tensor.rank)
+        self.heads, self.sizes, self.scale = own.width, sizes, scale
         self.planes: tuple[Plane, ...] = latent_and_rope_key(sizes.kv_rank, sizes.rotary, build.kv_dtype or build.dtype)
         self.q_a, self.q_norm = None, None
         if sizes.q_rank is not None:
             self.q_a = _whole(build.within("q_a"), hidden, sizes.q_rank, bias=bias)
             self.q_norm = RmsNorm(build.within("q_norm"), sizes.q_rank, NORM_EPS)
-        self.q = _by_heads(build.within("q"), sizes.q_rank or hidden, heads, sizes)
+        self.q = _queries(build.within("q"), sizes.q_rank or hidden, own, sizes)
         order = tuple(range(sizes.kv_rank)) + _halves(sizes.kv_rank, sizes.rotary)
         self.kv_a = _whole(build.within("kv_a"), hidden, sizes.kv_rank + sizes.rotary, bias=bias, order=order)
         self.kv_norm = RmsNorm(build.within("kv_norm"), sizes.kv_rank, NORM_EPS)
-        self.kv_b = KeysAndValues(build, heads, sizes)
-        self.o = _output(build.within("o"), heads, sizes.value, hidden, bias=bias)
+        self.kv_b = KeysAndValues(build, own, sizes)
+        self.o = row_linear(build.within("o"), own.times(sizes.value), hidden, bias=bias)
 
     def forward(self, x_TH: Tensor, step: StepInput, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         low_TI = x_TH if self.q_a is None or self.q_norm is None else self.q_norm(self.q_a(x_TH))
@@ -62,18 +66,11 @@ class KeysAndValues(nn.Module):
 
     weight: nn.Parameter
 
-    def __init__(self, build: Build, heads: int, sizes: LatentSizes) -> None:
+    def __init__(self, build: Build, heads: Share, sizes: LatentSizes) -> None:
         super().__init__()
-        rows, ranks = sizes.nope + sizes.value, build.tensor
-        weight = build.parameter(ranks.width(heads) * rows, sizes.kv_rank, padded=ranks.pads(heads))
-        part = cut((heads * rows, sizes.kv_rank), 0, _span(build, heads, rows))
-        hold(self, "weight", weight, {"": part})
-
-
-def _span(build: Build, heads: int, width: int) -> tuple[int, int]:
-    """This rank's rows or columns of a matrix with so many for each head."""
-    first, stop = build.tensor.span(heads)
-    return first * width, stop * width
+        rows = heads.times(sizes.nope + sizes.value)
+        weight = build.parameter(rows.width, sizes.kv_rank, padded=rows.padded)
+        hold(self, "weight", weight, {"": cut((rows.total, sizes.kv_rank), 0, rows.span)})
 
 
 def _halves(first: int, count: int) -> tuple[int, ...]:
@@ -81,21 +78,14 @@ def _halves(first: int, count: int) -> tuple[int, ...]:
     return (*range(first, first + count, 2), *range(first + 1, first + count, 2))
 
 
-def _by_heads(build: Build, inputs: int, heads: int, sizes: LatentSizes) -> Linear:
-    """Queries. Of a head the checkpoint has the values without a position first."""
-    ranks, width = build.tensor, sizes.head
+def _queries(build: Build, inputs: int, heads: Share, sizes: LatentSizes) -> Linear:
+    """Of a head the checkpoint has the values without a position first."""
+    rows = heads.times(sizes.head)
     order = _halves(sizes.nope, sizes.rotary) + tuple(range(sizes.nope))
-    part = cut((heads * width, inputs), 0, _span(build, heads, width), order=order)
-    return part_linear(build, part, ranks.width(heads) * width, inputs, padded=ranks.pads(heads))
+    part = cut((rows.total, inputs), 0, rows.span, order=order)
+    return part_linear(build, part, rows.width, inputs, padded=rows.padded)
 
 
 def _whole(build: Build, inputs: int, outputs: int, *, bias: bool, order: tuple[int, ...] | None = None) -> Linear:
     """A linear map that every rank has entirely."""
     return part_linear(build, Part((outputs, inputs), order=order), outputs, inputs, bias=bias)
-
-
-def _output(build: Build, heads: int, width: int, hidden: int, *, bias: bool) -> Linear:
-    """The sum of what the heads' results give; one rank adds the bias."""
-    ranks = build.tensor
-    part, inputs = cut((hidden, heads * width), 1, _span(build, heads, width)), ranks.width(heads) * width
-    return part_linear(build, part, hidden, inputs, bias=bias, padded=ranks.pads(heads), adds_bias=ranks.rank == 0)

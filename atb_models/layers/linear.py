@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from atb_models import ops
 from atb_models.layers.build import Build, Wanted
 from atb_models.layers.parameter import Part, cut, hold
+from atb_models.layers.share import Share
 from atb_models.ops.table import Op
 from atb_models.ops.weight import Activations, Weight
 
@@ -50,67 +51,41 @@ def _product(activations: Activations) -> Op:
     return ops.linear if activations == "float" else ops.quant_linear
 
 
-def _weight(build: Build, outputs: int, inputs: int, *, padded: bool = False) -> Weight:
+def _weight(build: Build, outputs: int, inputs: int, *, step: int | None = None, padded: bool = False) -> Weight:
     storage = build.storage("weight")
     product = _product("float" if storage is None else storage.activations)
-    return build.weight(product, "weight_OI", Wanted((outputs, inputs), storage, padded=padded))
+    return build.weight(product, "weight_OI", Wanted((outputs, inputs), storage, step, padded=padded))
 
 
 def part_linear(
-    build: Build,
-    part: Part,
-    rows: int,
-    inputs: int,
-    *,
-    bias: bool = False,
-    padded: bool = False,
-    adds_bias: bool = True,
+    build: Build, part: Part, outputs: int, inputs: int, *, bias: bool = False, padded: bool = False
 ) -> Linear:
-    """A weight [rows, inputs] of this rank that one part fills, as cut from its checkpoint tensor."""
-    bias_part = replace(part, shape=part.shape[:1]) if part.dim == 0 else Part(part.shape[:1], order=part.order)
+    """A weight [outputs, inputs] of this rank that one part fills, with whole rows of its checkpoint tensor."""
     biased = build.biased("weight", ("",), own=bias)
-    bias_O = build.parameter(rows, padded=padded and part.dim == 0) if biased else None
-    return Linear(_weight(build, rows, inputs, padded=padded), {"": part}, bias_O, {"": bias_part}, adds_bias=adds_bias)
+    bias_O = build.parameter(outputs, padded=padded) if biased else None
+    bias_part = replace(part, shape=part.shape[:1])
+    return Linear(_weight(build, outputs, inputs, padded=padded), {"": part}, bias_O, {"": bias_part})
 
 
-def column_linear(build: Build, inputs: int, outputs: dict[str, int], *, bias: bool = False) -> Linear:
-    """Each role's output features cut across the ranks and laid one after the other (gate-up)."""
-    ranks = build.tensor
+def column_linear(build: Build, inputs: int, outputs: dict[str, Share], *, bias: bool = False) -> Linear:
+    """Each role's output features cut across the ranks and laid one after the other (gate-up; queries, keys, values).
+
+    bias: whether the model's configuration gives every role one.
+    """
     parts, bias_parts, first = dict[str, Part](), dict[str, Part](), 0
     biased = build.biased("weight", outputs, own=bias)
-    for role, n in outputs.items():
-        parts[role] = cut((n, inputs), 0, ranks.span(n), first)
+    for role, share in outputs.items():
+        parts[role] = cut((share.total, inputs), 0, share.span, first)
         if role in biased:
-            bias_parts[role] = cut((n,), 0, ranks.span(n), first)
-        first += ranks.width(n)
-    weight = _weight(build, first, inputs, padded=any(map(ranks.pads, outputs.values())))
+            bias_parts[role] = cut((share.total,), 0, share.span, first)
+        first += share.width
+    weight = _weight(build, first, inputs, padded=any(share.padded for share in outputs.values()))
     return Linear(weight, parts, build.parameter(first, padded=True) if biased else None, bias_parts)
 
 
-def row_linear(build: Build, inputs: int, outputs: int, *, bias: bool = False) -> Linear:
+def row_linear(build: Build, inputs: Share, outputs: int, *, bias: bool = False) -> Linear:
     """Input features cut across the ranks; the caller sums the ranks' results."""
-    ranks = build.tensor
-    weight = _weight(build, outputs, ranks.width(inputs), padded=ranks.pads(inputs))
-    parts = {"": cut((outputs, inputs), 1, ranks.span(inputs))}
+    weight = _weight(build, outputs, inputs.width, step=inputs.step, padded=inputs.padded)
+    parts = {"": cut((outputs, inputs.total), 1, inputs.span)}
     biased = build.biased("weight", parts, own=bias)
-    return Linear(weight, parts, build.parameter(outputs) if biased else None, adds_bias=ranks.rank == 0)
-
-
-def qkv_linear(
-    build: Build, hidden: int, heads: dict[str, tuple[int, int, int]], head_dim: int, *, bias: bool = False
-) -> Linear:
-    """Queries, keys and values in one matrix. `heads`: role -> (heads in all, first head here, heads here)."""
-    rows = sum(here for _, _, here in heads.values()) * head_dim
-    weight_parts: dict[str, Part] = {}
-    bias_parts: dict[str, Part] = {}
-    biased = build.biased("weight", heads, own=bias)
-    offset = 0
-    for role, (total, first, here) in heads.items():
-        span = first * head_dim, (first + here) * head_dim
-        weight_parts[role] = cut((total * head_dim, hidden), 0, span, offset)
-        if role in biased:
-            bias_parts[role] = cut((total * head_dim,), 0, span, offset)
-        offset += here * head_dim
-    padded = len(biased) < len(heads)
-    bias_O = build.parameter(rows, padded=padded) if biased else None
-    return Linear(_weight(build, rows, hidden), weight_parts, bias_O, bias_parts)
+    return Linear(weight, parts, build.parameter(outputs) if biased else None, adds_bias=build.tensor.rank == 0)

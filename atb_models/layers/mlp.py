@@ -25,9 +25,9 @@ class Mlp(nn.Module):
 
     def __init__(self, build: Build, hidden: int, width: int, *, bias: bool = False) -> None:
         super().__init__()
-        build = build.sharing("down.weight")
-        self.gate_up = column_linear(build.within("gate_up"), hidden, {"gate": width, "up": width}, bias=bias)
-        self.down = row_linear(build.within("down"), width, hidden, bias=bias)
+        share = build.share_width(width, "down.weight")
+        self.gate_up = column_linear(build.within("gate_up"), hidden, {"gate": share, "up": share}, bias=bias)
+        self.down = row_linear(build.within("down"), share, hidden, bias=bias)
 
     def forward(self, x_TH: Tensor) -> Tensor:
         return self.down(ops.swiglu(self.gate_up(x_TH)))
@@ -66,8 +66,8 @@ class Experts(nn.Module):
 
     def __init__(self, build: Build, hidden: int, width: int, num_experts: int) -> None:
         super().__init__()
-        ranks = build.sharing("down").tensor
-        local, span, padded = ranks.width(width), ranks.span(width), ranks.pads(width)
+        share = build.share_width(width, "down")
+        local, span, padded = share.width, share.span, share.padded
         self.num_experts = num_experts
         gate_up: dict[str, Part] = {}
         down: dict[str, Part] = {}

@@ -8,6 +8,7 @@ from atb_models import ops
 from atb_models.layers.build import Build
 from atb_models.layers.norm import RmsNorm
 from atb_models.layers.parameter import cut, hold
+from atb_models.layers.share import Share
 
 
 class HeadNorms(nn.Module):
@@ -25,17 +26,15 @@ class HeadNorms(nn.Module):
 class WideNorms(nn.Module):
     """RmsNorm of a token's queries over all heads, and of its keys; the weights are cut by heads as these are.
 
-    Each rank adds the squares of its heads to the sums of all. `heads`: as `qkv_linear` takes them. counts_keys: False
-    where a rank before this one holds the same KV heads.
+    Each rank adds the squares of its heads to the sums of all. queries, keys: the rank's shares of the values of all
+    heads. counts_keys: False where a rank before this one holds the same KV heads.
     """
 
-    def __init__(
-        self, build: Build, heads: dict[str, tuple[int, int, int]], head_dim: int, eps: float, *, counts_keys: bool
-    ) -> None:
+    def __init__(self, build: Build, queries: Share, keys: Share, eps: float, *, counts_keys: bool) -> None:
         super().__init__()
         self.ranks, self.eps, self.counts_keys = build.tensor, eps, counts_keys
-        self.q = _Share(build, heads["q"], head_dim)
-        self.k = _Share(build, heads["k"], head_dim)
+        self.q = _WeightShare(build, queries)
+        self.k = _WeightShare(build, keys)
 
     def forward(self, q_TND: Tensor, k_TMD: Tensor) -> tuple[Tensor, Tensor]:
         sums_T2 = ops.square_sums(q_TND, k_TMD if self.counts_keys else None)
@@ -48,13 +47,13 @@ class WideNorms(nn.Module):
         )
 
 
-class _Share(nn.Module):
+class _WeightShare(nn.Module):
     """This rank's part of a weight over all heads. width: of the whole."""
 
     weight: nn.Parameter
 
-    def __init__(self, build: Build, heads: tuple[int, int, int], head_dim: int) -> None:
+    def __init__(self, build: Build, share: Share) -> None:
         super().__init__()
-        total, first, here = (count * head_dim for count in heads)
-        self.width = total
-        hold(self, "weight", build.parameter(here), {"": cut((total,), 0, (first, first + here))})
+        self.width = share.total
+        weight = build.parameter(share.width, padded=share.padded)
+        hold(self, "weight", weight, {"": cut((share.total,), 0, share.span)})

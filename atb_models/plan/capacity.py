@@ -13,7 +13,7 @@ import torch
 
 from atb_models import ops
 from atb_models.errors import ConfigError
-from atb_models.layers.heads import kv_heads_per_rank
+from atb_models.layers.heads import check_ranks
 from atb_models.limits import Limits
 from atb_models.models.config import ModelConfig
 from atb_models.models.quantization import quantization_name, with_layers
@@ -218,7 +218,7 @@ def _step_flags(limits: Limits) -> str:
 
 def _can_share(model: ModelConfig, size: int) -> bool:
     try:
-        kv_heads_per_rank(model.num_attention_heads, model.num_key_value_heads, size)
+        check_ranks(model.num_attention_heads, size)
     except ConfigError:
         return False
     return True

@@ -162,7 +162,7 @@ def test_users_port_lost_to_another_launcher_is_an_error(capsys, monkeypatch, st
         ([], {"ASCEND_RT_VISIBLE_DEVICES": "a"}, "ASCEND_RT_VISIBLE_DEVICES='a' must be"),
         (["--tp", "4"], {"ASCEND_RT_VISIBLE_DEVICES": "0,1"}, "--tp 4 contradicts ASCEND_RT_VISIBLE_DEVICES=0,1"),
         ([], {"MASTER_PORT": "99999"}, "MASTER_PORT='99999' must be a whole number"),
-        (["--tp", "3"], {}, "3 ranks cannot share 8 attention heads"),
+        (["--tp", "9"], {}, "9 ranks cannot share 8 attention heads"),
         ([], {"MASTER_ADDR": "192.0.2.1"}, "MASTER_ADDR=192.0.2.1 is no address of this machine; several hosts are"),
         ([], {"MASTER_IP": "no-such-host.invalid"}, "MASTER_IP=no-such-host.invalid is no address of this machine"),
         ([], {"CPU_BINDING_NUM": "100000"}, "CPU_BINDING_NUM=100000 for 8 ranks needs 800000 cores"),

@@ -118,7 +118,7 @@ def test_torchruns_other_ranks_say_nothing(root: Path) -> None:
     [
         (["--svg", "{file}"], "--svg: {file} is a folder; name a file"),
         (["--svg", "{file}/plain/g.svg"], "--svg: {file}/plain is no folder, so nothing can be written"),
-        (["--tp", "3"], "3 ranks cannot share 8 attention heads"),
+        (["--tp", "9"], "9 ranks cannot share 8 attention heads"),
         (["--plan"], "`atb-models graph` is --print_graph and takes no --plan"),
         (["--chip", "H200"], "--chip goes with --plan or --profile only"),
         (["--foo"], "unknown flag --foo"),

@@ -120,7 +120,7 @@ def test_a_chip_of_ones_own_and_pairs_that_are_left_out(capsys: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["--chip", "TPU"], "there is no chip 'TPU' in the table; it has Atlas 800I A2 32 GB"),
-        (["--tp", "3"], "3 ranks cannot share 8 attention heads"),
+        (["--tp", "9"], "9 ranks cannot share 8 attention heads"),
         (["--format", "dot"], "--format dot is of --print_graph"),
     ],
 )

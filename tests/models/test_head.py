@@ -27,7 +27,7 @@ class Gather:
         return torch.cat(self.shares, dim=-1)
 
 
-@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("size", [4, 5, 7, 8])
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_padded_rows_never_win(size: int, is_tied: bool) -> None:
     """All real logits are negative, those of the padding 0."""
@@ -42,7 +42,7 @@ def test_padded_rows_never_win(size: int, is_tied: bool) -> None:
     assert torch.equal(logits, torch.full((2, VOCAB), -float(HIDDEN)))
 
 
-@pytest.mark.parametrize("size", [1, 4, 8])
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8])
 @pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_greatest_logits_of_all_ranks(size: int, is_tied: bool, count: int) -> None:
@@ -56,7 +56,7 @@ def test_the_greatest_logits_of_all_ranks(size: int, is_tied: bool, count: int) 
         build = build_of(torch.float32, rank, size, group)
         embedding = Embedding(build, VOCAB, HIDDEN) if is_tied else None
         head = Head(build, VOCAB, HIDDEN, embedding)
-        first, stop = build.tensor.span(VOCAB)
+        first, stop = build.tensor.share(VOCAB).span
         if embedding is not None:
             part_of(embedding, "weight").copy_(rows)
         else:

@@ -73,7 +73,7 @@ def expected_parts(tensors: dict[str, Tensor], layer: int, expert: int) -> dict[
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
-@pytest.mark.parametrize("tp", [1, 4])
+@pytest.mark.parametrize("tp", [1, 3, 4])
 def test_every_rank_has_its_slices(tmp_path: Path, variation: str, tp: int) -> None:
     tensors = tiny.write_checkpoint(tmp_path, **VARIATIONS[variation])
     for rank in range(tp):
@@ -87,7 +87,7 @@ def test_every_rank_has_its_slices(tmp_path: Path, variation: str, tp: int) -> N
                            tensors["model.embed_tokens.weight"])  # fmt: skip
 
 
-@pytest.mark.parametrize("tp", [2, 8])
+@pytest.mark.parametrize("tp", [2, 3, 7, 8])
 def test_slices_of_all_ranks_make_up_the_whole(tmp_path: Path, tp: int) -> None:
     tensors = tiny.write_checkpoint(tmp_path, moe_intermediate_size=36)
     ranks = [loaded(tmp_path, rank, tp) for rank in range(tp)]

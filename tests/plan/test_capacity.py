@@ -177,7 +177,7 @@ def test_blocks_that_do_not_fit_are_not_blamed_on_the_model(wide: ModelConfig) -
 
 def test_no_more_ranks_than_devices(wide: ModelConfig) -> None:
     deployment = Deployment(wide, torch.float16, 2, LIMITS)
-    assert next(shortage(deployment, GIB, shared=False).remedies()).startswith("--tp 4: ")
+    assert next(shortage(deployment, GIB, shared=False).remedies()).startswith("--tp 3: ")
     assert not any(r.startswith("--tp") for r in shortage(deployment, GIB // 3, shared=False).remedies())
 
 

@@ -76,7 +76,7 @@ def test_a_reserve_beyond_the_card_leaves_smaller_cards_more_to_lack(
         assert row.kv_tokens(24) == row.kv_tokens(32) == 0 < row.kv_tokens(64)
 
 
-def test_ranks_that_cannot_share_the_heads_say_so(demo: Path) -> None:
+def test_more_ranks_than_heads_say_so(demo: Path) -> None:
     config = load_model_config(demo, log=False)
     few = replace(config, num_attention_heads=2, num_key_value_heads=2)
     subject = deployment(few)
