@@ -99,12 +99,17 @@ class Build:
     def share_width(self, n: int, down: str) -> Share:
         """This rank's share of the width of a gated feed-forward layer, the inputs of its parameter `down`.
 
-        With 4 bits or groups it is a multiple of the bound backend's step.
+        With 4 bits or groups it is a multiple of the bound backend's step. Where that leaves zeros at the end anyway,
+        a larger step may let more inputs share a scale: the share is the one whose weights take the fewest bytes.
         """
         storage = self.storage(down)
         if storage is None or not (storage.group or storage.bits == 4):
             return self.tensor.share(n)
-        return self.tensor.share(n, group_step())
+        least, group = group_step(), storage.group or 0
+        if n % (least * self.tensor.size) == 0:
+            return self.tensor.share(n, least)
+        steps = [least, *(step for step in range(2 * least, group + 1, least) if group % step == 0)]
+        return min((self.tensor.share(n, step) for step in steps), key=lambda share: _bytes(storage, share.width))
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None, padded: bool = False) -> nn.Parameter:
         """An unfilled parameter; `padded` ones start as zeros because their parts do not cover them."""
@@ -135,6 +140,16 @@ class Build:
 
     def _named(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
+
+
+def _bytes(storage: Storage, width: int) -> float:
+    """Of what a gated feed-forward layer has for each hidden value: integers of three weights, float32 scales.
+
+    The inputs of gate and up are not cut, so a whole group shares a scale there.
+    """
+    group = storage.group or math.inf
+    unit = math.gcd(storage.group, width) if storage.group else math.inf
+    return width * (3 * storage.bits / 8 + 4 / unit + 2 * 4 / group)
 
 
 def _layout(wanted: Wanted, dtype: torch.dtype) -> Layout:

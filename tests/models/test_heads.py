@@ -10,6 +10,7 @@ import torch
 
 from atb_models.errors import ConfigError
 from atb_models.layers.attention import Attention
+from atb_models.layers.build import Build, ParallelGroup
 from atb_models.layers.heads import HeadShares, check_ranks, share_heads
 from atb_models.layers.parameter import fillings
 from atb_models.layers.storage import Quantization, Storage
@@ -144,3 +145,27 @@ def test_groups_of_o_are_cut_at_borders_of_heads(
         (of_scales,) = filling.beside["scale"].parts.values()
         assert of_scales.shape == (32, -(-heads * head_dim // unit))
         assert (of_scales.start, of_scales.stop) == (-(-part.start // unit), -(-part.stop // unit))
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "wanted"),
+    [
+        (1408, 1, 1408),
+        (1408, 8, 176),  # divides: as it is, with 16 inputs to a scale
+        (1408, 3, 480),  # not 472, of which only 8 inputs share a scale
+        (1408, 5, 288),
+        (1728, 7, 256),
+        (10944, 5, 2240),
+    ],
+)
+def test_a_width_that_leaves_zeros_anyway_is_cut_where_many_inputs_share_a_scale(
+    width: int, size: int, wanted: int
+) -> None:
+    def build(storage: Storage | None) -> Build:
+        stored = None if storage is None else Quantization("x", storage)
+        return Build(torch.float32, torch.device("meta"), ParallelGroup(0, size), quantization=stored)
+
+    assert build(Storage(4, group=128)).share_width(width, "down").width == wanted
+    assert build(Storage(4)).share_width(width, "down").width == -(-width // (8 * size)) * 8
+    assert build(Storage(8)).share_width(width, "down").width == -(-width // size)
+    assert build(None).share_width(width, "down").width == -(-width // size)
