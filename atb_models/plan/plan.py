@@ -13,6 +13,7 @@ from atb_models.plan.capacity import Deployment
 from atb_models.plan.chips import FIGURES, PLAIN, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, Fit, fits, usable
 from atb_models.plan.memory import RankMemory
+from atb_models.plan.padding import Padding, count_padding
 from atb_models.plan.parameters import Parameters, count_parameters
 from atb_models.plan.times import PAIRS, Cell, pairs_within, roofline_cells
 from atb_models.wording import GIB
@@ -31,6 +32,7 @@ class Plan:
     parameters: Parameters
     memory: RankMemory  # of a rank, with the layouts of the device that is bound
     memory_of: Mapping[str, RankMemory]  # by the layouts of the chips
+    padding: Padding
     here: int | None
     fits: list[Fit]
     chips: Mapping[str, Chip]
@@ -94,6 +96,9 @@ def make_plan(
         parameters=parameters,
         memory=memory,
         memory_of={kind: replace(deployment, layouts=kind).memory() for kind in kinds},
+        padding=count_padding(
+            deployment.model, deployment.dtype, deployment.size, deployment.quantize, deployment.kv_dtype
+        ),
         here=here,
         fits=fits(cards, cards.memory(), parameters.total),
         chips=chips,
@@ -138,6 +143,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "memory": {
             "rank": rank,
             "all": {name: deployment.size * value for name, value in rank.items()},
+            "padding": _padding(plan.padding),
             "rank_may_use_here": plan.here,
             "kv_tokens_here": plan.kv_tokens_here,
             "missing_here": plan.missing_here,
@@ -145,6 +151,18 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "cards": [_fit(fit) for fit in plan.fits],
         "pairs_left_out": [list(pair) for pair in plan.left_out],
         "chips": {name: _chip(plan, chip) for name, chip in plan.chips.items()},
+    }
+
+
+def _padding(padding: Padding) -> dict[str, Any]:
+    """Heads, and the parts of the bytes of all ranks that are zeros."""
+    shares = padding.shares
+    return {
+        "heads_of_a_rank": shares.heads,
+        "zero_heads": shares.zero_heads,
+        "ranks_without_heads": padding.without_heads,
+        "weights": padding.weights,
+        "kv_per_token": padding.kv_per_token,
     }
 
 

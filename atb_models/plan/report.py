@@ -10,6 +10,7 @@ from atb_models.models.label import model_label
 from atb_models.plan.chips import FIGURES, PEAKS, THIS_CPU, Chip
 from atb_models.plan.fits import CARD_GIB, RULE, Fit, kept_free
 from atb_models.plan.memory import largest_step
+from atb_models.plan.padding import Padding
 from atb_models.plan.plan import Plan, refusal
 from atb_models.plan.roofline import Times
 from atb_models.plan.times import BATCHES, Cell, pairs_within
@@ -59,7 +60,21 @@ def _memory(plan: Plan) -> Iterator[str]:
         ("KV of a token", memory.kv_per_token, f"   in blocks of {counted(memory.block_size, 'token')}"),
     ):
         yield f"  {name:14} {_bytes(value):>12} {_bytes(size * value):>12}{note}"
+    yield from _padding(plan.padding)
     yield f"  this machine   {_here(plan)}"
+
+
+def _padding(padding: Padding) -> Iterator[str]:
+    """What zeros cost; nothing where no heads are zeros and less than a thousandth of the weights is."""
+    shares = padding.shares
+    if not shares.zero_heads and padding.weights < 1e-3:
+        return
+    weights, cache = f"{100 * padding.weights:.1f} %", f"{100 * padding.kv_per_token:.1f} %"
+    every = shares.size * shares.heads
+    heads = f": {counted(shares.heads, 'head')} a rank, {every} for {shares.total}" if shares.zero_heads else ""
+    yield f"  padding        {weights} of the weights, {cache} of the KV cache are zeros{heads}"
+    if padding.without_heads:
+        yield f"                 {counted(padding.without_heads, 'rank')} without a head of the model"
 
 
 def _here(plan: Plan) -> str:
