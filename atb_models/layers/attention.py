@@ -44,7 +44,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.clip = head_dim, clip
         ranks = build.tensor
-        shares = share_heads(heads, kv_heads, ranks.size)
+        self.shares = shares = share_heads(heads, kv_heads, ranks.size, build.head_step(head_dim, "o.weight"))
         self.heads, self.kv_heads = shares.heads, shares.kv_heads
         queries, keys = shares.queries(ranks.rank).times(head_dim), shares.keys(ranks.rank).times(head_dim)
         self.planes: tuple[Plane, ...] = key_and_value(self.kv_heads, head_dim, build.kv_dtype or build.dtype)

@@ -111,6 +111,14 @@ class Build:
         steps = [least, *(step for step in range(2 * least, group + 1, least) if group % step == 0)]
         return min((self.tensor.share(n, step) for step in steps), key=lambda share: _bytes(storage, share.width))
 
+    def head_step(self, head_dim: int, o: str) -> int:
+        """Of how many heads a rank should have a multiple, so that its inputs of the parameter `o` cut no group into
+        pieces that the bound backend has no product for; 1 where it has none for the groups themselves."""
+        storage, step = self.storage(o), group_step()
+        if storage is None or not storage.group or storage.group % step:
+            return 1
+        return step // math.gcd(step, head_dim)
+
     def parameter(self, *shape: int, dtype: torch.dtype | None = None, padded: bool = False) -> nn.Parameter:
         """An unfilled parameter; `padded` ones start as zeros because their parts do not cover them."""
         make = torch.zeros if padded else torch.empty

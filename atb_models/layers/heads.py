@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from atb_models.errors import ConfigError
 from atb_models.layers.share import Share
@@ -21,23 +22,30 @@ class HeadShares:
     total: int  # query heads of the model
     total_kv: int  # KV heads of the model, of which `total` is a multiple
     size: int
+    step: int = 1  # where there are zero heads anyway, the query heads of a rank are a multiple of this if they can be
 
-    @property
+    @cached_property
     def group(self) -> int:
         """Query heads that read a KV head."""
         return self.total // self.total_kv
 
-    @property
+    @cached_property
     def kv_heads(self) -> int:
         """KV heads of a rank, zero heads included."""
-        return -(-self.total_kv // self.size)
+        if self.total_kv % self.size == 0 or self.size >= self.total_kv:
+            return -(-self.total_kv // self.size)
+        step = self.step // math.gcd(self.step, self.group)
+        return -(-self.total_kv // (self.size * step)) * step
 
-    @property
+    @cached_property
     def heads(self) -> int:
         """Query heads of a rank, zero heads included: a multiple of its KV heads."""
         if self.size < self.total_kv:
             return self.kv_heads * self.group
-        return -(-self.group // (self.size // self.total_kv))
+        ranks = self.size // self.total_kv
+        if self.total % self.size == 0 or self.group % self.step:
+            return -(-self.group // ranks)
+        return -(-self.group // (ranks * self.step)) * self.step
 
     def queries(self, rank: int) -> Share:
         """The rank's query heads."""
@@ -65,16 +73,16 @@ class HeadShares:
         """Zero KV heads of all ranks together; copies of a KV head are not zero heads."""
         return self.size * self.kv_heads - self._parts * self.total_kv
 
-    @property
+    @cached_property
     def _parts(self) -> int:
         """Ranks among which the group of a KV head is divided."""
         return -(-self.kv_heads * self.group // self.heads)
 
 
-def share_heads(heads: int, kv_heads: int, size: int) -> HeadShares:
+def share_heads(heads: int, kv_heads: int, size: int, step: int = 1) -> HeadShares:
     """The shares of `size` ranks. Raises ConfigError, see `check_ranks`."""
     check_ranks(heads, size)
-    return HeadShares(heads, kv_heads, size)
+    return HeadShares(heads, kv_heads, size, step)
 
 
 def check_ranks(heads: int, size: int) -> None:

@@ -37,7 +37,8 @@ class LatentAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_latent_attention()
-        self.shares = share_heads(heads, heads, build.tensor.size)
+        step = build.head_step(sizes.value, "o.weight")
+        self.shares = share_heads(heads, heads, build.tensor.size, step)
         own = self.shares.queries(build.tensor.rank)
         self.heads, self.sizes, self.scale = own.width, sizes, scale
         self.planes: tuple[Plane, ...] = latent_and_rope_key(sizes.kv_rank, sizes.rotary, build.kv_dtype or build.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from atb_models.graph import meta_model
-from atb_models.layers.heads import HeadShares, share_heads
+from atb_models.layers.heads import HeadShares
 from atb_models.layers.parameter import Filling, fillings
 from atb_models.limits import BLOCK_SIZE
 from atb_models.models.config import ModelConfig
@@ -20,7 +20,10 @@ from atb_models.plan.memory import one_of_each_layer
 
 @dataclass(frozen=True)
 class Padding:
-    """Of all ranks together. weights, kv_per_token: the share of their bytes that is zeros, 0 to 1."""
+    """Of all ranks together. weights, kv_per_token: the share of their bytes that is zeros, 0 to 1.
+
+    shares: of the heads, in the layers where most of them are zero heads.
+    """
 
     shares: HeadShares
     weights: float
@@ -44,17 +47,16 @@ def count_padding(
 
     Raises ConfigError if they cannot share the model. What a backend fills up for itself is not counted.
     """
-    shares = share_heads(config.num_attention_heads, config.num_key_value_heads, size)
     kinds, layers = one_of_each_layer(config), [len(alike) for alike in layer_kinds(config)]
+    models = [meta_model(kinds, dtype, size, rank, quantize, kv_dtype) for rank in range(size)]
     stored = zeros = 0.0
-    for rank in range(size):
-        model = meta_model(kinds, dtype, size, rank, quantize, kv_dtype)
+    for model in models:
         for name, filling in fillings(model).items():
             nbytes = filling.weight.nbytes * _times(name, layers)
             stored += nbytes
             zeros += nbytes * _zeros(filling)
-    zero_kv = shares.zero_kv_heads / (size * shares.kv_heads)
-    return Padding(shares, zeros / stored, zero_kv * _with_heads(model, layers))
+    shares = max((layer.attn.shares for layer in models[0].layers), key=lambda shares: shares.zero_heads)
+    return Padding(shares, zeros / stored, _zeros_of_the_cache(models[0], layers))
 
 
 def _times(parameter: str, layers: list[int]) -> int:
@@ -69,11 +71,12 @@ def _zeros(filling: Filling) -> float:
     return 1 - filled / math.prod(filling.weight.shape)
 
 
-def _with_heads(model: Decoder, layers: list[int]) -> float:
-    """The share of the KV cache's bytes that lie in planes with heads."""
-    by_heads = every = 0
+def _zeros_of_the_cache(model: Decoder, layers: list[int]) -> float:
+    """The share of the bytes of a token's keys and values that belongs to zero heads."""
+    zeros = every = 0.0
     for layer, times in zip(model.layers, layers, strict=True):
-        planes = layer.attn.planes
+        planes, shares = layer.attn.planes, layer.attn.shares
         every += times * block_bytes(planes, BLOCK_SIZE)
-        by_heads += times * block_bytes([plane for plane in planes if plane.heads is not None], BLOCK_SIZE)
-    return by_heads / every
+        by_heads = times * block_bytes([plane for plane in planes if plane.heads is not None], BLOCK_SIZE)
+        zeros += by_heads * shares.zero_kv_heads / (shares.size * shares.kv_heads)
+    return zeros / every

@@ -82,6 +82,34 @@ def test_by_hand(
     assert [shares.keys(rank).span for rank in range(size)] == keys
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "step", "wanted"),
+    [
+        (32, 32, 3, 2, (12, 12)),  # not 11
+        (32, 32, 3, 4, (12, 12)),
+        (28, 4, 3, 4, (28, 4)),  # whole groups of 7: the least multiple of 4 is all of them
+        (32, 4, 3, 4, (16, 2)),
+        (32, 4, 12, 2, (4, 1)),  # not 3 of a group of 8
+        (14, 2, 4, 2, (4, 1)),  # a group of 7 has no parts that begin at multiples of 2
+        (32, 32, 32, 2, (1, 1)),  # divides: as it is
+        (32, 4, 8, 8, (4, 1)),
+    ],
+)
+def test_a_step_of_heads_where_some_are_zeros_anyway(
+    heads: int, kv_heads: int, size: int, step: int, wanted: tuple[int, int]
+) -> None:
+    shares = share_heads(heads, kv_heads, size, step)
+    assert (shares.heads, shares.kv_heads) == wanted
+    held = [head for rank in range(size) for head in range(*shares.queries(rank).span)]
+    assert held == list(range(heads))
+    beside = [head // shares.group for head in held]
+    assert beside == [
+        shares.keys(rank).start + at // (shares.heads // shares.kv_heads)
+        for rank in range(size)
+        for at in range(shares.queries(rank).stop - shares.queries(rank).start)
+    ]
+
+
 @pytest.mark.parametrize(("heads", "size"), [(8, 9), (1, 2)])
 def test_more_ranks_than_heads(heads: int, size: int) -> None:
     message = f"{size} ranks cannot share {heads} attention heads; this model runs on any number of ranks up to {heads}"
@@ -122,7 +150,9 @@ def test_what_a_rank_lacks_is_zeros(heads: int, kv_heads: int, size: int) -> Non
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size", "head_dim", "unit"),
     [
-        (14, 2, 4, 24, 8),  # 4 and 3 heads: one begins at 3 * 24
+        (14, 2, 4, 24, 8),  # 4 and 3 heads: one begins at 4 * 24, the next at 7 * 24
+        (8, 8, 3, 4, 16),  # 4 heads each, not 3, for units of 4
+        (8, 8, 3, 10, 8),
         (14, 2, 4, 64, 64),
         (12, 2, 4, 24, 8),  # 3 heads each
         (28, 4, 3, 64, 128),  # 14 heads each

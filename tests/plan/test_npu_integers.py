@@ -16,7 +16,7 @@ from atb_models.ops.weight import NIBBLES
 from atb_models.plan.memory import one_of_each_layer
 
 MODELS = ("deepseek-moe-16b-base", "qwen1.5-moe-a2.7b-chat", "xverse-moe-a4.2b")
-sizes = pytest.mark.parametrize("size", [1, 2, 4, 8])
+sizes = pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8])
 models = pytest.mark.parametrize("name", MODELS)
 
 

@@ -33,7 +33,8 @@ def padding_of(plan: Plan, folder: Path, ranks: int, **fields: Any) -> tuple[lis
     text = to_text(replace(plan, padding=padding), [])
     assert max(map(len, text.splitlines())) <= 100
     memory = text[text.index("in blocks of 128 tokens\n") : text.index("  this machine")]
-    return [line.strip() for line in memory.splitlines()[1:]], to_json(replace(plan, padding=padding))["memory"]["padding"]
+    found: dict[str, Any] = to_json(replace(plan, padding=padding))["memory"]["padding"]
+    return [line.strip() for line in memory.splitlines()[1:]], found
 
 
 @pytest.fixture(scope="module")
