@@ -58,9 +58,26 @@ def test_answers_on_one_rank(dtype: str) -> None:
     check_answers(dtype=dtype)
 
 
-@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=pytest.mark.full), 8])
+@pytest.mark.parametrize("tp", [2, *(pytest.param(tp, marks=pytest.mark.full) for tp in (3, 4, 5, 6, 7)), 8])
 def test_answers_on_ranks(kept_ranks: KeptRanks, tp: int) -> None:
     kept_ranks.run("tests.demo.test_demo:check_answers", tp)
+
+
+def sampled_answers() -> list[list[int]]:
+    """Token ids of a few answers, drawn with seeds, in fp32; its ranks are those of the environment."""
+    conversations = [[{"role": "user", "content": question}] for question in NAMED]
+    params = [SamplingParams(max_tokens=12, temperature=1.5, seed=seed) for seed in range(len(NAMED))]
+    with LLM(device="cpu", dtype="fp32") as llm:
+        return [output.token_ids for output in llm.chat(conversations, params)]
+
+
+def test_sampled_answers_on_ranks_that_cannot_share_the_heads_evenly(kept_ranks: KeptRanks) -> None:
+    one = sampled_answers()
+    assert kept_ranks.run("tests.demo.test_demo:sampled_answers", 3) == one
+    with LLM(device="cpu", dtype="fp32") as llm:
+        conversations = [[{"role": "user", "content": question}] for question in NAMED]
+        greedy = llm.chat(conversations, SamplingParams(max_tokens=12, temperature=0))
+    assert [output.token_ids for output in greedy] != one, "the draws matter"
 
 
 def check_int8_answers() -> None:

@@ -100,7 +100,7 @@ def test_one_rank(shared: Path, tmp_path: Path, name: str, format: str) -> None:
         ("gptq", "deepseek", 4),
         ("awq", "qwen", 2),
         *(pytest.param(format, name, tp, marks=FULL)
-          for format in FORMATS for name in ("deepseek", "qwen") for tp in (2, 4, 8)),
+          for format in FORMATS for name in ("deepseek", "qwen") for tp in (2, 3, 4, 8)),
     ],
 )  # fmt: skip
 def test_ranks(shared: Path, tmp_path: Path, kept_ranks: KeptRanks, format: str, name: str, tp: int) -> None:

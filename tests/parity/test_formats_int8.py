@@ -71,7 +71,7 @@ def test_one_rank(shared: Path, tmp_path: Path, name: str, inputs: dict[str, Any
     check(str(written(shared, tmp_path, name, inputs)))
 
 
-@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=FULL), pytest.param(8, marks=FULL)])
+@pytest.mark.parametrize("tp", [2, *(pytest.param(tp, marks=FULL) for tp in (3, 4, 8))])
 @pytest.mark.parametrize("name", [pytest.param("deepseek", marks=FULL), "qwen"])
 def test_ranks_with_static_scales(shared: Path, tmp_path: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
     """The integers of activations are the same at every tp, and one rank alone takes the zero point out."""

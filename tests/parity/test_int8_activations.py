@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def test_one_rank(shared: Path, name: str, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "tp"),
-    [("qwen", 2), *(pytest.param(name, tp, marks=pytest.mark.full) for name in CHECKPOINTS for tp in (2, 4, 8))],
+    [
+        one if one in (("qwen", 2), ("deepseek", 3)) else pytest.param(*one, marks=pytest.mark.full)
+        for one in product(CHECKPOINTS, (2, 3, 4, 5, 8))
+    ],
 )
 def test_ranks_with_static_scales(shared: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
     """The integers of activations are the same at every tp, and one rank alone adds the biases of integers."""

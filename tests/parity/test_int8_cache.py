@@ -8,6 +8,7 @@ deviation of a long prompt is small beside the change that quantising makes.
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,13 @@ def test_one_rank(shared: Path, name: str, by: str) -> None:
     (check if by == "library" else check_by_torch)(str(shared / "golden" / name))
 
 
-@pytest.mark.parametrize("tp", [2, 4, pytest.param(8, marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize(
+    ("name", "tp"),
+    [
+        one if one[1] in (2, 4) or one == ("xverse", 3) else pytest.param(*one, marks=pytest.mark.full)
+        for one in product(CHECKPOINTS, (2, 3, 4, 5, 6, 8))
+    ],
+)
 def test_ranks(shared: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
     kept_ranks.run("tests.parity.test_int8_cache:check", tp, str(shared / "golden" / name))
 

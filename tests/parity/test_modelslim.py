@@ -22,7 +22,7 @@ from tests.parity.plain import plain_logits
 # Short, for an activation that is rounded the other way moves the logits at all later positions of its prompt.
 PROMPTS = torch.randint(3, 250, (10, 12), generator=torch.Generator().manual_seed(1)).tolist()
 MODELS = ("deepseek", "qwen")
-ON_RANKS = [pytest.param(tp, marks=pytest.mark.full) for tp in (2, 4, 8)]
+ON_RANKS = [pytest.param(tp, marks=pytest.mark.full) for tp in (2, 3, 4, 8)]
 
 
 def usual_recipe(name: str) -> str | None:

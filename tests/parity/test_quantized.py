@@ -6,6 +6,7 @@ With the library and without.
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.tiny import FAMILIES, write_checkpoint
 CHECKPOINTS = ("deepseek", "qwen", "xverse")
 FULL = pytest.mark.full
 EVERY = [*CHECKPOINTS, *(pytest.param(name, marks=FULL) for name in GOLDEN if name not in CHECKPOINTS)]
+# 3, 3 and 2 of 8 heads.
+WITH_ZERO_HEADS = (("deepseek", 3, "w8a16"), ("qwen", 3, "w4a16"))
 
 
 @pytest.mark.parametrize("quantize", ["w8a16", "w4a16"])
@@ -43,7 +46,18 @@ def test_ranks(shared: Path, kept_ranks: KeptRanks, name: str, tp: int, quantize
     kept_ranks.run("tests.parity.checks:check_plain", tp, str(shared / "golden" / name), quantize)
 
 
-@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=FULL)])
+@pytest.mark.parametrize(
+    ("name", "tp", "quantize"),
+    [
+        one if one in WITH_ZERO_HEADS else pytest.param(*one, marks=FULL)
+        for one in product(CHECKPOINTS, (3, 5, 6, 7), ("w8a16", "w4a16"))
+    ],
+)
+def test_ranks_with_zero_heads(shared: Path, kept_ranks: KeptRanks, name: str, tp: int, quantize: str) -> None:
+    kept_ranks.run("tests.parity.checks:check_plain", tp, str(shared / "golden" / name), quantize)
+
+
+@pytest.mark.parametrize("tp", [2, *(pytest.param(tp, marks=FULL) for tp in (3, 4))])
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_ranks_by_torch(shared: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
     kept_ranks.run("tests.parity.checks:check_quantized_by_torch", tp, str(shared / "golden" / name))
@@ -51,7 +65,7 @@ def test_ranks_by_torch(shared: Path, kept_ranks: KeptRanks, name: str, tp: int)
 
 @pytest.mark.parametrize(
     ("name", "tp"),
-    [("deepseek", 4), *(pytest.param(name, tp, marks=FULL) for name in CHECKPOINTS for tp in (1, 2, 4, 8))],
+    [("deepseek", 4), *(pytest.param(*one, marks=FULL) for one in product(CHECKPOINTS, (1, 2, 3, 4, 5, 8)))],
 )
 def test_groups_that_ranks_cut(shared: Path, kept_ranks: KeptRanks, name: str, tp: int) -> None:
     """Groups of 48: the last of 64 and of 128 inputs is shorter, and 16, 32 and 8 inputs of a rank cut them."""

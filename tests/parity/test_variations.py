@@ -88,10 +88,24 @@ def test_two_ranks(family: str, name: str, tmp_path: Path, kept_ranks: KeptRanks
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("tp", [4, 8])
+@pytest.mark.parametrize("tp", [3, 4, 7, 8])
 @pytest.mark.parametrize(("family", "name"), ALL)
 def test_more_ranks(family: str, name: str, tp: int, tmp_path: Path, kept_ranks: KeptRanks) -> None:
     check_on_ranks(kept_ranks, tp, tmp_path, family, VARIATIONS[family][name])
+
+
+@pytest.mark.parametrize(
+    ("tp", "fields"),
+    [
+        (4, {"num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 112}),
+        (3, {"num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 259, "moe_intermediate_size": 27}),
+    ],
+    ids=["14 heads on 4", "2 KV heads on 3"],
+)
+def test_zero_heads_beside_copies_of_kv_heads(
+    tp: int, fields: dict[str, Any], tmp_path: Path, kept_ranks: KeptRanks
+) -> None:
+    check_on_ranks(kept_ranks, tp, tmp_path, "deepseek", {"attention_bias": True, **fields})
 
 
 @pytest.mark.full
