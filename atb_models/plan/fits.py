@@ -1,4 +1,4 @@
-"""Which cards a model fits on: the memory of 1, 2, 4 and 8 cards of common sizes, and what the model needs on each."""
+"""Which cards a model fits on: the memory of 1, 2, 4, 8 and as many as asked for, and what the model needs on each."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def usable(card_gib: float) -> int:
 
 
 def fits(deployment: Deployment, memory: RankMemory, parameters: int) -> list[Fit]:
-    """A row for each number of cards. memory: that of the deployment, for its own number of ranks."""
+    """A row for each number of cards, that of the deployment's ranks too, whose memory is given."""
     known = {deployment.size: memory}
-    return [_fit(deployment, cards, known.get(cards), RULE_BYTES * parameters / cards) for cards in CARDS]
+    numbers = sorted({*CARDS, deployment.size})
+    return [_fit(deployment, cards, known.get(cards), RULE_BYTES * parameters / cards) for cards in numbers]
 
 
 def _fit(deployment: Deployment, cards: int, memory: RankMemory | None, rule_bytes: float) -> Fit:

@@ -55,6 +55,12 @@ def test_the_memory_that_is_known_is_not_worked_out_again(real: Deployment, monk
     assert fits(real, known, 1)[CARDS.index(real.size)].memory == known
 
 
+def test_as_many_cards_as_ranks_have_a_row(real: Deployment) -> None:
+    three = replace(real, size=3)
+    rows = fits(three, three.memory(), 1)
+    assert [row.cards for row in rows] == [1, 2, 3, 4, 8] and rows[2].memory == three.memory()
+
+
 @pytest.mark.usefixtures("clean_environ")
 def test_the_environment_says_what_of_a_card_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable(24) == 21 * GIB
