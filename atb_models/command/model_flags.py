@@ -25,9 +25,9 @@ def model_flags(group: Group) -> None:
     dtype_flag(group)
     device_flag(group)
     add("--tp", type=positive_or_auto, default=AUTO,
-        help="tensor-parallel ranks; -1: under `atb-models launch` and the example scripts as many as"
-        " ASCEND_RT_VISIBLE_DEVICES names, which are 0 to 7 where it is unset, as far as they exist; under torchrun as"
-        " many as it has started; else 1")  # fmt: skip
+        help="tensor-parallel ranks, any number up to that of the query heads; -1: under `atb-models launch` and the"
+        " example scripts as many as ASCEND_RT_VISIBLE_DEVICES names, which are 0 to 7 where it is unset, as far as"
+        " they exist; under torchrun as many as it has started; else 1")  # fmt: skip
     add("--load_format", choices=LOAD_FORMATS, default=EngineConfig.load_format,
         help="dummy: random weights, for measuring")  # fmt: skip
     quantize_flag(group)
