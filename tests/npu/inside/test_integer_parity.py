@@ -65,7 +65,7 @@ def crossed(default: Callable[[str, int, str], bool], sizes: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "tp", "dtype"), crossed(lambda name, tp, dtype: dtype == "fp16" and tp in (1, 8), (1, 2, 4, 8))
+    ("name", "tp", "dtype"), crossed(lambda name, tp, dtype: dtype == "fp16" and tp in (1, 8), (1, 2, 3, 4, 8))
 )
 def test_8_bits(shared: Path, ranks: StartRanks, name: str, tp: int, dtype: str) -> None:
     golden = shared / "golden" / name

@@ -82,6 +82,14 @@ def test_conditions_crossed(shared: Path, ranks: StartRanks, name: str, dtype: s
 
 @pytest.mark.full
 @dtypes
+@pytest.mark.parametrize("name", ["deepseek_d128", "qwen"])
+def test_zero_heads(shared: Path, ranks: StartRanks, name: str, dtype: str) -> None:
+    """Three ranks have 3, 3 and 2 of the 8 heads."""
+    ranks(3).run("parity", str(shared / "golden" / name), "batched", dtype)
+
+
+@pytest.mark.full
+@dtypes
 @checkpoints
 @pytest.mark.parametrize("blocks", [AMPLE, TIGHT])
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])

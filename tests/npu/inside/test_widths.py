@@ -108,7 +108,7 @@ def expected_calls(config: ModelConfig) -> dict[str, int]:
 
 
 @all_models
-@pytest.mark.parametrize("size", [1, 4, 8])
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
 def test_every_call_keeps_its_contract(config: ModelConfig, size: int) -> None:
     npu._mask.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
@@ -138,7 +138,7 @@ def expected_integer_calls(config: ModelConfig, quantize: str) -> dict[str, int]
 
 @first_models
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("quantize", METHODS)
 def test_calls_with_integers_keep_their_contracts(
     config: ModelConfig, quantize: str, size: int, dtype: torch.dtype
