@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from atb_models import ops
 from atb_models.errors import ConfigError
 from atb_models.layers.attention import Attention
 from atb_models.layers.build import Build, ParallelGroup
@@ -17,6 +18,12 @@ from atb_models.layers.storage import Quantization, Storage
 from tests.records import build_of, part_of
 
 MOST = 64
+
+
+@pytest.fixture(autouse=True)
+def plain_weights() -> None:
+    """Whatever an engine of an earlier test has bound."""
+    ops.bind("reference")
 
 
 def all_shares() -> Iterator[HeadShares]:
