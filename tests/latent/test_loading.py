@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from atb_models import ops
 from atb_models.errors import CheckpointError, ConfigError
 from atb_models.graph import meta_model
 from atb_models.models.config_reader import load_model_config
@@ -18,6 +19,12 @@ from atb_models.ops import table
 from tests.records import build_of
 from tests.tiny import write_weights
 from tests.tiny_latent import DEEPSEEK_V3, latent_tensors, write_latent
+
+
+@pytest.fixture(autouse=True)
+def plain_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATB_CPU_ISA", "reference")
+    ops.bind("reference")
 
 
 def loaded(folder: Path, rank: int = 0, size: int = 1) -> Decoder:
