@@ -51,15 +51,22 @@ def decoder(
 ) -> Tensor:
     """Logits [L, V] float32 of the wanted tokens, or, where the step has `top_logits`, their keys (see `top_logits`).
 
-    Keys and values are written to `caches`. counters: of each layer, its experts' tokens are added to it.
+    Keys and values are written to `caches`. counters: of each layer, its experts' tokens are added to it. After the
+    last layer's attention nothing is read of the tokens whose logits are not wanted: they go no further.
     """
     tables = rope_tables(step.positions_T, weights.inv_freq_D, weights.rope_factor)
-    x_TH, residual_TH = None, embedding(step.token_ids_T, weights.embedding_VH)
+    x_TH: Tensor | None = None
+    residual_TH = embedding(step.token_ids_T, weights.embedding_VH)
     for (attention, feed_forward), counter_E, cache in zip(weights.layers, counters, caches, strict=True):
         x_TH, residual_TH = attention_sublayer(x_TH, residual_TH, attention, *tables, cache, step)
-        x_TH, residual_TH = feed_forward_sublayer(x_TH, residual_TH, feed_forward, counter_E)
-    x_TH, _ = weights.norm(x_TH, residual_TH)
-    return logits_of(select_rows(x_TH, step.logits_rows_L), weights.head, step.top_logits)
+        if cache is caches[-1] and not step.wants_all_logits:
+            x_TH, residual_TH = (select_rows(rows_TH, step.logits_rows_L) for rows_TH in (x_TH, residual_TH))
+        if len(residual_TH):
+            x_TH, residual_TH = feed_forward_sublayer(x_TH, residual_TH, feed_forward, counter_E)
+    if len(residual_TH):
+        x_TH, _ = weights.norm(x_TH, residual_TH)
+    assert x_TH is not None
+    return logits_of(x_TH, weights.head, step.top_logits)
 
 
 def logits_of(x_LH: Tensor, head: Weight, count: int) -> Tensor:

@@ -142,9 +142,9 @@ def test_graphs_and_profiles_show_the_parts(demo: Path) -> None:
         assert weights.bound is not None
     ops.bind("cpu")
     graph = trace(meta_model(load_model_config(demo), torch.float16), meta_step([1], [70], 16, top_logits=1))
-    outside = {"RopeTables", "Embedding", "AddRmsNorm", "SelectRows", "Linear", "TopLogits"}
+    outside = {"RopeTables", "Embedding", "AddRmsNorm", "Linear", "TopLogits"}
     assert graph.counts().keys() == outside | {"AttentionSublayer", "FeedForwardSublayer"}
-    assert {call.op for call in recorder.profile.calls} == graph.counts().keys()
+    assert {call.op for call in recorder.profile.calls} == graph.counts().keys() | {"SelectRows"}  # of the prompt
     assert {call.module for call in recorder.profile.calls} >= {"layers.0", "layers.1", "embed", "lm_head"}
 
 

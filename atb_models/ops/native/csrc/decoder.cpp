@@ -1,12 +1,14 @@
-// A step of a decoder as one call: embeddings, rotary tables, the layers, the norm of the rows whose logits are wanted, and
-// the head. Each part is the call that it would be alone, so the results have the bits of the parts.
+// A step of a decoder as one call: embeddings, rotary tables, the layers, the norm behind them and the head. Each part is
+// the call that it would be alone, so the results have the bits of the parts. After the last layer's attention only the
+// rows whose logits are wanted go on.
 #include "sublayer.h"
 
 struct DecoderStep {
   const DecoderModel& d;
   const DecoderCall& c;
   AttentionStep step;
-  void *x, *stream, *sum, *normed;  // stream: the residual stream; x: what is to be added to it
+  void *x, *stream;  // stream: the residual stream; x: what is to be added to it
+  void *kept_x, *kept_stream, *normed;  // of the wanted rows
   float *cos, *sin;
   SublayerCall rows = {};  // of every sublayer, the scratch included
   int64_t floats;
@@ -23,7 +25,8 @@ struct DecoderStep {
     const int64_t bytes = element_bytes(d.format) * d.hidden, angles = (int64_t)c.tokens * d.half;
     x = pieces.take(bytes * c.tokens);
     stream = pieces.take(bytes * c.tokens);
-    sum = pieces.take(bytes * c.rows);
+    kept_x = pieces.take(bytes * c.rows);
+    kept_stream = pieces.take(bytes * c.rows);
     normed = d.head.outputs ? pieces.take(bytes * c.rows) : c.out;
     step.cos = cos = pieces.take_floats(angles);
     step.sin = sin = pieces.take_floats(angles);
@@ -39,7 +42,8 @@ struct DecoderStep {
       SublayerCall attention = rows, feed_forward = rows;
       attention.scratch_floats = feed_forward.scratch_floats = -1;  // both refuse it, and tell what they need
       atb_attention_sublayer(d.layers[i].attention, &step, &attention);
-      atb_feed_forward_sublayer(d.layers[i].feed_forward, &feed_forward);
+      if (i == d.count - 1) feed_forward.tokens = c.rows;
+      if (feed_forward.tokens) atb_feed_forward_sublayer(d.layers[i].feed_forward, &feed_forward);
       floats = larger(floats, larger(attention.scratch_floats, feed_forward.scratch_floats));
     }
     return floats;
@@ -54,33 +58,39 @@ struct DecoderStep {
   }
 
   int run() const {
-    for (int i = 0; i < c.tokens; i++)
-      __builtin_memcpy(row_of(stream, i, d.hidden, d.format), row_of(d.embedding, c.ids[i], d.hidden, d.format),
-                       element_bytes(d.format) * d.hidden);
+    select(d.embedding, c.ids, c.tokens, stream);
     const RopeTablesCall tables = {c.positions, d.frequencies, cos, sin, c.tokens, d.half, c.threads, d.rope_factor};
     atb_rope_tables(&tables);
     SublayerCall call = rows;
     call.residual = call.sum = stream, call.out = x;  // a sublayer has read its rows before it writes them
     for (int i = 0; i < d.count; i++) {
-      const int status = atb_attention_sublayer(d.layers[i].attention, &step, &call);
-      if (status != DONE) return status;
+      int status = atb_attention_sublayer(d.layers[i].attention, &step, &call);
       call.x = x;
-      atb_feed_forward_sublayer(d.layers[i].feed_forward, &call);
+      if (i == d.count - 1) keep(call);
+      if (status == DONE && call.tokens) status = atb_feed_forward_sublayer(d.layers[i].feed_forward, &call);
+      if (status != DONE) return status;
     }
-    norm(call);
-    if (c.rows && d.head.outputs) head();
+    if (c.rows) finish(call);
     return DONE;
   }
 
-  // Of the wanted rows, as many at once as follow each other.
-  void norm(const SublayerCall& call) const {
-    for (int i = 0, count; i < c.rows; i += count) {
-      for (count = 1; i + count < c.rows && c.wanted[i + count] == c.wanted[i] + count;) count++;
-      NormCall norm = norm_call(call, d.norm, d.norm_format, d.eps, d.hidden, d.format, c.wanted[i], count,
-                                row_of(normed, i, d.hidden, d.format));
-      norm.sum = sum;
-      atb_norm(&norm);
-    }
+  void select(const void* from, const int32_t* places, int count, void* to) const {
+    for (int i = 0; i < count; i++)
+      __builtin_memcpy(row_of(to, i, d.hidden, d.format), row_of(from, places[i], d.hidden, d.format),
+                       element_bytes(d.format) * d.hidden);
+  }
+
+  // Lets the call go on with the wanted rows alone.
+  void keep(SublayerCall& call) const {
+    select(x, c.wanted, c.rows, kept_x);
+    select(stream, c.wanted, c.rows, kept_stream);
+    call.x = call.out = kept_x, call.residual = call.sum = kept_stream, call.tokens = c.rows;
+  }
+
+  void finish(const SublayerCall& call) const {
+    const NormCall norm = norm_call(call, d.norm, d.norm_format, d.eps, d.hidden, d.format, 0, c.rows, normed);
+    atb_norm(&norm);
+    if (d.head.outputs) head();
   }
 
   void head() const {
