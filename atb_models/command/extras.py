@@ -8,6 +8,7 @@ MODULES = {
     "hub": ("huggingface_hub", "modelscope"),
     "plot": ("matplotlib",),
     "npu": ("torch_npu",),
+    "tokenizers": ("sentencepiece", "tiktoken"),
 }
 
 
