@@ -69,10 +69,10 @@ def planes_by_name(cache: LayerCache) -> dict[str, Tensor]:
 
 
 def letters(name: str, plane: Tensor) -> str:
-    """The dimensions of a plane: a backend may have scales head after head."""
+    """The dimensions of a plane: a backend may have scales head after head, else they end in one of 1."""
     if plane.dim() == 4:
         return "PSMD"
-    return "PMS" if is_scale(name) else "PSD"
+    return "PMS" if is_scale(name) and plane.shape[-1] != 1 else "PSD"
 
 
 def _cache_cost(out: None, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, step: StepInput) -> Cost:
