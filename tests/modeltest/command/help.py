@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
+
 from atb_models.models.families import FAMILIES
 from modeltest.command.cases import MODES
 from modeltest.command.families import MINDIE
@@ -71,6 +74,7 @@ ZH = """\
 结果在 run.sh 旁的 outputs/results、outputs/data 与 outputs/debug。退出码 0：运行完成，与得分无关；
 2：命令有误，错误写在 stderr；其他：运行失败。
 """
+COLUMN, LINE = 20, 116  # where descriptions begin and where they end
 FORM = (
     "model_type test_mode [pairs|shots] [prompts] batch_size model_name [chat|base] weight_dir [trust_remote_code]"
     " chip_num [parallel] [positions] [options]"
@@ -94,8 +98,7 @@ def usage(program: str) -> str:
 def help_text(program: str) -> str:
     """All words and options."""
     text = ZH if chinese() else EN
-    modes = _wrapped(", ".join(MODES))
-    types, names = ", ".join(FAMILIES), ", ".join(MINDIE)
+    modes, types, names = _wrapped(MODES), _wrapped(FAMILIES), ", ".join(MINDIE)
     whole = text.format(
         program=program, form=FORM, modes=modes, types=types, names=names, flags="\n".join(_flag_lines())
     ).rstrip()
@@ -107,10 +110,9 @@ def _without_script(text: str) -> str:
     return text.replace("beside run.sh", "in the working folder").replace("run.sh 旁", "当前目录下")
 
 
-def _wrapped(names: str) -> str:
-    """In two lines, the second one under the first."""
-    middle = names.index(" full_")
-    return f"{names[:middle]}\n{' ' * 20}{names[middle + 1 :]}"
+def _wrapped(names: Iterable[str]) -> str:
+    """Several to a line, the lines under each other."""
+    return f"\n{' ' * COLUMN}".join(textwrap.wrap(", ".join(names), LINE - COLUMN, break_on_hyphens=False))
 
 
 def _flag_lines() -> list[str]:
