@@ -100,7 +100,7 @@ def test_absent_fields_have_the_published_defaults(tmp_path: Path) -> None:
         ("rope_scaling", {"type": "linear", "rope_type": "yarn", "factor": 2.0}),
         ("rope_scaling", {"type": "yarn", "rope_type": "linear", "factor": 2.0}),
         ("rope_scaling", "linear"),
-        ("model_type", "deepseek_v2"),
+        ("model_type", "falcon"),
         ("model_type", None),
         ("is_encoder_decoder", True),
         ("pruned_heads", {"0": [1]}),
