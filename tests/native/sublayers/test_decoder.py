@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from tests.records import build_of
 # Decoding, a chunk with decoding rows, no logits, all logits.
 WANTED = [([1, 1, 1], [5, 170, 16], [0, 1, 2]), ([3, 1, 40], [30, 61, 40], [2, 3, 43]), ([7], [7], [])]
 ALL = ([7], [9], list(range(7)))
-Given = tuple[Sequence[Tensor | None], list[LayerCache], StepInput]
 
 
 class Model:
@@ -38,8 +37,7 @@ class Model:
     def __init__(self, folder: Path, fields: dict[str, Any], **build: Any) -> None:
         self.decoder: Decoder = build_layers(folder, fields, replace(build_of(torch.float16), **build))
         self.weights = self.decoder._weights
-        dtypes = (make_cache(layer.attn.planes, BLOCKS, SIZE, _random) for layer in self.decoder.layers)
-        self.caches = list(dtypes)
+        self.caches = [make_cache(layer.attn.planes, BLOCKS, SIZE, _random) for layer in self.decoder.layers]
 
     def step(self, queries: list[int], lengths: list[int], wanted: list[int], top_logits: int = 0) -> StepInput:
         step, tokens = random_step(queries, lengths), sum(queries)
