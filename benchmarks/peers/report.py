@@ -65,7 +65,7 @@ def table(measured: Sequence[Measured], subject: Subject, language: str) -> str:
 def _limits(one: Measured, words: str) -> str:
     first, *others = one.products
     peaks = [f"{one.median_flops(first) / 1e9:.0f} GFLOP/s"]
-    peaks += [f"{one.median_flops(products) / 1e9:.0f} GOP/s of {dtype_label(products)}" for products in others]
+    peaks += [f"{dtype_label(products)} {one.median_flops(products) / 1e9:.0f} GOP/s" for products in others]
     read = one.median_read() / 1e9
     return words.format(dtype=one.dtype, rounds=len(one.rounds), read=read, peaks=", ".join(peaks))
 
